@@ -1,0 +1,299 @@
+//! A device to launch on, and flat buffers on it.
+
+use crate::{Caps, KernelError};
+use cubecl::bytes::Bytes;
+use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Launches are handed to the device in groups of at most this many. A queue of 32 that runs full makes
+/// the caller spin, which on the CPU runtime takes the cores from the kernels.
+const LAUNCHES_PER_FLUSH: u32 = 24;
+
+/// Element type of a [`Buffer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the types")]
+pub enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    U8,
+    U16,
+    U32,
+    I32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::F16 | Self::Bf16 | Self::U16 => 2,
+            Self::F32 | Self::U32 | Self::I32 => 4,
+        }
+    }
+
+    /// CubeCL's name of the type, for a kernel's `#[define]`.
+    pub fn elem(self) -> ElemType {
+        match self {
+            Self::F32 => ElemType::Float(FloatKind::F32),
+            Self::F16 => ElemType::Float(FloatKind::F16),
+            Self::Bf16 => ElemType::Float(FloatKind::BF16),
+            Self::U8 => ElemType::UInt(UIntKind::U8),
+            Self::U16 => ElemType::UInt(UIntKind::U16),
+            Self::U32 => ElemType::UInt(UIntKind::U32),
+            Self::I32 => ElemType::Int(IntKind::I32),
+        }
+    }
+
+    /// Whether this is one of the floating-point types.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+}
+
+/// A contiguous array in device memory. Clones share the memory.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    handle: Handle,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl Buffer {
+    /// Wraps memory of somebody else's CubeCL program, without a copy.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if `handle` is smaller than `len` elements.
+    pub fn from_handle(handle: Handle, len: usize, dtype: Dtype) -> Result<Self, KernelError> {
+        let bytes = (len * dtype.size()) as u64;
+        if handle.size_in_used() < bytes {
+            return Err(KernelError::shape("buffer", "bytes of the handle", bytes, handle.size_in_used()));
+        }
+        Ok(Self { handle, len, dtype })
+    }
+
+    /// The memory itself.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Part of the buffer, sharing its memory. `start` times the element size must be a multiple of 256
+    /// bytes (the strictest alignment among the runtimes).
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if the part does not lie inside the buffer or is not aligned.
+    pub fn part(&self, start: usize, len: usize) -> Result<Self, KernelError> {
+        let (first, size) = (start * self.dtype.size(), self.dtype.size());
+        if first % 256 != 0 {
+            return Err(KernelError::shape("buffer part", "first byte", "a multiple of 256", first));
+        }
+        if start + len > self.len {
+            return Err(KernelError::shape("buffer part", "end", format_args!("<= {}", self.len), start + len));
+        }
+        let behind = (self.len - start - len) * size;
+        let handle = self.handle.clone().offset_start(first as u64).offset_end(behind as u64);
+        Ok(Self { handle, len, dtype: self.dtype })
+    }
+
+    /// The buffer as a kernel's slice argument.
+    pub fn arg(&self) -> BufferArg {
+        // SAFETY: `len` elements lie inside the handle: both constructors made sure of it.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+
+    /// Checks length and element type before a launch.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] or [`KernelError::Dtype`], naming `operation` and `what`.
+    pub fn expect(
+        &self,
+        operation: &'static str,
+        what: &'static str,
+        len: usize,
+        dtype: Dtype,
+    ) -> Result<(), KernelError> {
+        if self.len != len {
+            return Err(KernelError::shape(operation, what, format_args!("{len} elements"), self.len));
+        }
+        if self.dtype != dtype {
+            let expected = match dtype {
+                Dtype::F32 => "f32",
+                Dtype::F16 => "f16",
+                Dtype::Bf16 => "bf16",
+                Dtype::U8 => "u8",
+                Dtype::U16 => "u16",
+                Dtype::U32 => "u32",
+                Dtype::I32 => "i32",
+            };
+            return Err(KernelError::Dtype { operation, what, expected, actual: self.dtype });
+        }
+        Ok(())
+    }
+}
+
+/// An opened device: CubeCL's client, what the device can do, and the bookkeeping of launches.
+/// Clones are the same device.
+#[derive(Clone)]
+pub struct Context {
+    client: Client,
+    caps: Arc<Caps>,
+    launches: Arc<AtomicU32>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("caps", &self.caps).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Takes over an existing client, one's own or another engine's.
+    pub fn new(client: Client) -> Self {
+        let caps = Arc::new(Caps::of(&client));
+        Self { client, caps, launches: Arc::new(AtomicU32::new(0)) }
+    }
+
+    /// CubeCL's client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Number of kernels launched so far through this context.
+    pub fn launches(&self) -> u32 {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Memory for `len` elements, with whatever was in it before.
+    ///
+    /// # Errors
+    /// [`KernelError::Limit`] if no buffer of the device can be that large.
+    pub fn empty(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
+        self.check_size(len, dtype)?;
+        Ok(Buffer { handle: self.client.empty(len * dtype.size()), len, dtype })
+    }
+
+    /// Copies plain old data to the device.
+    ///
+    /// # Errors
+    /// As [`Context::empty`].
+    pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T], dtype: Dtype) -> Result<Buffer, KernelError> {
+        if size_of::<T>() != dtype.size() {
+            return Err(KernelError::shape("upload", "bytes of an element", dtype.size(), size_of::<T>()));
+        }
+        self.check_size(values.len(), dtype)?;
+        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
+        Ok(Buffer { handle, len: values.len(), dtype })
+    }
+
+    /// Copies f32 values to the device.
+    ///
+    /// # Errors
+    /// As [`Context::empty`].
+    pub fn upload_f32(&self, values: &[f32]) -> Result<Buffer, KernelError> {
+        self.upload(values, Dtype::F32)
+    }
+
+    /// Overwrites a buffer with new contents of the same length.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if the lengths differ.
+    pub fn write<T: bytemuck::NoUninit>(&self, buffer: &Buffer, values: &[T]) -> Result<(), KernelError> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if bytes.len() != buffer.len * buffer.dtype.size() {
+            return Err(KernelError::shape("write", "bytes", buffer.len * buffer.dtype.size(), bytes.len()));
+        }
+        self.client.write(&buffer.handle, Bytes::from_bytes_vec(bytes.to_vec()));
+        Ok(())
+    }
+
+    /// Waits for the device and copies a buffer back.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] if a kernel that wrote the buffer failed, [`KernelError::Shape`] if `T` is not
+    /// the size of an element.
+    pub fn download<T: bytemuck::Pod>(&self, buffer: &Buffer) -> Result<Vec<T>, KernelError> {
+        if size_of::<T>() != buffer.dtype.size() {
+            return Err(KernelError::shape("download", "bytes of an element", buffer.dtype.size(), size_of::<T>()));
+        }
+        let bytes = self
+            .client
+            .read_one(buffer.handle.clone())
+            .map_err(|e| KernelError::Device { doing: "reading a result back", reason: e.to_string() })?;
+        // On the CPU runtime the bytes are the device's memory: copied before a later launch writes it.
+        Ok(bytemuck::pod_collect_to_vec(&bytes[..buffer.len * buffer.dtype.size()]))
+    }
+
+    /// Waits for the device and copies an f32 buffer back.
+    ///
+    /// # Errors
+    /// As [`Context::download`].
+    pub fn download_f32(&self, buffer: &Buffer) -> Result<Vec<f32>, KernelError> {
+        self.download(buffer)
+    }
+
+    /// Waits until everything launched so far has run, and reports failures of what wrote `outputs`.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] with the runtime's words.
+    pub fn finish<'a>(&self, outputs: impl IntoIterator<Item = &'a Buffer>) -> Result<(), KernelError> {
+        let handles: Vec<&Handle> = outputs.into_iter().map(Buffer::handle).collect();
+        cubecl::future::block_on(self.client.sync_buffers(handles))
+            .map_err(|e| KernelError::Device { doing: "waiting for results", reason: e.to_string() })
+    }
+
+    /// Cubes of `units` for `items` units of work, one unit an item. Kernels guard the last cube.
+    ///
+    /// # Errors
+    /// [`KernelError::Limit`] if the device cannot count that many cubes.
+    pub fn grid(&self, operation: &'static str, items: usize, units: u32) -> Result<CubeCount, KernelError> {
+        let cubes = items.div_ceil(units as usize) as u64;
+        let [max_x, max_y] = self.caps.max_cubes.map(u64::from);
+        if cubes > max_x.saturating_mul(max_y) {
+            let limit = max_x.saturating_mul(max_y);
+            return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
+        }
+        let y = cubes.div_ceil(max_x).max(1);
+        Ok(CubeCount::Static(cubes.div_ceil(y) as u32, y as u32, 1))
+    }
+
+    /// To be called after every launch: hands the queue over to the device in time.
+    pub fn launched(&self) {
+        let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
+        if count % LAUNCHES_PER_FLUSH == 0 {
+            // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
+            let _ = self.client.flush();
+        }
+    }
+
+    fn check_size(&self, len: usize, dtype: Dtype) -> Result<(), KernelError> {
+        let actual = len as u64 * dtype.size() as u64;
+        let limit = self.caps.max_buffer;
+        if actual > limit {
+            return Err(KernelError::Limit { operation: "allocation", what: "bytes of a buffer", actual, limit });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! Hand-written [CubeCL](https://docs.rs/cubecl) kernels for training 3D segmentation networks: on the
+//! CPU (in-process JIT), on Vulkan and on CUDA, from one source.
+//!
+//! # Conventions
+//!
+//! * Activations are contiguous and channels-last: `[batch, depth, height, width, channels]`.
+//! * Convolution weights are `[kernel depth, kernel height, kernel width, channels in, channels out]`.
+//! * A [`Buffer`] is flat; the `Problem` of each operation holds the shapes, and checks them once on the
+//!   host. Kernels carry tail guards only.
+//! * Storage may be f32 or, where the device has them, f16 and bf16. Sums, statistics, parameters and
+//!   their gradients are f32.
+//! * No float atomics: every reduction runs in a fixed order, so results are equal bit for bit from run
+//!   to run on the same device.
+//! * Outputs are overwritten unless a function says that it adds.
+//!
+//! Every kernel is written over a *plan* that is chosen on the host from the device's [`Caps`]. On
+//! CubeCL's CPU runtime the units of a cube are the threads, so a plan there has as many units as the
+//! machine has cores, each with a long strip or a large register tile; on a GPU strips are short and
+//! units are many.
+#![warn(missing_docs)]
+
+pub mod block;
+mod caps;
+mod context;
+mod error;
+
+pub use caps::{Caps, TensorCoreTile};
+pub use context::{Buffer, Context, Dtype};
+pub use error::KernelError;
