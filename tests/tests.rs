@@ -4,3 +4,9 @@ mod common;
 
 /// Buffers, grids and the errors of a device.
 mod context;
+
+/// 3D convolution and its gradients.
+mod conv3d;
+
+/// Transposed convolution and its gradients.
+mod conv_transpose3d;

@@ -19,9 +19,11 @@
 //! units are many.
 #![warn(missing_docs)]
 
-pub mod block;
+mod block;
 mod caps;
 mod context;
+pub mod conv3d;
+pub mod conv_transpose3d;
 mod error;
 
 pub use caps::{Caps, TensorCoreTile};

@@ -1,0 +1,426 @@
+//! The direct convolution: a register tile of a few outputs along the width times a few vectors of output
+//! channels. One kernel serves six operations, since all of them *gather*:
+//!
+//! `y[j * out_step + out_offset, o] = bias[o] + sum over taps t, channels c of x[j * in_step + t - pad, c] * w[t, c, o]`
+//!
+//! | operation | gathers from | `in_step` | `out_step` |
+//! |---|---|---|---|
+//! | convolution, forward | input | stride | 1 |
+//! | its data gradient, stride 1 | gradient | 1 | 1 |
+//! | its data gradient, stride 2 | gradient, once per parity of the input position | 1 | 2 |
+//! | transposed convolution, forward | input, once per position inside the stride | 1 | stride |
+//! | its data gradient | gradient | stride | 1 |
+//!
+//! The weights are packed beforehand (`pack.rs`) into the order in which a tile reads them, which also
+//! flips and transposes them. Positions outside of `x` count as zero; whole rows outside are skipped.
+//!
+//! Bytes: `x` is read once per block of output channels from cache, `y` is written once. Arithmetic bound:
+//! with `width * vectors` independent sums a core's multiply-add units stay busy.
+
+use crate::block::strip;
+use crate::{Buffer, Caps, Context, KernelError};
+use cubecl::prelude::*;
+
+const OPERATION: &str = "convolution";
+
+/// What is compiled into one instance of the kernel. Axes are depth, height, width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Plan {
+    /// Taps along each axis.
+    taps: [usize; 3],
+    /// Distance of the inputs of neighbouring outputs.
+    in_step: [usize; 3],
+    /// How far the first tap lies before the output's own position.
+    pad: [usize; 3],
+    /// Outputs along the width that one tile holds in registers.
+    width: usize,
+    /// Vectors of output channels that one tile holds in registers.
+    vectors: usize,
+    /// Whether a second input continues the channels of the first.
+    second_input: bool,
+    bias: bool,
+}
+
+/// Vector width and tile for `channels_out`, and for rows of `count` outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tile {
+    /// Channels in a vector.
+    pub lanes: usize,
+    /// Vectors of channels in a tile.
+    pub vectors: usize,
+    /// Outputs along the width in a tile.
+    pub width: usize,
+}
+
+impl Tile {
+    /// Chooses the tile. Measured on AVX2: 6 x 2 vectors of 8 is the fastest; more sums than about 12 spill
+    /// registers, fewer than 8 leave the multiply-add units waiting for each other.
+    pub fn choose(caps: &Caps, channels_out: usize, count: usize) -> Self {
+        let lanes = widest_vector(caps, channels_out);
+        let sums = (caps.registers * 3 / 4).min(12);
+        let blocks = channels_out / lanes;
+        let vectors = match blocks {
+            b if b % 2 == 0 => 2,
+            b if b % 3 == 0 => 3,
+            _ => 1,
+        };
+        // Estimated cycles of one row: idle outputs of its last tile cost as much as real ones.
+        let cost = |width: usize| count.div_ceil(width) * (width * vectors).max(8);
+        let widest = (sums / vectors).max(1);
+        let width = (1..=widest).rev().min_by_key(|&w| cost(w)).unwrap_or(1);
+        Self { lanes, vectors, width }
+    }
+
+    /// Channels in a tile.
+    pub fn channels(&self) -> usize {
+        self.lanes * self.vectors
+    }
+}
+
+/// The widest vector that divides a number of channels and that the device loads at once.
+pub(crate) fn widest_vector(caps: &Caps, channels: usize) -> usize {
+    let mut lanes = caps.lanes.next_power_of_two();
+    while channels % lanes != 0 {
+        lanes /= 2;
+    }
+    lanes
+}
+
+/// One launch of the kernel. Axes are depth, height, width.
+pub(crate) struct Gather<'a> {
+    pub batch: usize,
+    /// `[batch, depth, height, width, channels]`; the channels of the second input continue the first's.
+    pub input: &'a Buffer,
+    pub channels_in: usize,
+    pub second: Option<(&'a Buffer, usize)>,
+    pub in_dims: [usize; 3],
+    pub weights: &'a Buffer,
+    pub bias: Option<&'a Buffer>,
+    pub output: &'a Buffer,
+    pub out_dims: [usize; 3],
+    pub channels_out: usize,
+    pub taps: [usize; 3],
+    pub in_step: [usize; 3],
+    pub pad: [usize; 3],
+    /// Number of outputs that this launch computes along each axis.
+    pub count: [usize; 3],
+    pub out_step: [usize; 3],
+    pub out_offset: [usize; 3],
+    pub tile: Tile,
+}
+
+#[derive(CubeType, CubeLaunch)]
+struct Shape {
+    batch: usize,
+    channels: usize,
+    second_channels: usize,
+    channels_out: usize,
+    in_depth: usize,
+    in_height: usize,
+    in_width: usize,
+    out_depth: usize,
+    out_height: usize,
+    out_width: usize,
+    count_depth: usize,
+    count_height: usize,
+    count_width: usize,
+    out_step_depth: usize,
+    out_step_height: usize,
+    out_step_width: usize,
+    out_offset_depth: usize,
+    out_offset_height: usize,
+    out_offset_width: usize,
+    /// Tiles of one row that one unit computes in a piece.
+    tiles_in_segment: usize,
+}
+
+/// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
+#[cube(launch)]
+fn gather_kernel<E: Float, N: Size>(
+    x: &[E],
+    second: &[E],
+    weights: &[Vector<f32, N>],
+    bias: &[Vector<f32, N>],
+    y: &mut [Vector<E, N>],
+    shape: Shape,
+    #[comptime] plan: Plan,
+    #[define(E)] _dtype: ElemType,
+) {
+    let width = comptime!(plan.width);
+    let vectors = comptime!(plan.vectors);
+    let lanes = N::value();
+    let in_channels = shape.channels + shape.second_channels;
+    let taps = comptime!(plan.taps[0] * plan.taps[1] * plan.taps[2]);
+    let blocks = shape.channels_out / (lanes * vectors);
+    let tiles = shape.count_width.div_ceil(width);
+    let segments = tiles.div_ceil(shape.tiles_in_segment);
+    let items = shape.batch * blocks * shape.count_depth * shape.count_height * segments;
+
+    let (low, high) = strip(items);
+    for item in low..high {
+        let segment = item % segments;
+        let row = item / segments;
+        let jh = row % shape.count_height;
+        let row = row / shape.count_height;
+        let jd = row % shape.count_depth;
+        let row = row / shape.count_depth;
+        let n = row % shape.batch;
+        let block = row / shape.batch;
+
+        let od = jd * shape.out_step_depth + shape.out_offset_depth;
+        let oh = jh * shape.out_step_height + shape.out_offset_height;
+        let out_row = ((n * shape.out_depth + od) * shape.out_height + oh) * shape.out_width;
+        let first_weight = block * taps * in_channels * vectors;
+
+        let first_tile = segment * shape.tiles_in_segment;
+        let last_tile = (first_tile + shape.tiles_in_segment).min(tiles);
+        for tile in first_tile..last_tile {
+            let j0 = tile * width;
+            let mut sums = Array::<Vector<f32, N>>::new(comptime!(width * vectors));
+            if comptime!(plan.bias) {
+                #[unroll]
+                for v in 0..vectors {
+                    let b = bias[block * vectors + v];
+                    #[unroll]
+                    for i in 0..width {
+                        sums[i * vectors + v] = b;
+                    }
+                }
+            }
+
+            // Inside, no position of the tile needs a check along the width.
+            let in_step = comptime!(plan.in_step[2]);
+            let pad = comptime!(plan.pad[2]);
+            let reach = comptime!((plan.width - 1) * plan.in_step[2] + plan.taps[2]);
+            let inside =
+                j0 * in_step >= pad && j0 * in_step + reach <= shape.in_width + pad && j0 + width <= shape.count_width;
+            if inside {
+                add_taps::<E, N>(
+                    &mut sums,
+                    x,
+                    weights,
+                    &shape,
+                    shape.channels,
+                    0usize,
+                    first_weight,
+                    n,
+                    jd,
+                    jh,
+                    j0,
+                    true,
+                    plan,
+                );
+                if comptime!(plan.second_input) {
+                    add_taps::<E, N>(
+                        &mut sums,
+                        second,
+                        weights,
+                        &shape,
+                        shape.second_channels,
+                        shape.channels,
+                        first_weight,
+                        n,
+                        jd,
+                        jh,
+                        j0,
+                        true,
+                        plan,
+                    );
+                }
+            } else {
+                add_taps::<E, N>(
+                    &mut sums,
+                    x,
+                    weights,
+                    &shape,
+                    shape.channels,
+                    0usize,
+                    first_weight,
+                    n,
+                    jd,
+                    jh,
+                    j0,
+                    false,
+                    plan,
+                );
+                if comptime!(plan.second_input) {
+                    add_taps::<E, N>(
+                        &mut sums,
+                        second,
+                        weights,
+                        &shape,
+                        shape.second_channels,
+                        shape.channels,
+                        first_weight,
+                        n,
+                        jd,
+                        jh,
+                        j0,
+                        false,
+                        plan,
+                    );
+                }
+            }
+
+            #[unroll]
+            for i in 0..width {
+                let j = j0 + i;
+                if j < shape.count_width {
+                    let ow = j * shape.out_step_width + shape.out_offset_width;
+                    let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
+                    #[unroll]
+                    for v in 0..vectors {
+                        y[first + v] = Vector::cast_from(sums[i * vectors + v]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of one input (`channels` of it, the first of which is channel `first_channel` of the
+/// weights) to the tile's sums.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn add_taps<E: Float, N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    x: &[E],
+    weights: &[Vector<f32, N>],
+    shape: &Shape,
+    channels: usize,
+    first_channel: usize,
+    first_weight: usize,
+    n: usize,
+    jd: usize,
+    jh: usize,
+    j0: usize,
+    #[comptime] inside: bool,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.width);
+    let vectors = comptime!(plan.vectors);
+    let in_channels = shape.channels + shape.second_channels;
+    let step = comptime!(plan.in_step[2]);
+    let pad = comptime!(plan.pad[2]);
+    for td in 0..comptime!(plan.taps[0]) {
+        // Positions are counted from the first padded one, so that they stay unsigned.
+        let id = jd * comptime!(plan.in_step[0]) + td;
+        if id >= comptime!(plan.pad[0]) && id < shape.in_depth + comptime!(plan.pad[0]) {
+            for th in 0..comptime!(plan.taps[1]) {
+                let ih = jh * comptime!(plan.in_step[1]) + th;
+                if ih >= comptime!(plan.pad[1]) && ih < shape.in_height + comptime!(plan.pad[1]) {
+                    let plane = n * shape.in_depth + id - comptime!(plan.pad[0]);
+                    let row = (plane * shape.in_height + ih - comptime!(plan.pad[1])) * shape.in_width;
+                    for tw in 0..comptime!(plan.taps[2]) {
+                        let tap = (td * comptime!(plan.taps[1]) + th) * comptime!(plan.taps[2]) + tw;
+                        let weight = first_weight + (tap * in_channels + first_channel) * vectors;
+                        let start = j0 * step + tw;
+                        if comptime!(inside) {
+                            let base = (row + start - pad) * channels;
+                            for c in 0..channels {
+                                #[unroll]
+                                for i in 0..width {
+                                    let value = f32::cast_from(x[base + i * step * channels + c]);
+                                    #[unroll]
+                                    for v in 0..vectors {
+                                        sums[i * vectors + v] = fma(
+                                            Vector::new(value),
+                                            weights[weight + c * vectors + v],
+                                            sums[i * vectors + v],
+                                        );
+                                    }
+                                }
+                            }
+                        } else {
+                            for c in 0..channels {
+                                #[unroll]
+                                for i in 0..width {
+                                    let position = start + i * step;
+                                    let valid = position >= pad && position < shape.in_width + pad;
+                                    let column = select(valid, position - pad, 0usize);
+                                    let value = f32::cast_from(x[(row + column) * channels + c]);
+                                    let value = select(valid, value, 0.0f32);
+                                    #[unroll]
+                                    for v in 0..vectors {
+                                        sums[i * vectors + v] = fma(
+                                            Vector::new(value),
+                                            weights[weight + c * vectors + v],
+                                            sums[i * vectors + v],
+                                        );
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Gather<'_> {
+    /// Launches the kernel.
+    pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
+        let tile = self.tile;
+        let rows = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1];
+        let tiles = self.count[2].div_ceil(tile.width);
+        if rows * tiles == 0 {
+            return Ok(());
+        }
+        // A CPU core walks whole rows; on a GPU each tile is a unit's.
+        let (tiles_in_segment, items) = match context.caps().cores {
+            Some(cores) => (tiles, cores as usize),
+            None => (1, rows * tiles),
+        };
+        let units = context.caps().cube_units();
+        let count = context.grid(OPERATION, items, units)?;
+        let plan = Plan {
+            taps: self.taps,
+            in_step: self.in_step,
+            pad: self.pad,
+            width: tile.width,
+            vectors: tile.vectors,
+            second_input: self.second.is_some(),
+            bias: self.bias.is_some(),
+        };
+        let (second, second_channels) = self.second.unwrap_or((self.input, 0));
+        let shape = ShapeLaunch::new(
+            self.batch,
+            self.channels_in,
+            second_channels,
+            self.channels_out,
+            self.in_dims[0],
+            self.in_dims[1],
+            self.in_dims[2],
+            self.out_dims[0],
+            self.out_dims[1],
+            self.out_dims[2],
+            self.count[0],
+            self.count[1],
+            self.count[2],
+            self.out_step[0],
+            self.out_step[1],
+            self.out_step[2],
+            self.out_offset[0],
+            self.out_offset[1],
+            self.out_offset[2],
+            tiles_in_segment,
+        );
+        gather_kernel::launch(
+            context.client(),
+            count,
+            CubeDim::new_1d(units),
+            tile.lanes,
+            self.input.arg(),
+            second.arg(),
+            self.weights.arg(),
+            self.bias.unwrap_or(self.weights).arg(),
+            self.output.arg(),
+            shape,
+            plan,
+            self.output.dtype().elem(),
+        );
+        context.launched();
+        Ok(())
+    }
+}

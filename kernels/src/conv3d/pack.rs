@@ -1,0 +1,131 @@
+//! Rearranges weights into the order in which a tile of the gather kernel reads them:
+//! `[block of output channels][tap][channel in][channel out inside the block]`, f32.
+//!
+//! On the way it picks taps (for one parity of a strided data gradient), flips them and exchanges input
+//! and output channels. Weights are small: this costs one pass over them.
+
+use crate::block::strip;
+use crate::{Buffer, Context, Dtype, KernelError};
+use cubecl::prelude::*;
+
+/// How the packed weights relate to the stored ones `[kd, kh, kw, rows, columns]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packing {
+    /// Extent of the stored kernel.
+    pub kernel: [usize; 3],
+    /// Channels of the stored weights: `rows` before `columns`.
+    pub rows: usize,
+    pub columns: usize,
+    /// Taps that are picked along each axis: `first + index * step`.
+    pub taps: [usize; 3],
+    pub first: [usize; 3],
+    pub step: [isize; 3],
+    /// The gathered channels are the stored columns, and the results' channels the stored rows.
+    pub transposed: bool,
+    /// First result channel that is packed, and how many are.
+    pub out_first: usize,
+    pub out_count: usize,
+    /// Result channels in a block.
+    pub block: usize,
+}
+
+#[derive(CubeType, CubeLaunch)]
+struct Shape {
+    length: usize,
+    in_channels: usize,
+    columns: usize,
+    rows: usize,
+    block: usize,
+    out_first: usize,
+    taps: usize,
+    taps_height: usize,
+    taps_width: usize,
+    kernel_height: usize,
+    kernel_width: usize,
+    first_depth: usize,
+    first_height: usize,
+    first_width: usize,
+    step_depth: usize,
+    step_height: usize,
+    step_width: usize,
+}
+
+#[cube(launch)]
+fn pack_kernel(weights: &[f32], packed: &mut [f32], s: Shape, #[comptime] flipped: bool, #[comptime] transposed: bool) {
+    let (low, high) = strip(s.length);
+    for i in low..high {
+        let lane = i % s.block;
+        let rest = i / s.block;
+        let c = rest % s.in_channels;
+        let rest = rest / s.in_channels;
+        let tap = rest % s.taps;
+        let o = rest / s.taps * s.block + lane + s.out_first;
+        let tw = tap % s.taps_width;
+        let th = tap / s.taps_width % s.taps_height;
+        let td = tap / s.taps_width / s.taps_height;
+        let mut kd = s.first_depth;
+        let mut kh = s.first_height;
+        let mut kw = s.first_width;
+        if comptime!(flipped) {
+            kd -= td * s.step_depth;
+            kh -= th * s.step_height;
+            kw -= tw * s.step_width;
+        } else {
+            kd += td * s.step_depth;
+            kh += th * s.step_height;
+            kw += tw * s.step_width;
+        }
+        let k = (kd * s.kernel_height + kh) * s.kernel_width + kw;
+        if comptime!(transposed) {
+            packed[i] = weights[(k * s.rows + o) * s.columns + c];
+        } else {
+            packed[i] = weights[(k * s.rows + c) * s.columns + o];
+        }
+    }
+}
+
+impl Packing {
+    /// Packs `weights` into a new buffer.
+    pub fn run(&self, context: &Context, weights: &Buffer) -> Result<Buffer, KernelError> {
+        let in_channels = if self.transposed { self.columns } else { self.rows };
+        let taps: usize = self.taps.iter().product();
+        let length = taps * in_channels * self.out_count;
+        let packed = context.empty(length, Dtype::F32)?;
+        if length == 0 {
+            return Ok(packed);
+        }
+        let flipped = self.step.iter().any(|&step| step < 0);
+        let units = context.caps().cube_units();
+        let shape = ShapeLaunch::new(
+            length,
+            in_channels,
+            self.columns,
+            self.rows,
+            self.block,
+            self.out_first,
+            taps,
+            self.taps[1],
+            self.taps[2],
+            self.kernel[1],
+            self.kernel[2],
+            self.first[0],
+            self.first[1],
+            self.first[2],
+            self.step[0].unsigned_abs(),
+            self.step[1].unsigned_abs(),
+            self.step[2].unsigned_abs(),
+        );
+        pack_kernel::launch(
+            context.client(),
+            context.grid("weight packing", context.caps().strips(length, 4), units)?,
+            CubeDim::new_1d(units),
+            weights.arg(),
+            packed.arg(),
+            shape,
+            flipped,
+            self.transposed,
+        );
+        context.launched();
+        Ok(packed)
+    }
+}
