@@ -10,3 +10,5 @@ mod conv3d;
 
 /// Transposed convolution and its gradients.
 mod conv_transpose3d;
+/// Sums over rows.
+mod reduce;

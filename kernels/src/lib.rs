@@ -25,6 +25,7 @@ mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
 mod error;
+pub mod reduce;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};
