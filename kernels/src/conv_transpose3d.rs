@@ -116,6 +116,7 @@ pub fn forward(
             out_first: 0,
             out_count: problem.channels_out,
             block: tile.channels(),
+            first_input: problem.channels_in,
         }
         .run(context, w)?;
         Gather {
@@ -166,6 +167,7 @@ pub fn backward_data(
         out_first: 0,
         out_count: problem.channels_in,
         block: tile.channels(),
+        first_input: problem.channels_out,
     }
     .run(context, w)?;
     Gather {

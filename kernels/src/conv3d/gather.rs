@@ -64,9 +64,9 @@ impl Tile {
             b if b % 3 == 0 => 3,
             _ => 1,
         };
-        // Estimated cycles of one row: idle outputs of its last tile cost as much as real ones.
+        // Estimated cycles of one row: the outputs that its last two tiles share are computed twice.
         let cost = |width: usize| count.div_ceil(width) * (width * vectors).max(8);
-        let widest = (sums / vectors).max(1);
+        let widest = (sums / vectors).clamp(1, count.max(1));
         let width = (1..=widest).rev().min_by_key(|&w| cost(w)).unwrap_or(1);
         Self { lanes, vectors, width }
     }
@@ -175,7 +175,9 @@ fn gather_kernel<E: Float, N: Size>(
         let first_tile = segment * shape.tiles_in_segment;
         let last_tile = (first_tile + shape.tiles_in_segment).min(tiles);
         for tile in first_tile..last_tile {
-            let j0 = tile * width;
+            // The last tile of a row is moved back inside it, and computes some outputs a second time: no output of a
+            // tile ever lies outside.
+            let j0 = (tile * width).min(shape.count_width - width);
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(width * vectors));
             if comptime!(plan.bias) {
                 #[unroll]
@@ -188,98 +190,30 @@ fn gather_kernel<E: Float, N: Size>(
                 }
             }
 
-            // Inside, no position of the tile needs a check along the width.
-            let in_step = comptime!(plan.in_step[2]);
-            let pad = comptime!(plan.pad[2]);
-            let reach = comptime!((plan.width - 1) * plan.in_step[2] + plan.taps[2]);
-            let inside =
-                j0 * in_step >= pad && j0 * in_step + reach <= shape.in_width + pad && j0 + width <= shape.count_width;
-            if inside {
-                add_taps::<E, N>(
-                    &mut sums,
-                    x,
-                    weights,
-                    &shape,
-                    shape.channels,
-                    0usize,
-                    first_weight,
-                    n,
-                    jd,
-                    jh,
-                    j0,
-                    true,
-                    plan,
-                );
-                if comptime!(plan.second_input) {
-                    add_taps::<E, N>(
-                        &mut sums,
-                        second,
-                        weights,
-                        &shape,
-                        shape.second_channels,
-                        shape.channels,
-                        first_weight,
-                        n,
-                        jd,
-                        jh,
-                        j0,
-                        true,
-                        plan,
-                    );
-                }
-            } else {
-                add_taps::<E, N>(
-                    &mut sums,
-                    x,
-                    weights,
-                    &shape,
-                    shape.channels,
-                    0usize,
-                    first_weight,
-                    n,
-                    jd,
-                    jh,
-                    j0,
-                    false,
-                    plan,
-                );
-                if comptime!(plan.second_input) {
-                    add_taps::<E, N>(
-                        &mut sums,
-                        second,
-                        weights,
-                        &shape,
-                        shape.second_channels,
-                        shape.channels,
-                        first_weight,
-                        n,
-                        jd,
-                        jh,
-                        j0,
-                        false,
-                        plan,
-                    );
-                }
+            add_taps::<E, N>(&mut sums, x, weights, &shape, shape.channels, first_weight, n, jd, jh, j0, plan);
+            if comptime!(plan.second_input) {
+                let second_weight = first_weight + taps * shape.channels * vectors;
+                let channels = shape.second_channels;
+                add_taps::<E, N>(&mut sums, second, weights, &shape, channels, second_weight, n, jd, jh, j0, plan);
             }
 
             #[unroll]
             for i in 0..width {
-                let j = j0 + i;
-                if j < shape.count_width {
-                    let ow = j * shape.out_step_width + shape.out_offset_width;
-                    let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
-                    #[unroll]
-                    for v in 0..vectors {
-                        y[first + v] = Vector::cast_from(sums[i * vectors + v]);
-                    }
+                let ow = (j0 + i) * shape.out_step_width + shape.out_offset_width;
+                let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
+                #[unroll]
+                for v in 0..vectors {
+                    y[first + v] = Vector::cast_from(sums[i * vectors + v]);
                 }
             }
         }
     }
 }
 
-/// Adds the products of one input (`channels` of it, the first of which is channel `first_channel` of the
-/// weights) to the tile's sums.
+/// Adds the products of one input of `channels` channels, whose weights begin at `first_weight`, to the tile's sums.
+///
+/// Along the width, taps and channels are one run in memory, of the input as of the weights: output `i` reads from
+/// `base + i * step * channels` on. Only the first and the last output of a tile can reach out of the row.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
 fn add_taps<E: Float, N: Size>(
@@ -288,66 +222,75 @@ fn add_taps<E: Float, N: Size>(
     weights: &[Vector<f32, N>],
     shape: &Shape,
     channels: usize,
-    first_channel: usize,
     first_weight: usize,
     n: usize,
     jd: usize,
     jh: usize,
     j0: usize,
-    #[comptime] inside: bool,
     #[comptime] plan: Plan,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);
-    let in_channels = shape.channels + shape.second_channels;
+    let taps = comptime!(plan.taps[2]);
     let step = comptime!(plan.in_step[2]);
     let pad = comptime!(plan.pad[2]);
+    let run = taps * channels;
+
+    // The part of the run that is inside the row, for the first and the last output. Positions are counted from the
+    // first padded one, so that they stay unsigned.
+    let start = j0 * step;
+    let end = start + comptime!((plan.width - 1) * plan.in_step[2]);
+    let first_low = select(start >= pad, 0usize, pad - start) * channels;
+    let last_high = (shape.in_width + pad - end).min(taps) * channels;
+    let inside = first_low == 0 && last_high == run;
+
     for td in 0..comptime!(plan.taps[0]) {
-        // Positions are counted from the first padded one, so that they stay unsigned.
         let id = jd * comptime!(plan.in_step[0]) + td;
         if id >= comptime!(plan.pad[0]) && id < shape.in_depth + comptime!(plan.pad[0]) {
             for th in 0..comptime!(plan.taps[1]) {
                 let ih = jh * comptime!(plan.in_step[1]) + th;
                 if ih >= comptime!(plan.pad[1]) && ih < shape.in_height + comptime!(plan.pad[1]) {
                     let plane = n * shape.in_depth + id - comptime!(plan.pad[0]);
-                    let row = (plane * shape.in_height + ih - comptime!(plan.pad[1])) * shape.in_width;
-                    for tw in 0..comptime!(plan.taps[2]) {
-                        let tap = (td * comptime!(plan.taps[1]) + th) * comptime!(plan.taps[2]) + tw;
-                        let weight = first_weight + (tap * in_channels + first_channel) * vectors;
-                        let start = j0 * step + tw;
-                        if comptime!(inside) {
-                            let base = (row + start - pad) * channels;
-                            for c in 0..channels {
+                    let row = (plane * shape.in_height + ih - comptime!(plan.pad[1])) * shape.in_width * channels;
+                    let weight = first_weight + (td * comptime!(plan.taps[1]) + th) * run * vectors;
+                    if inside {
+                        let base = row + (start - pad) * channels;
+                        for e in 0..run {
+                            #[unroll]
+                            for i in 0..width {
+                                let value = f32::cast_from(x[base + i * step * channels + e]);
                                 #[unroll]
-                                for i in 0..width {
-                                    let value = f32::cast_from(x[base + i * step * channels + c]);
-                                    #[unroll]
-                                    for v in 0..vectors {
-                                        sums[i * vectors + v] = fma(
-                                            Vector::new(value),
-                                            weights[weight + c * vectors + v],
-                                            sums[i * vectors + v],
-                                        );
-                                    }
+                                for v in 0..vectors {
+                                    sums[i * vectors + v] = fma(
+                                        Vector::new(value),
+                                        weights[weight + e * vectors + v],
+                                        sums[i * vectors + v],
+                                    );
                                 }
                             }
-                        } else {
-                            for c in 0..channels {
+                        }
+                    } else {
+                        for e in 0..run {
+                            #[unroll]
+                            for i in 0..width {
+                                let at = (start + i * step) * channels + e;
+                                let mut valid = true.runtime();
+                                if comptime!(i == 0) {
+                                    valid = e >= first_low;
+                                }
+                                if comptime!(i + 1 == plan.width) {
+                                    valid = valid && e < last_high;
+                                }
+                                // What lies outside is read from the row's begin and replaced.
+                                let at = row + select(valid, at - pad * channels, 0usize);
+                                let value = select(valid, f32::cast_from(x[at]), 0.0f32);
                                 #[unroll]
-                                for i in 0..width {
-                                    let position = start + i * step;
-                                    let valid = position >= pad && position < shape.in_width + pad;
-                                    let column = select(valid, position - pad, 0usize);
-                                    let value = f32::cast_from(x[(row + column) * channels + c]);
-                                    let value = select(valid, value, 0.0f32);
-                                    #[unroll]
-                                    for v in 0..vectors {
-                                        sums[i * vectors + v] = fma(
-                                            Vector::new(value),
-                                            weights[weight + c * vectors + v],
-                                            sums[i * vectors + v],
-                                        );
-                                    }
+                                for v in 0..vectors {
+                                    sums[i * vectors + v] = fma(
+                                        Vector::new(value),
+                                        weights[weight + e * vectors + v],
+                                        sums[i * vectors + v],
+                                    );
                                 }
                             }
                         }

@@ -174,6 +174,7 @@ pub fn forward(
         out_first: 0,
         out_count: problem.channels_out,
         block: tile.channels(),
+        first_input: problem.channels_in,
     }
     .run(context, w)?;
     Gather {
@@ -269,6 +270,7 @@ fn data_gradient_of_parity(
         out_first: first_channel,
         out_count: channels,
         block: tile.channels(),
+        first_input: problem.channels_out,
     }
     .run(context, w)?;
     Gather {

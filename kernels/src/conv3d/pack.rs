@@ -1,5 +1,5 @@
 //! Rearranges weights into the order in which a tile of the gather kernel reads them:
-//! `[block of output channels][tap][channel in][channel out inside the block]`, f32.
+//! `[block of output channels][input][tap][channel in][channel out inside the block]`, f32.
 //!
 //! On the way it picks taps (for one parity of a strided data gradient), flips them and exchanges input
 //! and output channels. Weights are small: this costs one pass over them.
@@ -27,12 +27,15 @@ pub(crate) struct Packing {
     pub out_count: usize,
     /// Result channels in a block.
     pub block: usize,
+    /// How many of the gathered channels the first of two inputs has; all of them without a second.
+    pub first_input: usize,
 }
 
 #[derive(CubeType, CubeLaunch)]
 struct Shape {
-    length: usize,
+    blocks: usize,
     in_channels: usize,
+    first_input: usize,
     columns: usize,
     rows: usize,
     block: usize,
@@ -50,16 +53,16 @@ struct Shape {
     step_width: usize,
 }
 
+/// One unit packs a strip of (block, tap, channel in) triples: a few multiplications a triple, a load and a store an
+/// element.
 #[cube(launch)]
 fn pack_kernel(weights: &[f32], packed: &mut [f32], s: Shape, #[comptime] flipped: bool, #[comptime] transposed: bool) {
-    let (low, high) = strip(s.length);
+    let (low, high) = strip(s.blocks * s.taps * s.in_channels);
     for i in low..high {
-        let lane = i % s.block;
-        let rest = i / s.block;
-        let c = rest % s.in_channels;
-        let rest = rest / s.in_channels;
+        let c = i % s.in_channels;
+        let rest = i / s.in_channels;
         let tap = rest % s.taps;
-        let o = rest / s.taps * s.block + lane + s.out_first;
+        let block = rest / s.taps;
         let tw = tap % s.taps_width;
         let th = tap / s.taps_width % s.taps_height;
         let td = tap / s.taps_width / s.taps_height;
@@ -76,10 +79,22 @@ fn pack_kernel(weights: &[f32], packed: &mut [f32], s: Shape, #[comptime] flippe
             kw += tw * s.step_width;
         }
         let k = (kd * s.kernel_height + kh) * s.kernel_width + kw;
+        let second = c >= s.first_input;
+        let before = select(second, s.taps * s.first_input, 0usize);
+        let channels = select(second, s.in_channels - s.first_input, s.first_input);
+        let channel = select(second, c - s.first_input, c);
+        let to = (block * s.taps * s.in_channels + before + tap * channels + channel) * s.block;
+        let o = block * s.block + s.out_first;
         if comptime!(transposed) {
-            packed[i] = weights[(k * s.rows + o) * s.columns + c];
+            let from = (k * s.rows + o) * s.columns + c;
+            for lane in 0..s.block {
+                packed[to + lane] = weights[from + lane * s.columns];
+            }
         } else {
-            packed[i] = weights[(k * s.rows + c) * s.columns + o];
+            let from = (k * s.rows + c) * s.columns + o;
+            for lane in 0..s.block {
+                packed[to + lane] = weights[from + lane];
+            }
         }
     }
 }
@@ -97,8 +112,9 @@ impl Packing {
         let flipped = self.step.iter().any(|&step| step < 0);
         let units = context.caps().cube_units();
         let shape = ShapeLaunch::new(
-            length,
+            self.out_count / self.block,
             in_channels,
+            self.first_input,
             self.columns,
             self.rows,
             self.block,
@@ -117,7 +133,7 @@ impl Packing {
         );
         pack_kernel::launch(
             context.client(),
-            context.grid("weight packing", context.caps().strips(length, 4), units)?,
+            context.grid("weight packing", context.caps().strips(length / self.block, 1), units)?,
             CubeDim::new_1d(units),
             weights.arg(),
             packed.arg(),

@@ -4,10 +4,10 @@
 //! `dw[tap, r, c] = sum over outputs j of strided[j * step + tap - pad, r] * dense[j, c]`
 //!
 //! For a convolution `strided` is the input and `dense` the output's gradient; for a transposed convolution
-//! it is the other way round, and the result is stored transposed.
+//! it is the other way round, and a second launch stores the result transposed.
 //!
 //! The sums run over `chunk`s of rows that stay in a core's cache while all tiles pass over them. Where
-//! tiles are fewer than units, the rows are split; each split sums into a part of its own, and a second
+//! tiles are fewer than units, the rows are split; each split sums into a part of its own, and the second
 //! launch adds the parts in a fixed order.
 
 use crate::block::strip;
@@ -27,6 +27,9 @@ struct Plan {
     rows: usize,
     /// Vectors of channels of the dense tensor in a tile.
     vectors: usize,
+    /// Outputs along the width that are summed apart and added at the end: enough independent sums to keep the
+    /// multiply-add units busy where a tile is small.
+    apart: usize,
 }
 
 /// One weight gradient. Axes are depth, height, width.
@@ -68,19 +71,18 @@ struct Shape {
     splits: usize,
     /// Units that share the tiles of one split.
     groups: usize,
-    /// Length of one split's part.
+    /// Length of one split's part, in vectors.
     part: usize,
     first: usize,
     tap_stride: usize,
     row_stride: usize,
-    column_stride: usize,
 }
 
 #[cube(launch)]
 fn weight_gradient_kernel<E: Float, N: Size>(
     strided: &[E],
     dense: &[Vector<E, N>],
-    gradient: &mut [f32],
+    gradient: &mut [Vector<f32, N>],
     s: Shape,
     #[comptime] plan: Plan,
     #[define(E)] _dtype: ElemType,
@@ -122,7 +124,8 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                 let low = select(tw >= pad, 0usize, (pad - tw).div_ceil(step));
                 let high = ((s.in_width + pad + step - 1 - tw) / step).min(s.out_width);
 
-                let mut sums = Array::<Vector<f32, N>>::new(comptime!(tile_rows * vectors));
+                let apart = comptime!(plan.apart);
+                let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * tile_rows * vectors));
                 for row in from..to {
                     let oh = row % s.out_height;
                     let plane = row / s.out_height;
@@ -137,39 +140,61 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                     if valid {
                         let plane = n * s.in_depth + id - comptime!(plan.pad[0]);
                         let in_row = (plane * s.in_height + ih - comptime!(plan.pad[1])) * s.in_width;
-                        for ow in low..high {
-                            let position = (in_row + ow * step + tw - pad) * s.rows;
-                            let d = (row * s.out_width + ow) * (s.columns / lanes) + column_block * vectors;
+                        let position = (in_row + low * step + tw - pad) * s.rows;
+                        let d = (row * s.out_width + low) * (s.columns / lanes) + column_block * vectors;
+                        let outputs = high - low;
+                        let groups = outputs / apart;
+                        for group in 0..groups {
                             #[unroll]
-                            for r in 0..tile_rows {
-                                // The last tile repeats the last channel; its surplus sums are not stored.
-                                let value = f32::cast_from(strided[position + (r0 + r).min(s.rows - 1)]);
-                                #[unroll]
-                                for v in 0..vectors {
-                                    sums[r * vectors + v] =
-                                        fma(Vector::new(value), Vector::cast_from(dense[d + v]), sums[r * vectors + v]);
-                                }
+                            for a in 0..apart {
+                                let j = group * apart + a;
+                                add_output::<E, N>(
+                                    &mut sums,
+                                    strided,
+                                    dense,
+                                    position + j * step * s.rows,
+                                    d + j * (s.columns / lanes),
+                                    r0,
+                                    s.rows,
+                                    a,
+                                    plan,
+                                );
+                            }
+                        }
+                        if comptime!(plan.apart > 1) {
+                            for j in groups * apart..outputs {
+                                add_output::<E, N>(
+                                    &mut sums,
+                                    strided,
+                                    dense,
+                                    position + j * step * s.rows,
+                                    d + j * (s.columns / lanes),
+                                    r0,
+                                    s.rows,
+                                    0usize,
+                                    plan,
+                                );
                             }
                         }
                     }
                 }
 
-                let base = s.first + split * s.part + tap * s.tap_stride;
+                let base = split * s.part + (s.first + tap * s.tap_stride) / lanes + column_block * vectors;
                 #[unroll]
                 for r in 0..tile_rows {
                     if r0 + r < s.rows {
                         #[unroll]
                         for v in 0..vectors {
+                            let i = base + (r0 + r) * (s.row_stride / lanes) + v;
+                            let mut sum = sums[r * vectors + v];
                             #[unroll]
-                            for l in 0..lanes {
-                                let column = (column_block * vectors + v) * lanes + l;
-                                let i = base + (r0 + r) * s.row_stride + column * s.column_stride;
-                                let sum = sums[r * vectors + v].extract(l);
-                                if chunk == 0 {
-                                    gradient[i] = sum;
-                                } else {
-                                    gradient[i] += sum;
-                                }
+                            for a in 1..apart {
+                                sum += sums[(a * tile_rows + r) * vectors + v];
+                            }
+                            if chunk == 0 {
+                                gradient[i] = sum;
+                            } else {
+                                gradient[i] += sum;
                             }
                         }
                     }
@@ -179,20 +204,59 @@ fn weight_gradient_kernel<E: Float, N: Size>(
     }
 }
 
-/// Adds the parts of all splits into the part that was asked for.
-#[cube(launch)]
-fn add_parts_kernel(parts: &[f32], gradient: &mut [f32], s: Shape, taps: usize) {
-    let (low, high) = strip(taps * s.rows * s.columns);
-    for i in low..high {
-        let column = i % s.columns;
-        let row = i / s.columns % s.rows;
-        let tap = i / s.columns / s.rows;
-        let at = s.first + tap * s.tap_stride + row * s.row_stride + column * s.column_stride;
-        let mut sum = 0.0f32;
-        for split in 0..s.splits {
-            sum += parts[split * s.part + at];
+/// Adds one output's products to the sums of number `a`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn add_output<E: Float, N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    strided: &[E],
+    dense: &[Vector<E, N>],
+    position: usize,
+    d: usize,
+    r0: usize,
+    rows: usize,
+    #[comptime] a: usize,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let tile_rows = comptime!(plan.rows);
+    #[unroll]
+    for r in 0..tile_rows {
+        // The last tile repeats the last channel; its surplus sums are not stored.
+        let value = f32::cast_from(strided[position + (r0 + r).min(rows - 1)]);
+        #[unroll]
+        for v in 0..vectors {
+            let i = comptime!((a * tile_rows + r) * vectors + v);
+            sums[i] = fma(Vector::new(value), Vector::cast_from(dense[d + v]), sums[i]);
         }
-        gradient[at] = sum;
+    }
+}
+
+/// Adds the parts `[split, tap, row, column]` in order and stores the sums where they belong.
+#[cube(launch)]
+fn add_parts_kernel(
+    parts: &[f32],
+    gradient: &mut [f32],
+    taps: usize,
+    rows: usize,
+    columns: usize,
+    splits: usize,
+    first: usize,
+    tap_stride: usize,
+    row_stride: usize,
+    column_stride: usize,
+) {
+    let part = taps * rows * columns;
+    let (low, high) = strip(taps * rows);
+    for i in low..high {
+        let to = first + i / rows * tap_stride + i % rows * row_stride;
+        for column in 0..columns {
+            let mut sum = 0.0f32;
+            for split in 0..splits {
+                sum += parts[split * part + i * columns + column];
+            }
+            gradient[to + column * column_stride] = sum;
+        }
     }
 }
 
@@ -210,7 +274,8 @@ impl WeightGradient<'_> {
             b if b % 3 == 0 => 3,
             _ => 1,
         };
-        let rows = (caps.registers / 2 / vectors).min(self.rows.next_power_of_two()).clamp(1, 8);
+        let rows = (8 / vectors).min(self.rows).max(1);
+        let apart = (8 / (rows * vectors)).max(1);
         let taps: usize = self.taps.iter().product();
         let out_rows = self.batch * self.out_dims[0] * self.out_dims[1];
         let tiles = taps * self.rows.div_ceil(rows) * (blocks / vectors);
@@ -231,30 +296,35 @@ impl WeightGradient<'_> {
             Some(_) => (Self::CHUNK_BYTES / row_bytes.max(1)).clamp(1, out_rows.max(1)),
             None => out_rows.max(1),
         };
-        let part = self.gradient.len();
-        let parts = if splits > 1 { Some(context.empty(splits * part, Dtype::F32)?) } else { None };
-        let plan = Plan { taps: self.taps, step: self.step, pad: self.pad, rows, vectors };
-        let shape = || {
-            ShapeLaunch::new(
-                self.rows,
-                self.columns,
-                self.in_dims[0],
-                self.in_dims[1],
-                self.in_dims[2],
-                self.out_dims[0],
-                self.out_dims[1],
-                self.out_dims[2],
-                out_rows,
-                chunk,
-                splits,
-                groups,
-                part,
-                self.first,
-                self.tap_stride,
-                self.row_stride,
-                self.column_stride,
-            )
+        let part = taps * self.rows * self.columns;
+        let parts = match splits > 1 || self.column_stride != 1 {
+            true => Some(context.empty(splits * part, Dtype::F32)?),
+            false => None,
         };
+        // Into the parts tightly, else straight to where the sums belong.
+        let (first, tap_stride, row_stride) = match parts {
+            Some(_) => (0, self.rows * self.columns, self.columns),
+            None => (self.first, self.tap_stride, self.row_stride),
+        };
+        let plan = Plan { taps: self.taps, step: self.step, pad: self.pad, rows, vectors, apart };
+        let shape = ShapeLaunch::new(
+            self.rows,
+            self.columns,
+            self.in_dims[0],
+            self.in_dims[1],
+            self.in_dims[2],
+            self.out_dims[0],
+            self.out_dims[1],
+            self.out_dims[2],
+            out_rows,
+            chunk,
+            splits,
+            groups,
+            part / lanes,
+            first,
+            tap_stride,
+            row_stride,
+        );
         let units = caps.cube_units();
         weight_gradient_kernel::launch(
             context.client(),
@@ -264,7 +334,7 @@ impl WeightGradient<'_> {
             self.strided.arg(),
             self.dense.arg(),
             parts.as_ref().unwrap_or(self.gradient).arg(),
-            shape(),
+            shape,
             plan,
             self.dense.dtype().elem(),
         );
@@ -272,12 +342,18 @@ impl WeightGradient<'_> {
         if let Some(parts) = parts {
             add_parts_kernel::launch(
                 context.client(),
-                context.grid(OPERATION, caps.strips(taps * self.rows * self.columns, 4), units)?,
+                context.grid(OPERATION, caps.strips(taps * self.rows, 1), units)?,
                 CubeDim::new_1d(units),
                 parts.arg(),
                 self.gradient.arg(),
-                shape(),
                 taps,
+                self.rows,
+                self.columns,
+                splits,
+                self.first,
+                self.tap_stride,
+                self.row_stride,
+                self.column_stride,
             );
             context.launched();
         }
