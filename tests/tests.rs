@@ -12,3 +12,9 @@ mod conv3d;
 mod conv_transpose3d;
 /// Sums over rows.
 mod reduce;
+
+/// Filling, copying, converting, scaling, adding.
+mod elementwise;
+
+/// SGD, AdamW, the gradient's norm.
+mod optimizer;

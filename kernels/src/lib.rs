@@ -24,7 +24,9 @@ mod caps;
 mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
+pub mod elementwise;
 mod error;
+pub mod optimizer;
 pub mod reduce;
 
 pub use caps::{Caps, TensorCoreTile};

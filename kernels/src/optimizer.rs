@@ -1,0 +1,407 @@
+//! Steps of SGD with momentum and of AdamW over flat f32 buffers, with torch's arithmetic.
+//!
+//! All parameters of a network lie in one buffer, their gradients and moments in buffers of the same layout. So a
+//! step is three launches however many parameters there are: two for the norm of the gradient, one for the step,
+//! which reads the norm on the device. The step never waits for the host.
+//!
+//! Parameters that never receive a gradient (nnU-Net's segmentation head of the lowest decoder level) are left
+//! alone by torch: no weight decay, no momentum. They are skipped by passing [`Buffer::part`]s that leave them out;
+//! a layout with all such parameters at the end needs one part.
+//!
+//! Moments start as zeros ([`crate::elementwise::fill`]); torch's first step, `momentum = gradient`, is then the
+//! general one.
+//!
+//! Bytes per parameter: 4 for the norm, 20 for SGD, 28 for AdamW.
+
+use crate::block::strip;
+use crate::elementwise::lanes_of;
+use crate::reduce::{Path, Walk, check_count, cubes, gather_parts, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError};
+use cubecl::prelude::*;
+
+/// What a step does with the gradient's norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard<'a> {
+    /// f32 `[2]` as [`gradient_norm`] writes it.
+    pub norm: &'a Buffer,
+    /// The gradient is multiplied by `min(1, max_norm / (norm + 1e-6))` (torch's `clip_grad_norm_`; nnU-Net: 12).
+    /// Infinity clips nothing.
+    pub max_norm: f32,
+    /// Leave parameters and moments as they are if some gradient is infinite or NaN (torch's `GradScaler`).
+    pub skip_non_finite: bool,
+}
+
+/// A gradient and how it is to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient<'a> {
+    /// f32, in the layout of the parameters.
+    pub values: &'a Buffer,
+    /// 1 / loss scale.
+    pub inverse_scale: f32,
+    /// Clipping and skipping; `None` takes every gradient as it is.
+    pub guard: Option<Guard<'a>>,
+}
+
+/// Settings of `torch.optim.SGD` (dampening 0).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Step size.
+    pub learning_rate: f32,
+    /// Share of the momentum that is kept.
+    pub momentum: f32,
+    /// Added to the gradient, times the parameter, after clipping.
+    pub weight_decay: f32,
+    /// Look ahead: step along `gradient + momentum * buffer`.
+    pub nesterov: bool,
+}
+
+/// Settings of `torch.optim.AdamW` (no AMSGrad).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Step size.
+    pub learning_rate: f32,
+    /// Decay rates of the first and the second moment.
+    pub betas: [f32; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Parameters shrink by `learning_rate * weight_decay` before the step.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamW {
+    /// torch's defaults.
+    fn default() -> Self {
+        Self { learning_rate: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 1e-2 }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ kernels
+
+/// `partial` is `[tasks, 2, width]`: sums of squares, and numbers of infinite or NaN elements.
+#[cube(launch_unchecked)]
+fn norm_parts_kernel<N: Size>(
+    gradient: &[Vector<f32, N>],
+    partial: &mut [Vector<f32, N>],
+    inverse_scale: f32,
+    path: &Path,
+    #[comptime] tile: usize,
+    #[comptime] chunked: bool,
+) {
+    let scale = Vector::<f32, N>::new(inverse_scale);
+    let largest = Vector::<f32, N>::new(f32::MAX);
+    let groups = path.groups;
+    let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
+    for task in task_low..task_high {
+        let (first, step, count) = rows_of(task, path, chunked);
+        for g in tile_low * tile..tile_high * tile {
+            partial[task * 2 * groups + g] = Vector::zeroed();
+            partial[(task * 2 + 1) * groups + g] = Vector::zeroed();
+        }
+        for low in range_stepped(0, count, path.block) {
+            let high = (low + path.block).min(count);
+            for at in tile_low..tile_high {
+                let mut squares = Array::<Vector<f32, N>>::new(tile);
+                let mut broken = Array::<Vector<f32, N>>::new(tile);
+                for i in low..high {
+                    let from = (first + i * step) * groups + at * tile;
+                    #[unroll]
+                    for t in 0..tile {
+                        let g = gradient[from + t];
+                        let scaled = g * scale;
+                        squares[t] += scaled * scaled;
+                        // False for NaN too, on every runtime.
+                        let finite = g.abs().less_equal(&largest);
+                        broken[t] += select_many(finite, Vector::new(0.0f32), Vector::new(1.0f32));
+                    }
+                }
+                let to = task * 2 * groups + at * tile;
+                #[unroll]
+                for t in 0..tile {
+                    partial[to + t] += squares[t];
+                    partial[to + groups + t] += broken[t];
+                }
+            }
+        }
+    }
+}
+
+/// `[parts, 2, width]` -> `[norm, 1 if some element is not finite]`.
+#[cube(launch_unchecked)]
+fn norm_kernel(partial: &[f32], norm: &mut [f32], parts: usize, width: usize) {
+    if ABSOLUTE_POS == 0 {
+        let mut squares = 0.0f32;
+        let mut broken = 0.0f32;
+        for part in 0..parts {
+            for e in 0..width {
+                squares += partial[part * 2 * width + e];
+                broken += partial[(part * 2 + 1) * width + e];
+            }
+        }
+        norm[0] = squares.sqrt();
+        norm[1] = select(broken > 0.0f32, 1.0f32, 0.0f32);
+    }
+}
+
+/// The factor that unscales and clips the gradient, and whether the step is to be taken.
+#[cube]
+fn admit(norm: &[f32], inverse_scale: f32, max_norm: f32, skip: u32, #[comptime] guarded: bool) -> (f32, bool) {
+    if comptime!(guarded) {
+        let ratio = max_norm / (norm[0] + 1e-6f32);
+        // Not min(): a NaN norm has to reach the parameters, as it does in torch, unless skipping is asked for.
+        let clip = select(ratio > 1.0f32, 1.0f32, ratio);
+        (inverse_scale * clip, skip == 0 || norm[1] == 0.0f32)
+    } else {
+        (inverse_scale, true.runtime())
+    }
+}
+
+#[cube(launch_unchecked)]
+fn sgd_kernel<N: Size>(
+    gradient: &[Vector<f32, N>],
+    norm: &[f32],
+    parameters: &mut [Vector<f32, N>],
+    moment: &mut [Vector<f32, N>],
+    learning_rate: f32,
+    momentum: f32,
+    weight_decay: f32,
+    inverse_scale: f32,
+    max_norm: f32,
+    skip: u32,
+    vectors: usize,
+    #[comptime] nesterov: bool,
+    #[comptime] guarded: bool,
+) {
+    let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
+    if taken {
+        let (low, high) = strip(vectors);
+        for i in low..high {
+            let p = parameters[i];
+            let g = gradient[i] * Vector::new(factor) + p * Vector::new(weight_decay);
+            let m = moment[i] * Vector::new(momentum) + g;
+            moment[i] = m;
+            let direction = if comptime!(nesterov) { g + m * Vector::new(momentum) } else { m };
+            parameters[i] = p - direction * Vector::new(learning_rate);
+        }
+    }
+}
+
+/// `rate` is `learning_rate / (1 - beta1^t)`, `root` `1 / sqrt(1 - beta2^t)`, `keep` `1 - learning_rate * decay`.
+#[cube(launch_unchecked)]
+fn adamw_kernel<N: Size>(
+    gradient: &[Vector<f32, N>],
+    norm: &[f32],
+    parameters: &mut [Vector<f32, N>],
+    first: &mut [Vector<f32, N>],
+    second: &mut [Vector<f32, N>],
+    rate: f32,
+    root: f32,
+    keep: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    inverse_scale: f32,
+    max_norm: f32,
+    skip: u32,
+    vectors: usize,
+    #[comptime] guarded: bool,
+) {
+    let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
+    if taken {
+        let (low, high) = strip(vectors);
+        for i in low..high {
+            let g = gradient[i] * Vector::new(factor);
+            let m = first[i] + (g - first[i]) * Vector::new(1.0f32 - beta1);
+            let v = second[i] * Vector::new(beta2) + g * g * Vector::new(1.0f32 - beta2);
+            first[i] = m;
+            second[i] = v;
+            let denominator = v.sqrt() * Vector::new(root) + Vector::new(epsilon);
+            parameters[i] = parameters[i] * Vector::new(keep) - m / denominator * Vector::new(rate);
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------- launches
+
+/// L2 norm of `gradient * inverse_scale`, and whether it is usable, left on the device:
+/// `norm = [norm, 1 if some element is infinite or NaN, else 0]`, f32 `[2]`.
+///
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if the buffers do not fit, [`KernelError::Limit`] beyond the
+/// device's index range.
+pub fn gradient_norm(
+    context: &Context,
+    gradient: &Buffer,
+    inverse_scale: f32,
+    norm: &Buffer,
+) -> Result<(), KernelError> {
+    const OPERATION: &str = "gradient norm";
+    if gradient.is_empty() {
+        return Err(KernelError::shape(OPERATION, "gradient", "at least 1 element", 0));
+    }
+    gradient.expect(OPERATION, "gradient", gradient.len(), Dtype::F32)?;
+    norm.expect(OPERATION, "norm", 2, Dtype::F32)?;
+    check_count(context, OPERATION, gradient.len())?;
+    let walk = Walk::new(1, gradient.len(), 1, 1, context.caps());
+    let partial = context.empty(walk.parts * 2 * walk.width, Dtype::F32)?;
+    let (count, dim) = walk.cubes(context, OPERATION)?;
+    // SAFETY: the walk covers the gradient's `len` elements, and `parts * 2 * width` of `partial`.
+    unsafe {
+        norm_parts_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            walk.lanes,
+            gradient.arg(),
+            partial.arg(),
+            inverse_scale,
+            walk.arg(),
+            walk.tile,
+            walk.chunked,
+        );
+    }
+    context.launched();
+    let (partial, parts) = gather_parts(context, OPERATION, partial, 1, walk.parts, 2 * walk.width)?;
+    let (count, dim) = cubes(context, OPERATION, 1)?;
+    // SAFETY: `partial` holds `parts * 2 * width` elements, `norm` two.
+    unsafe {
+        norm_kernel::launch_unchecked(context.client(), count, dim, partial.arg(), norm.arg(), parts, walk.width);
+    }
+    context.launched();
+    Ok(())
+}
+
+/// One step of SGD: `g += weight_decay * p; m = momentum * m + g; p -= learning_rate * (g + momentum * m)` (without
+/// Nesterov, along `m`). `parameters` and `momentum` are f32, as long as the gradient; `momentum` starts as zeros.
+///
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if the buffers do not fit, [`KernelError::Limit`] beyond the
+/// device's index range.
+pub fn sgd_step(
+    context: &Context,
+    sgd: &Sgd,
+    gradient: &Gradient,
+    parameters: &Buffer,
+    momentum: &Buffer,
+) -> Result<(), KernelError> {
+    const OPERATION: &str = "SGD step";
+    let step = Step::new(context, OPERATION, gradient, parameters, &[momentum])?;
+    // SAFETY: gradient, parameters and momentum have `len` elements, the strips cover their `len / lanes` vectors;
+    // the norm is only read where it is given, and has two elements then.
+    unsafe {
+        sgd_kernel::launch_unchecked(
+            context.client(),
+            step.count,
+            step.dim,
+            step.lanes,
+            gradient.values.arg(),
+            step.norm.arg(),
+            parameters.arg(),
+            momentum.arg(),
+            sgd.learning_rate,
+            sgd.momentum,
+            sgd.weight_decay,
+            gradient.inverse_scale,
+            step.max_norm,
+            step.skip,
+            step.vectors,
+            sgd.nesterov,
+            gradient.guard.is_some(),
+        );
+    }
+    context.launched();
+    Ok(())
+}
+
+/// One step of AdamW (decoupled weight decay, bias correction). `number` counts steps from 1. `parameters` and the
+/// moments are f32, as long as the gradient; the moments start as zeros.
+///
+/// A step that is skipped on the device for a non-finite gradient still has a number here, where torch does not
+/// count it.
+///
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if the buffers do not fit or `number` is 0,
+/// [`KernelError::Limit`] beyond the device's index range.
+pub fn adamw_step(
+    context: &Context,
+    adamw: &AdamW,
+    number: u32,
+    gradient: &Gradient,
+    parameters: &Buffer,
+    moments: [&Buffer; 2],
+) -> Result<(), KernelError> {
+    const OPERATION: &str = "AdamW step";
+    if number == 0 {
+        return Err(KernelError::shape(OPERATION, "number of the step", "at least 1", 0));
+    }
+    let step = Step::new(context, OPERATION, gradient, parameters, &moments)?;
+    let [beta1, beta2] = adamw.betas.map(f64::from);
+    let correction = |beta: f64| 1.0 - beta.powf(f64::from(number));
+    // SAFETY: gradient, parameters and moments have `len` elements, the strips cover their `len / lanes` vectors; the
+    // norm is only read where it is given, and has two elements then.
+    unsafe {
+        adamw_kernel::launch_unchecked(
+            context.client(),
+            step.count,
+            step.dim,
+            step.lanes,
+            gradient.values.arg(),
+            step.norm.arg(),
+            parameters.arg(),
+            moments[0].arg(),
+            moments[1].arg(),
+            (f64::from(adamw.learning_rate) / correction(beta1)) as f32,
+            (1.0 / correction(beta2).sqrt()) as f32,
+            (1.0 - f64::from(adamw.learning_rate) * f64::from(adamw.weight_decay)) as f32,
+            adamw.betas[0],
+            adamw.betas[1],
+            adamw.epsilon,
+            gradient.inverse_scale,
+            step.max_norm,
+            step.skip,
+            step.vectors,
+            gradient.guard.is_some(),
+        );
+    }
+    context.launched();
+    Ok(())
+}
+
+/// The checks and the launch shape that both optimisers share.
+struct Step<'a> {
+    count: CubeCount,
+    dim: CubeDim,
+    lanes: usize,
+    vectors: usize,
+    /// The guard's norm; without a guard the gradient, which the kernel then does not read as a norm.
+    norm: &'a Buffer,
+    max_norm: f32,
+    skip: u32,
+}
+
+impl<'a> Step<'a> {
+    fn new(
+        context: &Context,
+        operation: &'static str,
+        gradient: &Gradient<'a>,
+        parameters: &Buffer,
+        moments: &[&Buffer],
+    ) -> Result<Self, KernelError> {
+        let len = parameters.len();
+        parameters.expect(operation, "parameters", len, Dtype::F32)?;
+        gradient.values.expect(operation, "gradient", len, Dtype::F32)?;
+        for moment in moments {
+            moment.expect(operation, "moment", len, Dtype::F32)?;
+        }
+        let (norm, max_norm, skip) = match gradient.guard {
+            Some(guard) => {
+                guard.norm.expect(operation, "norm", 2, Dtype::F32)?;
+                (guard.norm, guard.max_norm, u32::from(guard.skip_non_finite))
+            }
+            None => (gradient.values, f32::INFINITY, 0),
+        };
+        check_count(context, operation, len)?;
+        let lanes = lanes_of(context, len);
+        let (count, dim) = cubes(context, operation, len / lanes)?;
+        Ok(Self { count, dim, lanes, vectors: len / lanes, norm, max_norm, skip })
+    }
+}
