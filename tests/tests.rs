@@ -18,3 +18,5 @@ mod elementwise;
 
 /// SGD, AdamW, the gradient's norm.
 mod optimizer;
+/// Dice and cross-entropy under an ignore mask.
+mod loss;

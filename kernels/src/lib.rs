@@ -28,6 +28,7 @@ pub mod elementwise;
 mod error;
 pub mod optimizer;
 pub mod reduce;
+pub mod loss;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};
