@@ -20,3 +20,6 @@ mod elementwise;
 mod optimizer;
 /// Dice and cross-entropy under an ignore mask.
 mod loss;
+
+/// Instance norm with leaky ReLU.
+mod instance_norm;

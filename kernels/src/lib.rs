@@ -26,6 +26,7 @@ pub mod conv3d;
 pub mod conv_transpose3d;
 pub mod elementwise;
 mod error;
+pub mod instance_norm;
 pub mod optimizer;
 pub mod reduce;
 pub mod loss;

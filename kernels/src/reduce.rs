@@ -64,8 +64,15 @@ impl Walk {
             Some(cores) => cores as usize,
             None => rows.div_ceil(GPU_ROWS).min(GPU_UNITS.div_ceil(batch * (width / lanes))),
         };
+        // No part without rows.
+        let parts = rows.div_ceil(rows.div_ceil(parts.clamp(1, rows)));
         let block = (BLOCK_ELEMENTS / (width * streams)).clamp(16, BLOCK_ROWS);
-        Self { batch, rows, width, lanes, tile: chunk / lanes, parts: parts.clamp(1, rows), block, chunked }
+        Self { batch, rows, width, lanes, tile: chunk / lanes, parts, block, chunked }
+    }
+
+    /// The same with `times` the rows in a block.
+    pub fn with_longer_blocks(self, times: usize) -> Self {
+        Self { block: self.block * times, ..self }
     }
 
     pub fn tasks(&self) -> usize {
@@ -143,8 +150,7 @@ pub(crate) fn share(path: &Path, #[comptime] tile: usize, #[comptime] chunked: b
     }
 }
 
-/// The rows of a task: first row (counted over all samples), distance between rows, number of rows. At least
-/// one row for every part in the interleaved case, possibly none for the last parts in the chunked one.
+/// The rows of a task: first row (counted over all samples), distance between rows, number of rows (at least one).
 #[cube]
 pub(crate) fn rows_of(task: usize, path: &Path, #[comptime] chunked: bool) -> (usize, usize, usize) {
     let part = task % path.parts;
@@ -344,5 +350,16 @@ mod tests {
         assert_eq!(voxels_per_row(3, 32), 32);
         assert_eq!(voxels_per_row(12, 32), 8);
         assert_eq!(voxels_per_row(33, 1), 1);
+    }
+
+    #[test]
+    fn every_part_has_rows_and_all_rows_have_a_part() {
+        for parts in 1..20 {
+            for rows in 1..200usize {
+                let parts = rows.div_ceil(rows.div_ceil(parts.clamp(1, rows)));
+                let each = rows.div_ceil(parts);
+                assert!((parts - 1) * each < rows && parts * each >= rows, "{rows} rows in {parts} parts");
+            }
+        }
     }
 }
