@@ -1,6 +1,32 @@
 //! voxgrad trains, runs and evaluates nnU-Net-style 3D segmentation networks on sparsely annotated volumes.
+//!
+//! Modules are listed in the order of the data flow; each imports only from those above it.
 #![warn(missing_docs)]
 
 pub use voxgrad_kernels as kernels;
 
+// The network's side.
 pub mod device;
+pub mod error;
+pub mod loss;
+pub mod nn;
+pub mod ops;
+pub mod optim;
+pub mod parameters;
+pub mod tape;
+pub mod tensor;
+
+// The data's side.
+pub mod augment;
+pub mod compat;
+pub mod dataset;
+pub mod eval;
+pub mod infer;
+pub mod io;
+pub mod numpy_random;
+mod patch;
+pub mod preprocess;
+pub mod sample;
+
+pub use compat::Compat;
+pub use error::{Error, Result};

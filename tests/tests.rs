@@ -10,16 +10,54 @@ mod conv3d;
 
 /// Transposed convolution and its gradients.
 mod conv_transpose3d;
+
 /// Sums over rows.
 mod reduce;
 
 /// Filling, copying, converting, scaling, adding.
 mod elementwise;
 
+/// Instance norm with leaky ReLU.
+mod instance_norm;
+
 /// SGD, AdamW, the gradient's norm.
 mod optimizer;
+
 /// Dice and cross-entropy under an ignore mask.
 mod loss;
 
-/// Instance norm with leaky ReLU.
-mod instance_norm;
+/// Logits, losses, gradients and weights of a real nnU-Net run.
+mod golden;
+
+/// Reading and writing NIfTI, including files made to break readers.
+mod nifti;
+
+/// The legacy numpy generator against numbers drawn by numpy.
+mod numpy_random;
+
+/// Dataset description, label rules, case files.
+mod dataset;
+
+/// Reading plans and resolving configurations.
+mod plans;
+
+/// Cross-validation splits.
+mod splits;
+
+/// Cropping, normalisation, class locations and whole cases, against nnU-Net's own preprocessed data.
+mod preprocess;
+
+/// Resampling against scikit-image and scipy.
+mod resample;
+
+/// Patch placement and batch buffers.
+mod sample;
+
+/// Mirroring.
+mod mirror;
+
+/// Sliding windows, accumulation and export.
+mod infer;
+
+/// Metrics and `summary.json`, byte for byte against nnU-Net's.
+mod eval;

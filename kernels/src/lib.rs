@@ -27,9 +27,9 @@ pub mod conv_transpose3d;
 pub mod elementwise;
 mod error;
 pub mod instance_norm;
+pub mod loss;
 pub mod optimizer;
 pub mod reduce;
-pub mod loss;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};

@@ -1,5 +1,8 @@
-//! The device under test, comparisons with references, and seeded test data.
+//! The device under test, comparisons with references, seeded test data, and where test data lies.
 
+pub mod npz;
+
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use voxgrad::device::{self, DeviceChoice};
 use voxgrad::kernels::Context;
@@ -95,4 +98,9 @@ pub fn assert_close(what: &str, actual: &[f32], expected: &[f64], tolerance: f64
         actual[i],
         expected[i],
     );
+}
+
+/// A file or folder under `tests/data`.
+pub fn data(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
 }

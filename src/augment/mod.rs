@@ -1,0 +1,5 @@
+//! Random changes to training patches.
+
+mod mirror;
+
+pub use mirror::{flip, mirror};

@@ -1,0 +1,302 @@
+//! What label values mean: classes, regions, and the ignore label.
+//!
+//! Two modes. *Labels*: classes exclude each other, the network has one head per class, background included. *Regions*:
+//! overlapping unions of labels (whole tumour, tumour core, ...), one head each, no background head. The ignore label
+//! marks voxels nobody annotated; it never has a head.
+
+use std::fmt;
+
+use super::json::{DatasetJson, LabelEntry};
+use crate::error::{Error, Result};
+
+/// One thing that is predicted and evaluated: a label, or a region made of labels.
+///
+/// Displays as nnU-Net's keys: `3`, `(1, 2, 3)`, `(3,)`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LabelGroup {
+    /// A single label value.
+    Label(i16),
+    /// A union of label values.
+    Region(Vec<i16>),
+}
+
+impl LabelGroup {
+    /// The label values that belong to the group.
+    pub fn members(&self) -> &[i16] {
+        match self {
+            LabelGroup::Label(label) => std::slice::from_ref(label),
+            LabelGroup::Region(labels) => labels,
+        }
+    }
+
+    /// Whether a label value belongs to the group.
+    pub fn contains(&self, label: i16) -> bool {
+        self.members().contains(&label)
+    }
+}
+
+impl fmt::Display for LabelGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LabelGroup::Label(label) => write!(f, "{label}"),
+            LabelGroup::Region(labels) => {
+                let list: Vec<String> = labels.iter().map(i16::to_string).collect();
+                let comma = if list.len() == 1 { "," } else { "" };
+                write!(f, "({}{comma})", list.join(", "))
+            }
+        }
+    }
+}
+
+/// The label rules of a dataset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelManager {
+    all_labels: Vec<i16>,
+    /// Foreground labels or regions with their names, in head order.
+    foreground: Vec<(String, LabelGroup)>,
+    /// Label written for each region, parallel to `foreground`; `None` in label mode.
+    class_order: Option<Vec<i16>>,
+    ignore: Option<i16>,
+}
+
+impl LabelManager {
+    /// Derives the rules, and rejects label definitions that nnU-Net rejects.
+    ///
+    /// # Errors
+    /// One variant per rule: `Background*`, `Ignore*`, `Label*`, `Regions*`, [`Error::NoForeground`],
+    /// [`Error::TooManyRegions`].
+    pub fn new(json: &DatasetJson) -> Result<Self> {
+        let path = || json.path.clone();
+        let mut background = None;
+        let mut ignore = None;
+        for (name, entry) in &json.labels {
+            match (name.as_str(), entry) {
+                ("background", LabelEntry::Label(value)) => background = Some(*value),
+                ("background", LabelEntry::Region(_)) => {
+                    return Err(Error::BackgroundIsRegion { path: path() });
+                }
+                ("ignore", LabelEntry::Label(value)) => ignore = Some(*value),
+                ("ignore", LabelEntry::Region(_)) => {
+                    return Err(Error::IgnoreIsRegion { path: path() });
+                }
+                _ => {}
+            }
+        }
+        match background {
+            None => return Err(Error::BackgroundMissing { path: path() }),
+            Some(0) => {}
+            Some(value) => {
+                return Err(Error::BackgroundNotZero { path: path(), value });
+            }
+        }
+
+        let mut all_labels = Vec::new();
+        for (name, entry) in json.labels.iter().filter(|(name, _)| name != "ignore") {
+            for &value in values(entry) {
+                let label = u8::try_from(value).map_err(|_| Error::LabelOutOfRange {
+                    path: path(),
+                    name: name.clone(),
+                    value,
+                })?;
+                all_labels.push(i16::from(label));
+            }
+        }
+        all_labels.sort_unstable();
+        all_labels.dedup();
+        if all_labels.len() < 2 {
+            return Err(Error::NoForeground { path: path() });
+        }
+        let highest = all_labels[all_labels.len() - 1];
+        let ignore = match ignore {
+            None => None,
+            Some(value) if value == i64::from(highest) + 1 && value <= 255 => Some(highest + 1),
+            Some(value) => {
+                return Err(Error::IgnoreNotHighest { path: path(), value, expected: i64::from(highest) + 1 });
+            }
+        };
+        if usize::from(highest as u16) + 1 != all_labels.len() {
+            return Err(Error::LabelsNotConsecutive { path: path(), found: all_labels });
+        }
+
+        let has_regions =
+            json.labels.iter().any(|(_, entry)| matches!(entry, LabelEntry::Region(members) if members.len() > 1));
+        let (foreground, class_order) = if has_regions {
+            let regions = regions(json);
+            let order = class_order(json, regions.len())?;
+            (regions, Some(order))
+        } else {
+            (single_labels(json, &all_labels), None)
+        };
+        Ok(LabelManager { all_labels, foreground, class_order, ignore })
+    }
+
+    /// Whether heads are regions rather than exclusive classes.
+    pub fn has_regions(&self) -> bool {
+        self.class_order.is_some()
+    }
+
+    /// The label of voxels without annotation.
+    pub fn ignore_label(&self) -> Option<i16> {
+        self.ignore
+    }
+
+    /// All label values, sorted, background included, ignore label excluded.
+    pub fn all_labels(&self) -> &[i16] {
+        &self.all_labels
+    }
+
+    /// All values a label file may hold, the ignore label included.
+    pub fn expected_labels(&self) -> Vec<i16> {
+        self.all_labels.iter().copied().chain(self.ignore).collect()
+    }
+
+    /// What is evaluated: foreground labels, or foreground regions in the order of `labels`.
+    pub fn foreground(&self) -> Vec<LabelGroup> {
+        self.foreground.iter().map(|(_, g)| g.clone()).collect()
+    }
+
+    /// Names of [`foreground`](Self::foreground).
+    pub fn foreground_names(&self) -> Vec<&str> {
+        self.foreground.iter().map(|(n, _)| n.as_str()).collect()
+    }
+
+    /// Label value that stands for each foreground entry in a written segmentation.
+    pub fn regions_class_order(&self) -> Option<&[i16]> {
+        self.class_order.as_deref()
+    }
+
+    /// Output channels of the network: regions, or classes with background.
+    pub fn num_segmentation_heads(&self) -> usize {
+        match self.class_order {
+            Some(_) => self.foreground.len(),
+            None => self.all_labels.len(),
+        }
+    }
+
+    /// The annotated labels as class locations list them: -1 (outside the image) and every label but ignore.
+    pub fn annotated(&self) -> LabelGroup {
+        LabelGroup::Region([-1].iter().chain(&self.all_labels).copied().collect())
+    }
+
+    /// For every label value 0..=255 the set of heads it belongs to, bit h for head h; the ignore label and undeclared
+    /// values have none. `None` if there are more than 32 heads, which only label mode can have.
+    ///
+    /// In region mode this is all the loss kernel needs to decode targets; in label mode the set is the label itself.
+    pub fn region_table(&self) -> Option<[u32; 256]> {
+        let heads: Vec<LabelGroup> = match self.class_order {
+            Some(_) => self.foreground(),
+            None => self.all_labels.iter().map(|&l| LabelGroup::Label(l)).collect(),
+        };
+        if heads.len() > 32 {
+            return None;
+        }
+        let mut table = [0; 256];
+        for (bit, group) in heads.iter().enumerate() {
+            for &label in group.members() {
+                table[usize::from(label as u8)] |= 1 << bit;
+            }
+        }
+        Some(table)
+    }
+
+    /// Segmentation from logits `[..., heads]`: the first maximum, or decoded regions (probability above one half is a
+    /// logit above zero).
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
+    pub fn segmentation_from_logits(&self, logits: &[f32]) -> Result<Vec<u8>> {
+        self.segmentation(logits, 0.0)
+    }
+
+    /// Segmentation from probabilities `[..., heads]`.
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
+    pub fn segmentation_from_probabilities(&self, probabilities: &[f32]) -> Result<Vec<u8>> {
+        self.segmentation(probabilities, 0.5)
+    }
+
+    fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u8>> {
+        let heads = self.num_segmentation_heads();
+        if !scores.len().is_multiple_of(heads) {
+            return Err(Error::BufferLength {
+                what: "scores of whole voxels",
+                found: scores.len(),
+                expected: scores.len().next_multiple_of(heads),
+            });
+        }
+        let voxels = scores.chunks_exact(heads);
+        Ok(match &self.class_order {
+            // Later regions overwrite earlier ones.
+            Some(order) => voxels
+                .map(|voxel| {
+                    let last = voxel.iter().rposition(|&score| score > threshold);
+                    last.map_or(0, |head| order[head] as u8)
+                })
+                .collect(),
+            None => voxels.map(|voxel| first_maximum(voxel) as u8).collect(),
+        })
+    }
+}
+
+fn first_maximum(scores: &[f32]) -> usize {
+    let mut best = 0;
+    for (head, &score) in scores.iter().enumerate() {
+        if score > scores[best] {
+            best = head;
+        }
+    }
+    best
+}
+
+fn values(entry: &LabelEntry) -> &[i64] {
+    match entry {
+        LabelEntry::Label(value) => std::slice::from_ref(value),
+        LabelEntry::Region(values) => values,
+    }
+}
+
+/// Foreground regions in the file's order: every entry that is not ignore and not background alone.
+fn regions(json: &DatasetJson) -> Vec<(String, LabelGroup)> {
+    json.labels
+        .iter()
+        .filter(|(name, entry)| name != "ignore" && values(entry).iter().any(|&v| v != 0))
+        .map(|(name, entry)| {
+            let group = match entry {
+                LabelEntry::Label(value) => LabelGroup::Label(*value as i16),
+                LabelEntry::Region(values) => LabelGroup::Region(values.iter().map(|&v| v as i16).collect()),
+            };
+            (name.clone(), group)
+        })
+        .collect()
+}
+
+fn class_order(json: &DatasetJson, regions: usize) -> Result<Vec<i16>> {
+    let path = || json.path.clone();
+    if regions > 32 {
+        return Err(Error::TooManyRegions { path: path(), found: regions });
+    }
+    let order = json.regions_class_order.as_ref().ok_or_else(|| Error::RegionsClassOrderMissing { path: path() })?;
+    if order.len() != regions {
+        return Err(Error::RegionsClassOrderLength { path: path(), found: order.len(), expected: regions });
+    }
+    let label = |&value: &i64| {
+        u8::try_from(value).map(i16::from).map_err(|_| Error::LabelOutOfRange {
+            path: path(),
+            name: "regions_class_order".into(),
+            value,
+        })
+    };
+    order.iter().map(label).collect()
+}
+
+/// Foreground labels in ascending order, named after the first entry that holds them.
+fn single_labels(json: &DatasetJson, all_labels: &[i16]) -> Vec<(String, LabelGroup)> {
+    let name_of = |label: i16| {
+        json.labels
+            .iter()
+            .find(|(name, entry)| name != "ignore" && values(entry).contains(&i64::from(label)))
+            .map_or_else(|| label.to_string(), |(name, _)| name.clone())
+    };
+    all_labels.iter().filter(|&&label| label != 0).map(|&label| (name_of(label), LabelGroup::Label(label))).collect()
+}

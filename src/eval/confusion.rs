@@ -1,0 +1,153 @@
+//! Counting agreement, and the Dice that training shows after each epoch.
+
+use ndarray::ArrayView3;
+
+use crate::dataset::{LabelGroup, LabelManager};
+use crate::error::{Error, Result};
+
+/// Voxels by what was predicted and what is true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Confusion {
+    /// Predicted and true.
+    pub true_positives: u64,
+    /// Predicted, not true.
+    pub false_positives: u64,
+    /// True, not predicted.
+    pub false_negatives: u64,
+    /// Neither.
+    pub true_negatives: u64,
+}
+
+impl Confusion {
+    /// Counts one label or region over all voxels whose reference is not `ignore`. Shapes must agree.
+    pub fn count(
+        prediction: ArrayView3<i16>,
+        reference: ArrayView3<i16>,
+        group: &LabelGroup,
+        ignore: Option<i16>,
+    ) -> Self {
+        // Joint histogram of the two masks: index 2 * predicted + true.
+        let mut counts = [0u64; 4];
+        for (&predicted, &truth) in prediction.iter().zip(reference) {
+            if Some(truth) != ignore {
+                let index = 2 * usize::from(group.contains(predicted));
+                counts[index + usize::from(group.contains(truth))] += 1;
+            }
+        }
+        let [true_negatives, false_negatives, false_positives, true_positives] = counts;
+        Confusion { true_positives, false_positives, false_negatives, true_negatives }
+    }
+
+    /// `2 TP / (2 TP + FP + FN)`; NaN if there is neither prediction nor truth.
+    pub fn dice(&self) -> f64 {
+        let doubled = 2 * self.true_positives;
+        let all = doubled + self.false_positives + self.false_negatives;
+        doubled as f64 / all as f64
+    }
+
+    /// `TP / (TP + FP + FN)`; NaN if there is neither prediction nor truth.
+    pub fn iou(&self) -> f64 {
+        let all = self.true_positives + self.false_positives + self.false_negatives;
+        self.true_positives as f64 / all as f64
+    }
+}
+
+impl std::ops::AddAssign for Confusion {
+    fn add_assign(&mut self, other: Self) {
+        self.true_positives += other.true_positives;
+        self.false_positives += other.false_positives;
+        self.false_negatives += other.false_negatives;
+        self.true_negatives += other.true_negatives;
+    }
+}
+
+/// Dice over the validation patches of an epoch, as if they were one volume: counts are summed first. An estimate only,
+/// because patches are not whole cases.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PseudoDice {
+    labels: LabelManager,
+    groups: Vec<LabelGroup>,
+    counts: Vec<Confusion>,
+}
+
+impl PseudoDice {
+    /// No voxels yet.
+    pub fn new(labels: &LabelManager) -> Self {
+        let groups = labels.foreground();
+        PseudoDice { labels: labels.clone(), counts: vec![Confusion::default(); groups.len()], groups }
+    }
+
+    /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value.
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] if they do not cover the same voxels.
+    pub fn add_logits(&mut self, logits: &[f32], target: &[u8]) -> Result<()> {
+        let heads = self.labels.num_segmentation_heads();
+        if logits.len() != heads * target.len() {
+            return Err(Error::BufferLength {
+                what: "logits of the target's voxels",
+                found: logits.len(),
+                expected: heads * target.len(),
+            });
+        }
+        let ignore = self.labels.ignore_label();
+        for (voxel, &label) in logits.chunks_exact(heads).zip(target) {
+            let label = i16::from(label);
+            if Some(label) == ignore {
+                continue;
+            }
+            for (head, (group, counts)) in self.groups.iter().zip(&mut self.counts).enumerate() {
+                let predicted = if self.labels.has_regions() {
+                    voxel[head] > 0.0
+                } else {
+                    // Head 0 is background; a class is predicted if it is the first maximum.
+                    let score = voxel[head + 1];
+                    voxel[..=head].iter().all(|&other| other < score)
+                        && voxel[head + 2..].iter().all(|&other| other <= score)
+                };
+                match (predicted, group.contains(label)) {
+                    (true, true) => counts.true_positives += 1,
+                    (true, false) => counts.false_positives += 1,
+                    (false, true) => counts.false_negatives += 1,
+                    (false, false) => counts.true_negatives += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds counts made elsewhere, one per foreground label or region.
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] for another number of counts.
+    pub fn add_counts(&mut self, counts: &[Confusion]) -> Result<()> {
+        if counts.len() != self.counts.len() {
+            return Err(Error::BufferLength {
+                what: "counts per class",
+                found: counts.len(),
+                expected: self.counts.len(),
+            });
+        }
+        for (sum, added) in self.counts.iter_mut().zip(counts) {
+            *sum += *added;
+        }
+        Ok(())
+    }
+
+    /// Dice of each foreground label or region; NaN where the epoch showed and predicted none of it.
+    pub fn per_class(&self) -> Vec<f64> {
+        self.counts.iter().map(Confusion::dice).collect()
+    }
+
+    /// Mean over the classes that have a Dice; NaN if none has.
+    pub fn mean(&self) -> f64 {
+        nan_mean(self.per_class().into_iter())
+    }
+}
+
+/// Mean of the values that are numbers; NaN if there are none.
+pub(crate) fn nan_mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) =
+        values.filter(|value| !value.is_nan()).fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    sum / count
+}

@@ -1,0 +1,84 @@
+//! Where a voxel grid lies in the world.
+
+use nifti::NiftiHeader;
+
+/// Spacing of a grid, and the header of the file it came from, so that results can be written onto the same grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Geometry {
+    /// Distance of voxel centres in millimetres along (z, y, x); positive.
+    pub spacing: [f64; 3],
+    header: NiftiHeader,
+}
+
+impl Geometry {
+    /// A grid with axes along the world's, its first voxel at the origin.
+    pub fn new(spacing: [f64; 3]) -> Self {
+        let [z, y, x] = spacing.map(|s| s as f32);
+        let header = NiftiHeader {
+            pixdim: [1.0, x, y, z, 1.0, 1.0, 1.0, 1.0],
+            qform_code: 0,
+            sform_code: 1,
+            srow_x: [x, 0.0, 0.0, 0.0],
+            srow_y: [0.0, y, 0.0, 0.0],
+            srow_z: [0.0, 0.0, z, 0.0],
+            xyzt_units: 2, // millimetres
+            endianness: nifti::Endianness::Little,
+            ..NiftiHeader::default()
+        };
+        Geometry { spacing, header }
+    }
+
+    pub(super) fn from_header(spacing: [f64; 3], header: NiftiHeader) -> Self {
+        Geometry { spacing, header }
+    }
+
+    pub(super) fn header(&self) -> &NiftiHeader {
+        &self.header
+    }
+
+    /// Rows of the affine map from voxel index (x, y, z, 1) to world millimetres, by the standard's order of
+    /// preference: sform, qform, then the spacing alone.
+    pub fn affine(&self) -> [[f64; 4]; 3] {
+        let h = &self.header;
+        if h.sform_code > 0 {
+            return [h.srow_x, h.srow_y, h.srow_z].map(|row| row.map(f64::from));
+        }
+        let [z, y, x] = self.spacing;
+        if h.qform_code <= 0 {
+            return [[x, 0.0, 0.0, 0.0], [0.0, y, 0.0, 0.0], [0.0, 0.0, z, 0.0]];
+        }
+        // The fourth quaternion component is implied; rounding may push the others slightly beyond length one.
+        let [b, c, d] = [h.quatern_b, h.quatern_c, h.quatern_d].map(f64::from);
+        let a = (1.0 - (b * b + c * c + d * d)).max(0.0).sqrt();
+        let z = if h.pixdim[0] < 0.0 { -z } else { z };
+        let scale = |row: [f64; 3], offset: f32| [row[0] * x, row[1] * y, row[2] * z, f64::from(offset)];
+        [
+            scale([a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)], h.quatern_x),
+            scale([2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)], h.quatern_y),
+            scale([2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - c * c - b * b], h.quatern_z),
+        ]
+    }
+
+    /// Whether two grids of this shape (z, y, x) put every voxel at the same place, to a tenth of a voxel.
+    ///
+    /// An affine map is extreme at the corners, so the eight corners decide. Rounding noise in a header passes; a
+    /// flipped or shifted axis does not.
+    pub fn same_placement(&self, other: &Geometry, shape: [usize; 3]) -> bool {
+        let (ours, theirs) = (self.affine(), other.affine());
+        let smallest = self.spacing.iter().copied().fold(f64::INFINITY, f64::min);
+        (0..8).all(|corner| {
+            let far = |axis: usize| shape[axis].saturating_sub(1) as f64;
+            let index = [
+                if corner & 1 == 0 { 0.0 } else { far(2) },
+                if corner & 2 == 0 { 0.0 } else { far(1) },
+                if corner & 4 == 0 { 0.0 } else { far(0) },
+                1.0,
+            ];
+            let distance = ours.iter().zip(&theirs).map(|(a, b)| {
+                let row: f64 = (0..4).map(|i| (a[i] - b[i]) * index[i]).sum();
+                row * row
+            });
+            distance.sum::<f64>().sqrt() <= 0.1 * smallest
+        })
+    }
+}

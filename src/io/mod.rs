@@ -1,0 +1,9 @@
+//! Files in, arrays out: NIfTI images and label maps in (z, y, x) order.
+
+mod geometry;
+mod header;
+mod nifti;
+mod stream;
+
+pub use geometry::Geometry;
+pub use nifti::{Image, LabelMap, LabelVoxel, read_channels, read_image, read_labels, write_labels};

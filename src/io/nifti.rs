@@ -1,0 +1,197 @@
+//! NIfTI volumes as arrays.
+//!
+//! NIfTI stores x fastest, so the file's bytes read in order are a C-ordered (z, y, x) array: no transposition anywhere.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ndarray::{Array3, ArrayView3};
+use nifti::DataElement;
+use nifti::writer::WriterOptions;
+
+use super::Geometry;
+use super::header::{Header, Scalar};
+use super::stream;
+use crate::error::{Error, Result};
+
+/// How far a label stored as a float may lie from an integer.
+const LABEL_TOLERANCE: f64 = 1e-3;
+
+/// A scalar volume.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Values in (z, y, x) order, scaled by the header's slope and intercept.
+    pub data: Array3<f32>,
+    /// Where the grid lies.
+    pub geometry: Geometry,
+}
+
+/// A volume of label values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelMap {
+    /// Labels in (z, y, x) order.
+    pub data: Array3<i16>,
+    /// Where the grid lies.
+    pub geometry: Geometry,
+}
+
+/// Types in which a label map can be written.
+pub trait LabelVoxel: DataElement + bytemuck::Pod {}
+impl LabelVoxel for u8 {}
+impl LabelVoxel for u16 {}
+
+/// Reads a 3-D image; trailing axes of length 1 are dropped.
+///
+/// Non-finite voxels are passed on: whether they matter is decided where the case is known.
+///
+/// # Errors
+/// [`Error::NotThreeDimensional`] for several volumes in one file; the `Nifti*`, [`Error::NotNifti`] and
+/// [`Error::Gzip`] variants for files that are not what they claim.
+pub fn read_image(path: &Path) -> Result<Image> {
+    let (header, bytes) = stream::read(path)?;
+    if header.channels() != 1 {
+        return Err(not_three_dimensional(path, &header.axes));
+    }
+    image(path, &header, &bytes)
+}
+
+/// Reads a file of one or more volumes, such as the 4-D images of the Medical Segmentation Decathlon, as one image per
+/// channel.
+///
+/// # Errors
+/// As [`read_image`], without the limit to one volume.
+pub fn read_channels(path: &Path) -> Result<Vec<Image>> {
+    let (header, bytes) = stream::read(path)?;
+    bytes.chunks_exact(bytes.len() / header.channels()).map(|bytes| image(path, &header, bytes)).collect()
+}
+
+fn image(path: &Path, header: &Header, bytes: &[u8]) -> Result<Image> {
+    let data = values(header, bytes).map(|v| v as f32).collect();
+    Ok(Image {
+        data: array(path, header.shape(), data)?,
+        geometry: Geometry::from_header(header.spacing, header.fields.clone()),
+    })
+}
+
+/// Reads a 3-D label map of any scalar type; floats count as labels when they are integers to within a thousandth.
+///
+/// # Errors
+/// [`Error::LabelNotInteger`] for other values; otherwise as [`read_image`].
+pub fn read_labels(path: &Path) -> Result<LabelMap> {
+    let (header, bytes) = stream::read(path)?;
+    if header.channels() != 1 {
+        return Err(not_three_dimensional(path, &header.axes));
+    }
+    let shape = header.shape();
+    let mut data = Vec::with_capacity(shape.iter().product());
+    for (index, value) in values(&header, &bytes).enumerate() {
+        let label = value.round();
+        let integral = (value - label).abs() <= LABEL_TOLERANCE;
+        let in_range = (f64::from(i16::MIN)..=f64::from(i16::MAX)).contains(&label);
+        if !(integral && in_range) {
+            return Err(Error::LabelNotInteger {
+                path: path.into(),
+                value,
+                voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
+            });
+        }
+        data.push(label as i16);
+    }
+    Ok(LabelMap { data: array(path, shape, data)?, geometry: Geometry::from_header(header.spacing, header.fields) })
+}
+
+/// Writes a label map onto the grid of `geometry`, gzipped if the name ends in `.gz`.
+///
+/// The file appears under its name only when it is complete: it is written beside it first and renamed.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::NiftiWrite`]; the target is then as it was before.
+pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry) -> Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let gzipped = path.extension().is_some_and(|ending| ending == "gz");
+    // No dot but the ending's: the writer cuts names at their last dots.
+    let temporary = path.with_file_name(format!(
+        "writing-{}-{}.nii{}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed),
+        if gzipped { ".gz" } else { "" },
+    ));
+    let written = write_volume(&temporary, labels, geometry, gzipped)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path, "rename to")));
+    if written.is_err() {
+        // Best effort: the error that matters is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_volume<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry, gzipped: bool) -> Result<()> {
+    let failed = |problem: String| Error::NiftiWrite { path: path.into(), problem };
+    if labels.shape().iter().any(|&n| n == 0 || n > i16::MAX as usize) {
+        return Err(failed(format!("NIfTI-1 axes hold 1 to {} voxels, the volume has {:?}", i16::MAX, labels.shape())));
+    }
+    WriterOptions::new(path)
+        .reference_header(geometry.header())
+        .write_nifti(&labels.reversed_axes())
+        .map_err(|error| failed(error.to_string()))?;
+    // The writer lets a failing flush of an uncompressed file pass (a full disk, say); its length tells.
+    if !gzipped {
+        let expected = 352 + (labels.len() * size_of::<T>()) as u64;
+        let found = fs::metadata(path).map_err(Error::io(path, "read"))?.len();
+        if found != expected {
+            return Err(failed(format!("only {found} of {expected} bytes were written")));
+        }
+    }
+    Ok(())
+}
+
+/// Scaled values of all voxels in file order.
+fn values<'a>(header: &Header, bytes: &'a [u8]) -> Box<dyn Iterator<Item = f64> + 'a> {
+    let big = header.big_endian;
+    let stored: Box<dyn Iterator<Item = f64> + 'a> = match header.scalar {
+        Scalar::U8 => Box::new(bytes.iter().map(|&v| f64::from(v))),
+        Scalar::I8 => Box::new(bytes.iter().map(|&v| f64::from(v as i8))),
+        Scalar::I16 => words(bytes, big, |b| f64::from(i16::from_le_bytes(b))),
+        Scalar::U16 => words(bytes, big, |b| f64::from(u16::from_le_bytes(b))),
+        Scalar::I32 => words(bytes, big, |b| f64::from(i32::from_le_bytes(b))),
+        Scalar::U32 => words(bytes, big, |b| f64::from(u32::from_le_bytes(b))),
+        Scalar::I64 => words(bytes, big, |b| i64::from_le_bytes(b) as f64),
+        Scalar::U64 => words(bytes, big, |b| u64::from_le_bytes(b) as f64),
+        Scalar::F32 => words(bytes, big, |b| f64::from(f32::from_le_bytes(b))),
+        Scalar::F64 => words(bytes, big, f64::from_le_bytes),
+    };
+    let (slope, intercept) = (header.slope, header.intercept);
+    if (slope, intercept) == (1.0, 0.0) {
+        return stored;
+    }
+    Box::new(stored.map(move |v| v * slope + intercept))
+}
+
+fn words<'a, const N: usize>(
+    bytes: &'a [u8],
+    big_endian: bool,
+    decode: impl Fn([u8; N]) -> f64 + 'a,
+) -> Box<dyn Iterator<Item = f64> + 'a> {
+    let (words, _) = bytes.as_chunks::<N>();
+    Box::new(words.iter().map(move |&word| {
+        let mut word = word;
+        if big_endian {
+            word.reverse();
+        }
+        decode(word)
+    }))
+}
+
+fn array<T>(path: &Path, shape: [usize; 3], data: Vec<T>) -> Result<Array3<T>> {
+    let (expected, found) = (shape.iter().product::<usize>(), data.len());
+    Array3::from_shape_vec(shape, data).map_err(|_| Error::NiftiTruncated {
+        path: path.into(),
+        expected: expected as u64,
+        found: found as u64,
+    })
+}
+
+fn not_three_dimensional(path: &Path, axes: &[usize]) -> Error {
+    Error::NotThreeDimensional { path: path.into(), shape: axes.to_vec() }
+}

@@ -1,0 +1,60 @@
+//! Copying boxes of voxels between a volume and channels-last patch buffers.
+
+use ndarray::{ArrayView3, ArrayView4};
+
+/// Overlap of the range `[start, start + length)` with `[0, bound)`: offset into the range, offset into the bound, count.
+fn overlap(start: isize, length: usize, bound: usize) -> (usize, usize, usize) {
+    let skip = start.min(0).unsigned_abs().min(length);
+    let from = start.max(0).unsigned_abs().min(bound);
+    (skip, from, (length - skip).min(bound - from))
+}
+
+/// Copies a box of `(c, z, y, x)` into a channels-last buffer `[z, y, x, c]`; what lies outside the volume is 0.
+///
+/// The buffer must hold `dims` voxels of all channels; it is written completely.
+pub(crate) fn copy_image(data: ArrayView4<f32>, start: [isize; 3], dims: [usize; 3], out: &mut [f32]) {
+    let (channels, depth, height, width) = data.dim();
+    let [_, height_out, width_out] = dims;
+    let (z_to, z_from, z_count) = overlap(start[0], dims[0], depth);
+    let (y_to, y_from, y_count) = overlap(start[1], dims[1], height);
+    let (x_to, x_from, x_count) = overlap(start[2], dims[2], width);
+    if [z_count, y_count, x_count] != dims {
+        out.fill(0.0);
+    }
+    for z in 0..z_count {
+        for y in 0..y_count {
+            let first = (((z_to + z) * height_out + y_to + y) * width_out + x_to) * channels;
+            let row = &mut out[first..first + x_count * channels];
+            for channel in 0..channels {
+                let line = data.slice(ndarray::s![channel, z_from + z, y_from + y, x_from..x_from + x_count]);
+                let strided = row[channel..].iter_mut().step_by(channels);
+                match line.as_slice() {
+                    Some(line) => strided.zip(line).for_each(|(to, from)| *to = *from),
+                    None => strided.zip(line).for_each(|(to, from)| *to = *from),
+                }
+            }
+        }
+    }
+}
+
+/// Copies a box of labels into a target buffer `[z, y, x]`; -1 and what lies outside the volume become 0.
+pub(crate) fn copy_target(seg: ArrayView3<i16>, start: [isize; 3], dims: [usize; 3], out: &mut [u8]) {
+    let (depth, height, width) = seg.dim();
+    let [_, height_out, width_out] = dims;
+    let (z_to, z_from, z_count) = overlap(start[0], dims[0], depth);
+    let (y_to, y_from, y_count) = overlap(start[1], dims[1], height);
+    let (x_to, x_from, x_count) = overlap(start[2], dims[2], width);
+    if [z_count, y_count, x_count] != dims {
+        out.fill(0);
+    }
+    for z in 0..z_count {
+        for y in 0..y_count {
+            let first = ((z_to + z) * height_out + y_to + y) * width_out + x_to;
+            let row = &mut out[first..first + x_count];
+            let line = seg.slice(ndarray::s![z_from + z, y_from + y, x_from..x_from + x_count]);
+            for (to, &label) in row.iter_mut().zip(line) {
+                *to = label.max(0) as u8;
+            }
+        }
+    }
+}
