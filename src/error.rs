@@ -547,6 +547,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// The loss became infinite or NaN.
+    #[error(
+        "the loss of epoch {epoch} is not finite; lower the learning rate, or look for extreme intensities in the images"
+    )]
+    Diverged {
+        /// The epoch, from 0.
+        epoch: usize,
+    },
+
     // ---- figures -----------------------------------------------------------------------------------------------------------
     /// A figure could not be drawn or encoded.
     #[error("{path}: cannot draw the figure: {problem}")]

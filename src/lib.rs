@@ -21,12 +21,19 @@ pub mod augment;
 pub mod compat;
 pub mod dataset;
 pub mod eval;
+pub mod history;
 pub mod infer;
 pub mod io;
 pub mod numpy_random;
 mod patch;
 pub mod preprocess;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod sample;
+
+// Both together.
+pub mod predict;
+pub mod train;
 
 pub use compat::Compat;
 pub use error::{Error, Result};

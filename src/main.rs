@@ -1,2 +1,21 @@
-//! The command line.
-fn main() {}
+//! The command line. Exit codes: 0 done, 1 something failed, 2 the user can put it right.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let device_failed = error.chain().any(|cause| {
+                matches!(
+                    cause.downcast_ref::<voxgrad::kernels::KernelError>(),
+                    Some(voxgrad::kernels::KernelError::Device { .. })
+                )
+            });
+            ExitCode::from(if device_failed { 1 } else { 2 })
+        }
+    }
+}

@@ -151,11 +151,11 @@ fn three_steps_of(folder: &str) {
         }
         let relative = difference(&actual, &expected);
         let (_, before) = reference.get(&format!("step.weights0.{name}"));
-        // What starts at 0 is nothing but the sum of the steps: held to the gradients' 1e-3; and a bias before an
+        // What starts at 0 is nothing but the sum of the steps: held to a few times the gradients' 1e-3; and a bias before an
         // instance norm moves by the rounding errors of its gradient alone.
         let bound = match before.iter().all(|&v| v == 0.0) {
             true if name.ends_with("conv.bias") => f64::INFINITY,
-            true => 1e-3,
+            true => 3e-3,
             false => 1e-4,
         };
         assert!(relative < bound, "{name} differs by {relative:.1e} after three steps");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 pub mod json;
 pub mod labels;
 pub mod plans;
+pub mod sparsify;
 pub mod splits;
 
 pub use json::DatasetJson;

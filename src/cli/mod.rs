@@ -1,0 +1,65 @@
+//! What was typed, and which verb does it.
+
+mod devices;
+mod evaluate;
+mod predict;
+mod train;
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use voxgrad::device::{self, Device, DeviceChoice};
+
+/// Train, run and evaluate nnU-Net-style 3D segmentation networks on sparse annotations.
+#[derive(Parser)]
+#[command(name = "voxgrad", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List the devices of this machine and what they can do.
+    Devices,
+    /// Train a network on one fold of a dataset, then predict and score its validation cases.
+    Train(train::Train),
+    /// Segment images with a trained network.
+    Predict(predict::Predict),
+    /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
+    Evaluate(evaluate::Evaluate),
+}
+
+/// Where to compute.
+#[derive(clap::Args)]
+struct DeviceArgument {
+    /// auto, cpu, vulkan, vulkan:N, cuda or cuda:N. auto takes CUDA, else a Vulkan GPU, else the CPU.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+}
+
+impl DeviceArgument {
+    fn open(&self) -> anyhow::Result<Device> {
+        let choice: DeviceChoice = self.device.parse()?;
+        let device = device::open(choice)?;
+        println!("device: {} ({})", device.found.choice, device.found.name);
+        Ok(device)
+    }
+}
+
+/// Parses the command line and does what it says.
+pub fn run() -> anyhow::Result<()> {
+    match Arguments::parse().verb {
+        Verb::Devices => devices::run(),
+        Verb::Train(train) => train.run(),
+        Verb::Predict(predict) => predict.run(),
+        Verb::Evaluate(evaluate) => evaluate.run(),
+    }
+}
+
+/// A bar for `length` pieces of work; invisible where the output is no terminal.
+fn progress_bar(what: &'static str, length: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:<11} [{bar:32}] {pos}/{len}  {msg}  {elapsed} done, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::new(length as u64).with_style(style).with_prefix(what)
+}

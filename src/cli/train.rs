@@ -1,0 +1,348 @@
+//! `voxgrad train`.
+
+use super::{DeviceArgument, evaluate, predict, progress_bar};
+use anyhow::Context as _;
+use rayon::prelude::*;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use voxgrad::dataset::plans::Plans;
+use voxgrad::dataset::splits::{self, Fold, Split};
+use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
+use voxgrad::io;
+use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
+use voxgrad::report::{Overlay, write_overlay, write_progress};
+use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
+use voxgrad::{Compat, predict as inference};
+
+/// What was typed.
+#[derive(clap::Args)]
+pub struct Train {
+    /// Dataset folder in nnU-Net's layout: dataset.json, imagesTr, labelsTr.
+    dataset: PathBuf,
+    /// Folder for checkpoints, pictures, predictions and scores.
+    #[arg(short, long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// nnU-Net's plans; nnUNetPlans.json in the dataset folder unless given.
+    #[arg(short, long, value_name = "FILE")]
+    plans: Option<PathBuf>,
+    /// Configuration of the plans.
+    #[arg(short, long, default_value = "3d_fullres")]
+    configuration: String,
+    /// Fold of splits_final.json in the dataset folder, or of nnU-Net's own five folds without such a file; or `all`.
+    #[arg(short, long, default_value = "0")]
+    fold: String,
+    /// Epochs.
+    #[arg(long, default_value_t = 1000)]
+    epochs: usize,
+    /// SGD iterations of an epoch.
+    #[arg(long, default_value_t = 250)]
+    iterations: usize,
+    /// Validation batches after an epoch.
+    #[arg(long, default_value_t = 50)]
+    validation_iterations: usize,
+    /// Learning rate of the first epoch.
+    #[arg(long, default_value_t = 0.01)]
+    learning_rate: f64,
+    /// Seed of weights and patches.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Go on where an earlier run in the same folder was stopped; without one, begin.
+    #[arg(long = "continue", visible_alias = "c")]
+    resume: bool,
+    /// Score the validation cases against these complete labels instead of labelsTr.
+    #[arg(long, value_name = "FOLDER")]
+    reference: Option<PathBuf>,
+    /// Do not average the validation predictions over mirrored copies.
+    #[arg(long = "disable-tta")]
+    disable_tta: bool,
+    #[command(flatten)]
+    device: DeviceArgument,
+}
+
+const LATEST: &str = "checkpoint_latest.safetensors";
+const BEST: &str = "checkpoint_best.safetensors";
+const FINAL: &str = "checkpoint_final.safetensors";
+
+impl Train {
+    /// Trains, predicts, scores.
+    pub fn run(self) -> anyhow::Result<()> {
+        let dataset = Dataset::open(&self.dataset)?;
+        let split = self.split(&dataset)?;
+        let model = self.model(&dataset)?;
+        let device = self.device.open()?;
+        std::fs::create_dir_all(&self.output).with_context(|| format!("creating {}", self.output.display()))?;
+
+        let preprocessor =
+            Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;
+        let training = preprocess(&dataset, &split.train, &preprocessor)?;
+        let validation = preprocess(&dataset, &split.val, &preprocessor)?;
+        report_annotation(&training, &model)?;
+
+        let mut trainer = self.trainer(&device.context, model)?;
+        println!(
+            "network: {} parameters, patch {:?}, batch {}, {} training and {} validation cases",
+            trainer.network().parameters().count(),
+            trainer.model().configuration.patch_size,
+            trainer.model().configuration.batch_size,
+            training.len(),
+            validation.len(),
+        );
+        if !self.fit(&mut trainer, &training, &validation)? {
+            return Ok(());
+        }
+
+        let files: Vec<CaseFiles> = case_files(&dataset, &split.val)?.into_iter().cloned().collect();
+        let folder = self.output.join("validation");
+        let settings = inference::Settings { mirror: [!self.disable_tta; 3], ..Default::default() };
+        predict::predict_cases(&device.context, trainer.network(), trainer.model(), &files, &folder, &settings, false)?;
+        let references = self.reference.clone().unwrap_or_else(|| self.dataset.join("labelsTr"));
+        let (labels, ending) = (&trainer.model().labels, &dataset.json.file_ending);
+        let summary = self.output.join("summary.json");
+        // The references may hold more cases than this fold's.
+        let result = evaluate::score(&references, &folder, ending, labels, true, &summary)?;
+        evaluate::print(&result, labels);
+        let pictures = self.output.join("overlays");
+        std::fs::create_dir_all(&pictures).with_context(|| format!("creating {}", pictures.display()))?;
+        for case in &files {
+            self.draw(case, &folder, ending, labels, &pictures)?;
+        }
+        println!("pictures in {}, scores in {}", pictures.display(), summary.display());
+        Ok(())
+    }
+
+    fn model(&self, dataset: &Dataset) -> anyhow::Result<Model> {
+        let path = self.plans.clone().unwrap_or_else(|| self.dataset.join("nnUNetPlans.json"));
+        let plans = Plans::read(&path).context("reading the plans (--plans FILE names another file)")?;
+        Ok(Model::new(plans, &self.configuration, dataset.json.clone())?)
+    }
+
+    fn split(&self, dataset: &Dataset) -> anyhow::Result<Split> {
+        let names = dataset.case_names();
+        let fold: Fold = self.fold.parse()?;
+        let file = self.dataset.join("splits_final.json");
+        let splits = match (fold, file.exists()) {
+            (Fold::All, _) => Vec::new(),
+            (_, true) => splits::read(&file, &names)?,
+            (_, false) => splits::k_fold(&names)?,
+        };
+        Ok(splits::cases_of_fold(&splits, fold, &names)?)
+    }
+
+    fn trainer(&self, context: &voxgrad::kernels::Context, model: Model) -> anyhow::Result<Trainer> {
+        let saved = [FINAL, LATEST, BEST].map(|name| self.output.join(name)).into_iter().find(|path| path.exists());
+        match saved {
+            Some(path) if self.resume => {
+                println!("continuing from {}", path.display());
+                Ok(Trainer::resume(context, Checkpoint::read(&path)?)?)
+            }
+            Some(path) => anyhow::bail!(
+                "{} is there already; use --continue to go on with it, or choose another --output",
+                path.display()
+            ),
+            None => {
+                let settings = Settings {
+                    epochs: self.epochs,
+                    iterations: self.iterations,
+                    validation_iterations: self.validation_iterations,
+                    learning_rate: self.learning_rate,
+                    seed: self.seed,
+                };
+                Ok(Trainer::new(context, model, settings)?)
+            }
+        }
+    }
+
+    /// Trains all remaining epochs. False if Ctrl-C stopped it; the place is saved then.
+    fn fit(
+        &self,
+        trainer: &mut Trainer,
+        training: &[PreprocessedCase],
+        validation: &[PreprocessedCase],
+    ) -> anyhow::Result<bool> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        ctrlc::set_handler(move || {
+            // A second Ctrl-C does not wait for the iteration to end.
+            if asked.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        })
+        .context("installing the Ctrl-C handler")?;
+
+        let settings = *trainer.settings();
+        let per_epoch = settings.iterations + settings.validation_iterations;
+        let bar = progress_bar("training", settings.epochs * per_epoch);
+        let configuration = &trainer.model().configuration;
+        let voxels = configuration.batch_size * configuration.patch_size.iter().product::<usize>();
+        bar.set_position((trainer.progress().epoch * per_epoch + trainer.progress().iteration) as u64);
+        bar.reset_eta();
+        let mut loss = f32::NAN;
+        while !trainer.is_finished() {
+            let (start, mut iterations) = (Instant::now(), 0);
+            let outcome = trainer.epoch(training, validation, |report| {
+                iterations += 1;
+                if !report.validation {
+                    loss = report.loss.unwrap_or(loss);
+                }
+                let rate = (iterations * voxels) as f64 / start.elapsed().as_secs_f64() / 1e6;
+                bar.set_message(format!("epoch {}, loss {loss:.4}, {rate:.2} Mvoxel/s", report.epoch));
+                bar.inc(1);
+                match stop.load(Ordering::SeqCst) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })?;
+            let latest = self.output.join(LATEST);
+            match outcome {
+                Outcome::Interrupted => {
+                    trainer.checkpoint()?.write(&latest)?;
+                    bar.abandon();
+                    println!("stopped; the same command with --continue goes on from {}", latest.display());
+                    return Ok(false);
+                }
+                Outcome::Finished { best } => {
+                    self.after_epoch(trainer, best, &bar)?;
+                }
+            }
+        }
+        bar.finish();
+        let last = self.output.join(FINAL);
+        trainer.checkpoint()?.write(&last)?;
+        // As nnU-Net does: what the final checkpoint holds is not kept twice.
+        match std::fs::remove_file(self.output.join(LATEST)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("removing the latest checkpoint");
+            }
+            _ => println!("trained; the network is {}", last.display()),
+        }
+        Ok(true)
+    }
+
+    fn after_epoch(&self, trainer: &Trainer, best: bool, bar: &indicatif::ProgressBar) -> anyhow::Result<()> {
+        let checkpoint = trainer.checkpoint()?;
+        checkpoint.write(&self.output.join(LATEST))?;
+        if best {
+            checkpoint.write(&self.output.join(BEST))?;
+        }
+        let history = &trainer.progress().history;
+        write_progress(&self.output.join("progress.png"), history)?;
+        let last = |list: &[f64]| list.last().copied().unwrap_or(f64::NAN);
+        let dice: Vec<String> =
+            history.dice_per_class_or_region.last().into_iter().flatten().map(|d| format!("{d:.4}")).collect();
+        let line = format!(
+            "epoch {:>4}  lr {:.5}  train loss {:.4}  val loss {:.4}  pseudo Dice [{}]  {:.1} s{}",
+            trainer.progress().epoch - 1,
+            last(&history.lrs),
+            last(&history.train_losses),
+            last(&history.val_losses),
+            dice.join(", "),
+            last(&history.epoch_end_timestamps) - last(&history.epoch_start_timestamps),
+            if best { "  best" } else { "" },
+        );
+        // Above the bar on a terminal, plainly into a file.
+        if bar.is_hidden() {
+            println!("{line}")
+        } else {
+            bar.println(line)
+        }
+        Ok(())
+    }
+
+    fn draw(
+        &self,
+        case: &CaseFiles,
+        predictions: &Path,
+        ending: &str,
+        labels: &LabelManager,
+        pictures: &Path,
+    ) -> anyhow::Result<()> {
+        let file = format!("{}{ending}", case.name);
+        let first = case.images.first().context("a case without images")?;
+        let image = io::read_image(first)?;
+        let prediction = io::read_labels(&predictions.join(&file))?;
+        let annotation = case.label.as_deref().map(io::read_labels).transpose()?;
+        let reference = self.reference.as_ref().map(|folder| io::read_labels(&folder.join(&file))).transpose()?;
+        write_overlay(
+            &pictures.join(format!("{}.png", case.name)),
+            &Overlay {
+                case: &case.name,
+                image: image.data.view(),
+                annotation: annotation.as_ref().map(|labels| labels.data.view()),
+                prediction: prediction.data.view(),
+                reference: reference.as_ref().map(|labels| labels.data.view()),
+                ignore: labels.ignore_label(),
+                labels: &legend(labels),
+                spacing: image.geometry.spacing,
+            },
+        )?;
+        Ok(())
+    }
+}
+
+/// What the label values of a segmentation mean: for regions, the region that is decoded to the value.
+fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
+    let names = labels.foreground_names();
+    let values: Vec<i16> = match labels.regions_class_order() {
+        Some(order) => order.to_vec(),
+        None => labels.foreground().iter().flat_map(|group| group.members().to_vec()).collect(),
+    };
+    values.into_iter().zip(names.into_iter().map(String::from)).collect()
+}
+
+fn case_files<'a>(dataset: &'a Dataset, names: &[String]) -> anyhow::Result<Vec<&'a CaseFiles>> {
+    names
+        .iter()
+        .map(|name| {
+            let found = dataset.cases.iter().find(|case| case.name == *name);
+            found.with_context(|| format!("case {name} of the split has no files in {}", dataset.folder.display()))
+        })
+        .collect()
+}
+
+/// Reads and preprocesses cases in parallel.
+fn preprocess(
+    dataset: &Dataset,
+    names: &[String],
+    preprocessor: &Preprocessor,
+) -> anyhow::Result<Vec<PreprocessedCase>> {
+    let files = case_files(dataset, names)?;
+    let bar = progress_bar("reading", files.len());
+    let cases = files
+        .par_iter()
+        .map(|case| {
+            let raw = RawCase::read(case, &dataset.labels)?;
+            raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
+            let case = preprocessor.run(raw);
+            bar.inc(1);
+            Ok(case?)
+        })
+        .collect();
+    bar.finish_and_clear();
+    cases
+}
+
+/// Says how much is annotated, and refuses a dataset of which nothing is.
+fn report_annotation(cases: &[PreprocessedCase], model: &Model) -> anyhow::Result<()> {
+    let Some(ignore) = model.labels.ignore_label() else { return Ok(()) };
+    let (mut annotated, mut all) = (0usize, 0usize);
+    for case in cases {
+        let here = case.seg.iter().filter(|&&label| label != ignore).count();
+        if here == 0 {
+            eprintln!("warning: case {} has no annotated voxel: nothing is learned from it", case.name);
+        }
+        annotated += here;
+        all += case.seg.len();
+    }
+    if annotated == 0 {
+        anyhow::bail!(
+            "every voxel of all {} training cases has the ignore label {ignore}: annotate some, or correct the value of \
+             `ignore` in dataset.json",
+            cases.len()
+        );
+    }
+    println!("annotated: {:.1} % of the voxels", 100.0 * annotated as f64 / all as f64);
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! Figures: the course of training, and segmentations beside their references.
+
+mod canvas;
+mod overlay;
+mod progress;
+
+pub use overlay::{Overlay, write_overlay};
+pub use progress::write_progress;

@@ -1,0 +1,185 @@
+//! Checkpoints: one safetensors file with the network under nnU-Net's state-dict names and PyTorch's layout, the
+//! optimiser's momenta, and in its metadata everything else that training or prediction needs.
+
+use super::{Progress, Settings};
+use crate::dataset::plans::{Configuration, Plans};
+use crate::dataset::{DatasetJson, LabelManager};
+use crate::error::{Error, Result};
+use crate::io::write_atomically;
+use crate::kernels::Context;
+use crate::nn::UNetShape;
+use crate::parameters::{Parameters, Slot};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Key of the description in the file's metadata.
+const DESCRIPTION: &str = "voxgrad";
+const NETWORK: &str = "network.";
+const MOMENTUM: &str = "momentum.";
+
+/// What a network is for: the plans, one of their configurations, and the labels.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The plans.
+    pub plans: Plans,
+    /// Name of the configuration, `3d_fullres` for example.
+    pub configuration_name: String,
+    /// The configuration itself.
+    pub configuration: Configuration,
+    /// The dataset's description.
+    pub dataset: DatasetJson,
+    /// Its labels.
+    pub labels: LabelManager,
+}
+
+impl Model {
+    /// Resolves a configuration of the plans and the labels of the dataset.
+    ///
+    /// # Errors
+    /// If the plans have no such configuration, or the labels break a rule.
+    pub fn new(plans: Plans, configuration_name: &str, dataset: DatasetJson) -> Result<Self> {
+        let configuration = plans.configuration(configuration_name)?;
+        let labels = LabelManager::new(&dataset)?;
+        Ok(Self { plans, configuration_name: configuration_name.into(), configuration, dataset, labels })
+    }
+
+    /// The shape of the network.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] for what is not supported.
+    pub fn architecture(&self) -> Result<UNetShape> {
+        let arguments = &self.configuration.architecture.arch_kwargs;
+        let class = &self.configuration.architecture.network_class_name;
+        if !class.ends_with("PlainConvUNet") {
+            let problem = format!("{class} is not supported, only PlainConvUNet");
+            return Err(Error::Architecture { field: "network_class_name", problem });
+        }
+        UNetShape::from_plans(
+            arguments,
+            self.configuration.normalization_schemes.len(),
+            self.labels.num_segmentation_heads(),
+        )
+    }
+}
+
+/// One tensor of a checkpoint: shape and values in PyTorch's layout.
+type Stored = HashMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A saved state of training.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// What the network is for.
+    pub model: Model,
+    /// How long it trains.
+    pub settings: Settings,
+    /// Where training stands.
+    pub progress: Progress,
+    network: Stored,
+    momentum: Stored,
+}
+
+/// The metadata of the file.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    version: u32,
+    plans: Plans,
+    configuration: String,
+    dataset: serde_json::Value,
+    settings: Settings,
+    progress: Progress,
+}
+
+impl Checkpoint {
+    pub(super) fn of(
+        context: &Context,
+        parameters: &Parameters,
+        model: Model,
+        settings: Settings,
+        progress: Progress,
+    ) -> Result<Self> {
+        let store = |slot| -> Result<Stored> {
+            let named = parameters.to_torch(context, slot)?;
+            Ok(named.into_iter().map(|(name, shape, values)| (name, (shape, values))).collect())
+        };
+        let (network, momentum) = (store(Slot::Value)?, store(Slot::Momentum)?);
+        Ok(Self { model, settings, progress, network, momentum })
+    }
+
+    /// Loads weights and momenta into a network of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::State`] naming the first parameter that does not fit.
+    pub fn load_into(&self, context: &Context, parameters: &Parameters) -> Result<()> {
+        for (slot, stored) in [(Slot::Value, &self.network), (Slot::Momentum, &self.momentum)] {
+            let find = |name: &str| stored.get(name).map(|(shape, values)| (&shape[..], &values[..]));
+            parameters.load_torch(context, slot, find)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the file; under its final name it is always complete.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let description = Description {
+            version: 1,
+            plans: self.model.plans.clone(),
+            configuration: self.model.configuration_name.clone(),
+            dataset: serde_json::Value::Object(self.model.dataset.source().clone()),
+            settings: self.settings,
+            progress: self.progress.clone(),
+        };
+        let description = serde_json::to_string(&description).map_err(|e| failed(e.to_string()))?;
+        let stored = [(NETWORK, &self.network), (MOMENTUM, &self.momentum)];
+        let mut views = Vec::new();
+        for (prefix, tensors) in stored {
+            for (name, (shape, values)) in tensors {
+                let bytes: &[u8] = bytemuck::cast_slice(values);
+                let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+                    .map_err(|e| failed(e.to_string()))?;
+                views.push((format!("{prefix}{name}"), view));
+            }
+        }
+        // A hash map's order is random: sorted, equal states are equal files.
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        let metadata = HashMap::from([(DESCRIPTION.to_string(), description)]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        write_atomically(path, &bytes)
+    }
+
+    /// Reads a file that [`Checkpoint::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Checkpoint`] if it is something else or damaged.
+    pub fn read(path: &Path) -> Result<Self> {
+        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+        let text = (header.metadata().as_ref())
+            .and_then(|metadata| metadata.get(DESCRIPTION))
+            .ok_or_else(|| failed("a safetensors file, but not of voxgrad".into()))?;
+        let description: Description = serde_json::from_str(text).map_err(|e| failed(e.to_string()))?;
+        let dataset = DatasetJson::parse(path, &description.dataset.to_string())?;
+        let model = Model::new(description.plans, &description.configuration, dataset)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+        let (mut network, mut momentum) = (Stored::new(), Stored::new());
+        for (name, view) in tensors.tensors() {
+            if view.dtype() != safetensors::Dtype::F32 {
+                return Err(failed(format!("tensor {name} is {:?}, expected f32", view.dtype())));
+            }
+            let stored = (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data()));
+            if let Some(name) = name.strip_prefix(NETWORK) {
+                network.insert(name.into(), stored);
+            } else if let Some(name) = name.strip_prefix(MOMENTUM) {
+                momentum.insert(name.into(), stored);
+            }
+        }
+        let Description { settings, progress, .. } = description;
+        Ok(Self { model, settings, progress, network, momentum })
+    }
+}

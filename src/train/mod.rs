@@ -1,0 +1,316 @@
+//! nnU-Net's training: epochs of SGD iterations on random patches, a validation of random patches after each, and a
+//! state that can be saved between any two iterations and continued to the same bits.
+
+mod checkpoint;
+
+pub use checkpoint::{Checkpoint, Model};
+
+use crate::augment::mirror;
+use crate::compat::Compat;
+use crate::error::{Error, Result};
+use crate::eval::PseudoDice;
+use crate::history::{EpochRecord, History};
+use crate::kernels::{Buffer, Context, Dtype};
+use crate::loss::NetworkLoss;
+use crate::nn::PlainConvUNet;
+use crate::optim::{Optimizer, poly_learning_rate};
+use crate::preprocess::PreprocessedCase;
+use crate::sample::{Batch, PatchSampler, RandomState};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Shape, Tensor};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Losses are read back after this many iterations: the device never waits for the host in between.
+const ITERATIONS_PER_READ: usize = 10;
+
+/// How long to train. The defaults are nnU-Net's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Epochs.
+    pub epochs: usize,
+    /// SGD iterations of an epoch.
+    pub iterations: usize,
+    /// Validation batches after an epoch.
+    pub validation_iterations: usize,
+    /// Learning rate of the first epoch.
+    pub learning_rate: f64,
+    /// Seed of initial weights, patches and mirroring.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { epochs: 1000, iterations: 250, validation_iterations: 50, learning_rate: 0.01, seed: 0 }
+    }
+}
+
+/// Where training stands: everything that a later continuation needs beside weights and momenta.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The current epoch, from 0.
+    pub epoch: usize,
+    /// Iterations done in it.
+    pub iteration: usize,
+    /// Their losses.
+    pub losses: Vec<f32>,
+    /// Start of the epoch, seconds since 1970.
+    pub started: f64,
+    /// Generator of training patches.
+    pub random: RandomState,
+    /// The finished epochs.
+    pub history: History,
+}
+
+/// What an observer is told after every iteration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Report {
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// Training or validation iterations done in this epoch.
+    pub iteration: usize,
+    /// Whether it was a validation iteration.
+    pub validation: bool,
+    /// Mean loss of the last iterations that were read back.
+    pub loss: Option<f32>,
+}
+
+/// How an epoch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is finished; `best` if the moving average of the pseudo Dice has never been higher.
+    Finished {
+        /// Whether this is the best epoch so far.
+        best: bool,
+    },
+    /// The observer asked to stop. [`Trainer::checkpoint`] saves the exact place.
+    Interrupted,
+}
+
+/// A network in training.
+pub struct Trainer {
+    context: Context,
+    model: Model,
+    settings: Settings,
+    network: PlainConvUNet,
+    loss: NetworkLoss,
+    sampler: PatchSampler,
+    optimizer: Optimizer,
+    random: ChaCha8Rng,
+    progress: Progress,
+    batch: Batch,
+}
+
+impl Trainer {
+    /// A fresh network.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] if plans and network do not fit, or a kernel error if the device is too small.
+    pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
+        let network = PlainConvUNet::new(context, model.architecture()?, settings.seed)?;
+        let random = ChaCha8Rng::seed_from_u64(settings.seed);
+        let progress = Progress {
+            epoch: 0,
+            iteration: 0,
+            losses: Vec::new(),
+            started: now(),
+            random: RandomState::of(&random),
+            history: History::default(),
+        };
+        Self::assemble(context, model, settings, network, progress)
+    }
+
+    /// Continues from a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and [`Error::State`] if the checkpoint does not fit its own plans.
+    pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
+        let network = PlainConvUNet::new(context, checkpoint.model.architecture()?, checkpoint.settings.seed)?;
+        checkpoint.load_into(context, network.parameters())?;
+        let Checkpoint { model, settings, progress, .. } = checkpoint;
+        Self::assemble(context, model, settings, network, progress)
+    }
+
+    fn assemble(
+        context: &Context,
+        model: Model,
+        settings: Settings,
+        network: PlainConvUNet,
+        progress: Progress,
+    ) -> Result<Self> {
+        let (patch, _) = model.configuration.three_dimensional()?;
+        let batch_size = model.configuration.batch_size;
+        let batch_dice = model.configuration.batch_dice;
+        let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
+        Ok(Self {
+            context: context.clone(),
+            sampler: PatchSampler::new(batch_size, patch),
+            optimizer: Optimizer::default(),
+            random: progress.random.restore(),
+            batch: Batch::default(),
+            model,
+            settings,
+            network,
+            loss,
+            progress,
+        })
+    }
+
+    /// The network as it is now.
+    pub fn network(&self) -> &PlainConvUNet {
+        &self.network
+    }
+
+    /// What is being trained.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How long.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where training stands.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whether all epochs are done.
+    pub fn is_finished(&self) -> bool {
+        self.progress.epoch >= self.settings.epochs
+    }
+
+    /// The whole state, to be continued with [`Trainer::resume`].
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let progress = Progress { random: RandomState::of(&self.random), ..self.progress.clone() };
+        Checkpoint::of(&self.context, self.network.parameters(), self.model.clone(), self.settings, progress)
+    }
+
+    /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
+    ///
+    /// # Errors
+    /// [`Error::NoCases`] without training cases, [`Error::Diverged`] if the loss is no longer finite, or what the
+    /// device reports.
+    pub fn epoch(
+        &mut self,
+        training: &[PreprocessedCase],
+        validation: &[PreprocessedCase],
+        mut observe: impl FnMut(Report) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
+        let epoch = self.progress.epoch;
+        if self.progress.iteration == 0 {
+            self.progress.started = now();
+        }
+        let learning_rate = poly_learning_rate(self.settings.learning_rate, epoch, self.settings.epochs);
+        let mut unread: Vec<Buffer> = Vec::with_capacity(ITERATIONS_PER_READ);
+        while self.progress.iteration < self.settings.iterations {
+            unread.push(self.iteration(training, learning_rate as f32)?);
+            self.progress.iteration += 1;
+            let last = self.progress.iteration == self.settings.iterations;
+            let mut loss = None;
+            if unread.len() == ITERATIONS_PER_READ || last {
+                loss = Some(self.read_losses(&mut unread)?);
+            }
+            let report = Report { epoch, iteration: self.progress.iteration, validation: false, loss };
+            if observe(report).is_break() {
+                self.read_losses(&mut unread)?;
+                return Ok(Outcome::Interrupted);
+            }
+        }
+
+        let cases = if validation.is_empty() { training } else { validation };
+        let Some((val_loss, dice)) = self.validate(cases, &mut observe)? else { return Ok(Outcome::Interrupted) };
+        let losses = std::mem::take(&mut self.progress.losses);
+        let record = EpochRecord {
+            train_loss: mean(&losses),
+            val_loss,
+            dice_per_class: dice,
+            learning_rate,
+            started: self.progress.started,
+            ended: now(),
+        };
+        let best = self.progress.history.push(record, Compat::Corrected);
+        self.progress.epoch += 1;
+        self.progress.iteration = 0;
+        Ok(Outcome::Finished { best })
+    }
+
+    /// One SGD step on one random batch; the loss stays on the device.
+    fn iteration(&mut self, cases: &[PreprocessedCase], learning_rate: f32) -> Result<Buffer> {
+        self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
+        mirror(&mut self.batch, [true; 3], &mut self.random);
+        let (x, target) = upload(&self.context, &self.batch)?;
+        let mut tape = Tape::new(&self.context);
+        let outputs = self.network.forward(&mut tape, &x, self.loss.levels())?;
+        let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
+        tape.backward(seeds)?;
+        self.optimizer.step(&self.context, self.network.parameters(), learning_rate)?;
+        Ok(loss)
+    }
+
+    /// Moves losses from the device to the record and returns their mean.
+    fn read_losses(&mut self, unread: &mut Vec<Buffer>) -> Result<f32> {
+        let mut sum = 0.0;
+        let count = unread.len();
+        for loss in unread.drain(..) {
+            let total = self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN);
+            if !total.is_finite() {
+                return Err(Error::Diverged { epoch: self.progress.epoch });
+            }
+            self.progress.losses.push(total);
+            sum += total;
+        }
+        Ok(sum / count as f32)
+    }
+
+    /// Mean loss and pseudo Dice of random validation patches; `None` if interrupted. The patches of an epoch are the
+    /// same however often training was interrupted before.
+    fn validate(
+        &mut self,
+        cases: &[PreprocessedCase],
+        observe: &mut impl FnMut(Report) -> ControlFlow<()>,
+    ) -> Result<Option<(f64, Vec<f64>)>> {
+        let epoch = self.progress.epoch;
+        let mut random = ChaCha8Rng::seed_from_u64(self.settings.seed);
+        random.set_stream(1 + epoch as u64);
+        let mut dice = PseudoDice::new(&self.model.labels);
+        let mut losses = Vec::with_capacity(self.settings.validation_iterations);
+        for iteration in 0..self.settings.validation_iterations {
+            self.sampler.fill(cases, &mut random, &mut self.batch)?;
+            let (x, target) = upload(&self.context, &self.batch)?;
+            let outputs = self.network.forward(&mut Tape::inference(&self.context), &x, self.loss.levels())?;
+            let loss = self.loss.value(&self.context, &target, &outputs)?;
+            if let Some(finest) = outputs.first() {
+                dice.add_logits(&finest.tensor().download(&self.context)?, &self.batch.target)?;
+            }
+            losses.push(self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN));
+            let report = Report { epoch, iteration: iteration + 1, validation: true, loss: losses.last().copied() };
+            if observe(report).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(Some((mean(&losses), dice.per_class())))
+    }
+}
+
+/// A batch on the device: the image, and the label map.
+fn upload(context: &Context, batch: &Batch) -> Result<(Var, Buffer)> {
+    let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
+    let image = Tensor::upload(context, shape, &batch.image)?;
+    Ok((Var::data(image), context.upload(&batch.target, Dtype::U8)?))
+}
+
+fn mean(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
