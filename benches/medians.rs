@@ -1,20 +1,20 @@
 //! Prints one line an item, `id seconds`: what `scripts/compare.sh` sets beside the same ids of
-//! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- [GROUP] [REPEATS]`.
+//! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS]`.
 
 #[path = "work/mod.rs"]
 mod work;
 
 use std::time::Instant;
+use work::Amount;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
-    let group = arguments.next().unwrap_or_else(|| "all".into());
+    let Some(group) = arguments.next() else {
+        return eprintln!("medians: cargo bench --bench medians -- conv|norm|loss|step|all [REPEATS]");
+    };
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));
     let context = work::context();
-    for item in work::items(&context) {
-        if group != "all" && !item.id.starts_with(&group) {
-            continue;
-        }
+    for item in work::items(&group) {
         let mut run = (item.prepare)(&context);
         // The first run compiles; the second finds warm pools.
         run();
@@ -27,10 +27,12 @@ fn main() {
             })
             .collect();
         seconds.sort_by(f64::total_cmp);
-        let median = seconds[repeats / 2];
-        match item.flops {
-            Some(flops) => println!("{} {median:.6} # {:.1} GFLOP/s", item.id, flops as f64 / median / 1e9),
-            None => println!("{} {median:.6}", item.id),
-        }
+        let (median, fastest) = (seconds[repeats / 2], seconds[0]);
+        let rate = match item.amount {
+            Amount::Flops(flops) => format!("{:.1} GFLOP/s", flops as f64 / median / 1e9),
+            Amount::Bytes(bytes) => format!("{:.1} GB/s", bytes as f64 / median / 1e9),
+            Amount::Voxels(voxels) => format!("{:.2} Mvoxel/s", voxels as f64 / median / 1e6),
+        };
+        println!("{} {median:.6} # {rate}, fastest {fastest:.6}", item.id);
     }
 }

@@ -1,8 +1,8 @@
 //! Convolutions of the shapes that nnU-Net's networks are made of, batch 1.
 
-use super::{Item, upload};
+use super::{Amount, Item, upload};
 use voxgrad::kernels::conv3d::{self, Problem};
-use voxgrad::kernels::{Dtype, conv_transpose3d};
+use voxgrad::kernels::{Dtype, conv_transpose3d, reduce};
 
 struct Shape {
     channels: (usize, usize),
@@ -33,7 +33,7 @@ pub fn items() -> Vec<Item> {
             let problem = problem.clone();
             items.push(Item {
                 id: format!("{id}/{}", if backward { "forward_backward" } else { "forward" }),
-                flops: Some(if backward { 3 * flops } else { flops }),
+                amount: Amount::Flops(if backward { 3 * flops } else { flops }),
                 prepare: Box::new(move |context| {
                     let (context, problem) = (context.clone(), problem.clone());
                     let x = upload(&context, problem.input_len(), 1);
@@ -48,6 +48,8 @@ pub fn items() -> Vec<Item> {
                         if backward {
                             conv3d::backward_data(&context, &problem, &weights, &dy, &dx, None).expect("data");
                             conv3d::backward_weight(&context, &problem, &x, None, &dy, &dw).expect("weight");
+                            let channels = problem.channels_out();
+                            reduce::channel_sum(&context, dy.len() / channels, channels, &dy, &db).expect("bias");
                         }
                         context.finish([&y, &dx, &dw, &db]).expect("finish");
                     })
@@ -60,22 +62,23 @@ pub fn items() -> Vec<Item> {
         let problem = problem.clone();
         items.push(Item {
             id: format!("conv/t64-32-k222-s2-16x16x16/{}", if backward { "forward_backward" } else { "forward" }),
-            flops: Some(if backward { 3 * problem.flops() } else { problem.flops() }),
+            amount: Amount::Flops(if backward { 3 * problem.flops() } else { problem.flops() }),
             prepare: Box::new(move |context| {
                 let (context, problem) = (context.clone(), problem.clone());
                 let x = upload(&context, problem.input_len(), 1);
                 let weights = upload(&context, problem.weight_len(), 2);
-                let dy = upload(&context, problem.output_len(), 4);
+                let (bias, dy) = (upload(&context, 32, 3), upload(&context, problem.output_len(), 4));
                 let empty = |len| context.empty(len, Dtype::F32).expect("allocation");
                 let (y, dx) = (empty(problem.output_len()), empty(problem.input_len()));
-                let dw = empty(problem.weight_len());
+                let (dw, db) = (empty(problem.weight_len()), empty(32));
                 Box::new(move || {
-                    conv_transpose3d::forward(&context, &problem, &x, &weights, None, &y).expect("forward");
+                    conv_transpose3d::forward(&context, &problem, &x, &weights, Some(&bias), &y).expect("forward");
                     if backward {
                         conv_transpose3d::backward_data(&context, &problem, &weights, &dy, &dx).expect("data");
                         conv_transpose3d::backward_weight(&context, &problem, &x, &dy, &dw).expect("weight");
+                        reduce::channel_sum(&context, dy.len() / 32, 32, &dy, &db).expect("bias");
                     }
-                    context.finish([&y, &dx, &dw]).expect("finish");
+                    context.finish([&y, &dx, &dw, &db]).expect("finish");
                 })
             }),
         });

@@ -1,0 +1,53 @@
+//! nnU-Net's losses with an ignore label, one level, a tenth of the slices annotated.
+
+use super::{Amount, Item, sparse_labels, upload};
+use voxgrad::kernels::Dtype;
+use voxgrad::kernels::loss::{self, Gradient, Level, LossSettings, Problem, Target};
+
+const BATCH: usize = 2;
+
+pub fn items() -> Vec<Item> {
+    let labels = [(4, 64), (14, 64), (62, 32)].map(|(classes, side)| {
+        (format!("loss/dice_ce-b2-c{classes}-{side}x{side}x{side}"), Target::Labels { classes }, side)
+    });
+    let nested = vec![vec![1, 2, 3], vec![2, 3], vec![3]];
+    let regions = ("loss/dice_bce-b2-r3-64x64x64".to_string(), Target::Regions { labels: 4, regions: nested }, 64);
+    let mut items = Vec::new();
+    for (id, target, side) in labels.into_iter().chain([regions]) {
+        for gradient in [false, true] {
+            let (target, dims) = (target.clone(), [side; 3]);
+            let voxels = BATCH * side * side * side;
+            let passes = if gradient { 3 } else { 1 };
+            items.push(Item {
+                id: format!("{id}/{}", if gradient { "forward_backward" } else { "forward" }),
+                // Logits are read once a pass and the gradient is written; labels are read once a pass.
+                amount: Amount::Bytes((voxels * (passes * 4 * target.channels() + passes.min(2))) as u64),
+                prepare: Box::new(move |context| {
+                    let context = context.clone();
+                    let declared = match &target {
+                        Target::Labels { classes } => *classes,
+                        Target::Regions { labels, .. } => *labels,
+                    };
+                    let settings = LossSettings::new(target.clone(), Some(declared as u8), false);
+                    let level = Level { dims, weight: 1.0 };
+                    let problem = Problem::new(&context, &settings, BATCH, dims, &[level]).expect("shape");
+                    let labels = context.upload(&sparse_labels(BATCH, dims, declared), Dtype::U8).expect("upload");
+                    let logits = upload(&context, problem.logits_len(0), 1);
+                    let into = context.empty(logits.len(), Dtype::F32).expect("allocation");
+                    let value = context.empty(problem.loss_len(), Dtype::F32).expect("allocation");
+                    Box::new(move || {
+                        if gradient {
+                            let into = [Gradient::Into(&into)];
+                            loss::value_and_gradient(&context, &problem, &labels, &[&logits], &into, 1.0, &value)
+                                .expect("loss");
+                        } else {
+                            loss::value(&context, &problem, &labels, &[&logits], &value).expect("loss");
+                        }
+                        context.finish([&value, &into]).expect("finish");
+                    })
+                }),
+            });
+        }
+    }
+    items
+}

@@ -1,0 +1,70 @@
+//! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD.
+
+use super::{Amount, Item, pattern, sparse_labels};
+use std::path::Path;
+use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::kernels::Dtype;
+use voxgrad::loss::NetworkLoss;
+use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
+use voxgrad::optim::Optimizer;
+use voxgrad::tape::{Tape, Var};
+use voxgrad::tensor::{Shape, Tensor};
+
+const BATCH: usize = 2;
+const TWO_REGIONS: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
+    "labels": {"background": 0, "whole": [1, 2], "part": 1, "ignore": 3}, "regions_class_order": [2, 1]}"#;
+const FOUR_CLASSES: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
+    "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "ignore": 4}}"#;
+
+pub fn items() -> Vec<Item> {
+    [
+        (&[8, 16, 32, 64][..], 1, TWO_REGIONS, [40, 56, 40]),
+        (&[32, 64, 128, 256][..], 1, TWO_REGIONS, [40, 56, 40]),
+        (&[32, 64, 128][..], 4, FOUR_CLASSES, [64, 64, 64]),
+    ]
+    .into_iter()
+    .map(|(features, channels, dataset, dims)| {
+        let names: Vec<String> = features.iter().map(usize::to_string).collect();
+        let [d, h, w] = dims;
+        Item {
+            id: format!("step/{}-in{channels}-b{BATCH}-{d}x{h}x{w}", names.join("-")),
+            amount: Amount::Voxels((BATCH * d * h * w) as u64),
+            prepare: Box::new(move |context| {
+                let context = context.clone();
+                let json = DatasetJson::parse(Path::new("dataset.json"), dataset).expect("dataset");
+                let labels = LabelManager::new(&json).expect("labels");
+                let stage = |(i, &features): (usize, &usize)| Stage {
+                    features,
+                    kernel: [3; 3],
+                    stride: if i == 0 { [1; 3] } else { [2; 3] },
+                    encoder_blocks: 2,
+                    decoder_blocks: 2,
+                };
+                let shape = UNetShape {
+                    channels_in: channels,
+                    heads: labels.num_segmentation_heads(),
+                    stages: features.iter().enumerate().map(stage).collect(),
+                    bias: true,
+                };
+                let loss = NetworkLoss::new(&context, &labels, &shape, BATCH, dims, false).expect("loss");
+                let network = PlainConvUNet::new(&context, shape, 1).expect("network");
+                let shape = Shape { batch: BATCH, dims, channels };
+                let x = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
+                let x = Var::data(x);
+                let map = sparse_labels(BATCH, dims, labels.all_labels().len());
+                let target = context.upload(&map, Dtype::U8).expect("upload");
+                let optimizer = Optimizer::default();
+                Box::new(move || {
+                    let mut tape = Tape::new(&context);
+                    let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
+                    let (_, seeds) = loss.value_and_gradient(&context, &target, outputs).expect("loss");
+                    tape.backward(seeds).expect("backward");
+                    let norm = optimizer.step(&context, network.parameters(), 0.01).expect("step");
+                    let [values, ..] = network.parameters().trained().expect("parameters");
+                    context.finish([&norm, &values]).expect("finish");
+                })
+            }),
+        }
+    })
+    .collect()
+}
