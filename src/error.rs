@@ -354,7 +354,7 @@ pub enum Error {
     },
     /// A label value that `dataset.json` does not declare.
     #[error(
-        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` declares {expected:?}: declare it or \
+        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` in dataset.json declares {expected:?}: declare it or \
          correct the file"
     )]
     UnexpectedLabel {

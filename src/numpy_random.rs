@@ -11,6 +11,8 @@ const SHIFT: usize = 397;
 #[derive(Clone)]
 pub struct NumpyRandom {
     state: Box<[u32; WORDS]>,
+    /// The state's words as they are handed out.
+    output: Box<[u32; WORDS]>,
     next: usize,
 }
 
@@ -23,7 +25,7 @@ impl NumpyRandom {
             *slot = word;
             word = 1_812_433_253_u32.wrapping_mul(word ^ (word >> 30)).wrapping_add(position as u32 + 1);
         }
-        NumpyRandom { state, next: WORDS }
+        NumpyRandom { state, output: Box::new([0; WORDS]), next: WORDS }
     }
 
     /// The next 32 random bits.
@@ -31,12 +33,8 @@ impl NumpyRandom {
         if self.next == WORDS {
             self.regenerate();
         }
-        let mut y = self.state[self.next];
         self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        self.output[self.next - 1]
     }
 
     fn regenerate(&mut self) {
@@ -52,12 +50,19 @@ impl NumpyRandom {
             s[i] = twisted(s[i], s[i + 1], s[i + SHIFT - WORDS]);
         }
         s[WORDS - 1] = twisted(s[WORDS - 1], s[0], s[SHIFT - 1]);
+        for (word, &state) in self.output.iter_mut().zip(s.iter()) {
+            let mut y = state;
+            y ^= y >> 11;
+            y ^= (y << 7) & 0x9d2c_5680;
+            y ^= (y << 15) & 0xefc6_0000;
+            *word = y ^ (y >> 18);
+        }
         self.next = 0;
     }
 
     /// A uniform integer in `0..=max`, by masked rejection as the legacy functions do.
     pub fn up_to(&mut self, max: u32) -> u32 {
-        let mask = u32::MAX.checked_shr(max.leading_zeros()).unwrap_or(0);
+        let mask = mask(max);
         if mask == 0 {
             return 0; // numpy draws nothing for an empty interval
         }
@@ -66,6 +71,34 @@ impl NumpyRandom {
             if value <= max {
                 return value;
             }
+        }
+    }
+
+    /// Draws as many integers as [`up_to`](Self::up_to) would, one for each index of `counts`, and counts them.
+    ///
+    /// A hundred million draws are normal here, and half of the words may be rejected at random: no branch depends on it.
+    pub fn tally(&mut self, mut draws: usize, counts: &mut [u32]) {
+        let Some(max) = counts.len().checked_sub(1) else {
+            return;
+        };
+        let mask = mask(max as u32);
+        if mask == 0 {
+            counts[0] += draws as u32;
+            return;
+        }
+        while draws > 0 {
+            if self.next == WORDS {
+                self.regenerate();
+            }
+            // A word gives one draw at most, so these are not too many.
+            let end = WORDS.min(self.next + draws);
+            for &word in &self.output[self.next..end] {
+                let value = (word & mask) as usize;
+                let accepted = usize::from(value <= max);
+                counts[value.min(max)] += accepted as u32;
+                draws -= accepted;
+            }
+            self.next = end;
         }
     }
 
@@ -90,4 +123,9 @@ impl NumpyRandom {
         order.truncate(k);
         order
     }
+}
+
+/// The smallest run of ones that covers `max`.
+fn mask(max: u32) -> u32 {
+    u32::MAX.checked_shr(max.leading_zeros()).unwrap_or(0)
 }

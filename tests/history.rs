@@ -33,9 +33,7 @@ fn moving_average_and_best() {
 fn an_epoch_without_dice_is_harmless_unless_upstream_is_asked_for() {
     let run = |compat| {
         let mut history = History::default();
-        let best: Vec<bool> = [NAN, 0.5, NAN, 0.9]
-            .map(|dice| history.push(epoch(&[dice]), compat))
-            .to_vec();
+        let best: Vec<bool> = [NAN, 0.5, NAN, 0.9].map(|dice| history.push(epoch(&[dice]), compat)).to_vec();
         (history.ema_fg_dice, best)
     };
     let (ema, best) = run(Compat::Corrected);
@@ -51,10 +49,7 @@ fn storing_keeps_nan() {
     let mut history = History::default();
     history.push(epoch(&[NAN, 0.1 + 0.2]), Compat::Corrected);
     let text = serde_json::to_string(&history).unwrap();
-    assert!(
-        text.contains("\"dice_per_class_or_region\":[[null,0.30000000000000004]]"),
-        "{text}"
-    );
+    assert!(text.contains("\"dice_per_class_or_region\":[[null,0.30000000000000004]]"), "{text}");
     let read: History = serde_json::from_str(&text).unwrap();
     assert!(read.dice_per_class_or_region[0][0].is_nan());
     assert_eq!(read.mean_fg_dice, history.mean_fg_dice);

@@ -4,7 +4,7 @@ use approx::assert_relative_eq;
 use ndarray::{Array3, Array4, Ix4};
 use voxgrad::augment::flip;
 use voxgrad::dataset::plans::Plans;
-use voxgrad::dataset::{CaseFiles, Dataset};
+use voxgrad::dataset::{CaseFiles, Dataset, cases_in};
 use voxgrad::infer::window::{SMALLEST_WEIGHT, axis_starts, importance_map};
 use voxgrad::infer::{Accumulator, SlidingWindow, export, mirror_subsets};
 use voxgrad::io::read_labels;
@@ -142,6 +142,31 @@ fn decodes_like_nnunet() {
         assert!(expected.iter().any(|&l| l > 0));
         assert!(found.iter().zip(&expected).all(|(a, b)| i16::from(*a) == *b), "{name}");
     }
+}
+
+/// From raw files to what nnU-Net gave its network, and from its network's logits to the file it wrote.
+#[test]
+fn inference_begins_and_ends_like_nnunets() {
+    let name = "brats_labels_anisotropic";
+    let (dataset, preprocessor) = preprocessor(name);
+    let images = data(name).join("raw/imagesTs");
+    let files = &cases_in(&images, None, &dataset.json).unwrap()[0];
+    assert_eq!(files.name, "case_011");
+    let case = preprocessor.run(RawCase::read(files, &dataset.labels).unwrap()).unwrap();
+    let archive = data(name).join("predictions/case_011_network.npz");
+    let array = |key| npz::read(&archive, key).into_dimensionality::<Ix4>().unwrap();
+    let input = array("input");
+    assert_eq!(case.data.dim(), input.dim());
+    for (found, expected) in case.data.iter().zip(&input) {
+        assert_relative_eq!(f64::from(*found), *expected, epsilon = 1e-5);
+    }
+    let logits = array("logits").permuted_axes([1, 2, 3, 0]);
+    let logits: Vec<f32> = logits.iter().map(|&v| v as f32).collect();
+    let shape: [usize; 3] = case.seg.dim().into();
+    let found = export::segmentation(logits, shape, &case.properties, &preprocessor).unwrap();
+    let written = read_labels(&data(name).join("predictions/case_011.nii.gz")).unwrap().data;
+    assert!(written.iter().any(|&l| l > 0));
+    assert_eq!(found.mapv(i16::from), written);
 }
 
 /// Logits that encode the cropped labels come back as the labels, in place.

@@ -30,3 +30,20 @@ fn empty_and_single_intervals_draw_nothing() {
     assert_eq!(random.up_to(0), 0);
     assert_eq!(random.next_u32(), untouched.next_u32());
 }
+
+#[test]
+fn tallies_are_counted_draws() {
+    for size in [1u32, 2, 77, 625, 5000] {
+        let mut tallied = NumpyRandom::new(size);
+        let mut drawn = tallied.clone();
+        let mut counts = vec![0; size as usize];
+        for draws in [3usize, 1000, 0, 4321] {
+            tallied.tally(draws, &mut counts);
+            for _ in 0..draws {
+                counts[drawn.up_to(size - 1) as usize] -= 1;
+            }
+            assert!(counts.iter().all(|&count| count == 0), "{size} {draws}");
+        }
+        assert_eq!(tallied.next_u32(), drawn.next_u32());
+    }
+}

@@ -53,24 +53,12 @@ fn progress_shows_every_line() {
         picture.pixels().filter(|p| close(p)).count()
     };
     // Blue, red, green, violet and orange lines have pixels of their own.
-    for (r, g, b) in [
-        (31, 98, 189),
-        (207, 54, 60),
-        (30, 140, 78),
-        (116, 75, 172),
-        (204, 112, 18),
-    ] {
+    for (r, g, b) in [(31, 98, 189), (207, 54, 60), (30, 140, 78), (116, 75, 172), (204, 112, 18)] {
         assert!(near(r, g, b) > 200, "{r} {g} {b}");
     }
     // Nothing else is left in the folder.
-    let names = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|f| f.unwrap().file_name());
-    assert!(
-        names
-            .into_iter()
-            .all(|name| !name.to_string_lossy().starts_with("writing"))
-    );
+    let names = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with("writing")));
 }
 
 #[test]
@@ -84,10 +72,7 @@ fn progress_of_few_or_odd_epochs() {
     odd.lrs = vec![0.0; 4];
     write_progress(&folder.join("odd.png"), &odd).unwrap();
     let missing = folder.join("missing/progress.png");
-    assert!(matches!(
-        write_progress(&missing, &odd),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(write_progress(&missing, &odd), Err(Error::Io { .. })));
 }
 
 #[test]
@@ -102,11 +87,7 @@ fn overlay_of_a_case() {
     let mut predicted = dense.clone();
     predicted.slice_mut(s![.., ..20, ..]).fill(0);
     let path = folder.join("overlay.png");
-    let names = [
-        (1, "edema".to_string()),
-        (2, "core".into()),
-        (3, "enhancing".into()),
-    ];
+    let names = [(1, "edema".to_string()), (2, "core".into()), (3, "enhancing".into())];
     let overlay = Overlay {
         case: &files.name,
         image: image.data.view(),
@@ -137,22 +118,12 @@ fn overlay_of_a_case() {
     assert_eq!(coloured(0), 0);
     assert!(coloured(3) > coloured(2) && coloured(2) > 0);
 
-    let without = Overlay {
-        annotation: None,
-        reference: None,
-        ..overlay.clone()
-    };
+    let without = Overlay { annotation: None, reference: None, ..overlay.clone() };
     let path = folder.join("two_panels.png");
     write_overlay(&path, &without).unwrap();
     assert!(image::open(&path).unwrap().width() < width / 2 + 100);
 
     let other = Array3::zeros((2, 2, 2));
-    let mismatched = Overlay {
-        prediction: other.view(),
-        ..overlay
-    };
-    assert!(matches!(
-        write_overlay(&folder.join("bad.png"), &mismatched),
-        Err(Error::Figure { .. })
-    ));
+    let mismatched = Overlay { prediction: other.view(), ..overlay };
+    assert!(matches!(write_overlay(&folder.join("bad.png"), &mismatched), Err(Error::Figure { .. })));
 }

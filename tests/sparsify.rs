@@ -8,6 +8,9 @@ use voxgrad::dataset::sparsify::{integration_dataset, sparsify};
 use voxgrad::io::{Geometry, read_labels, write_labels};
 use voxgrad::numpy_random::NumpyRandom;
 
+const FIRST: [&[usize]; 3] = [&[8], &[0, 26], &[13]];
+const SECOND: [&[usize]; 3] = [&[21, 27], &[0], &[30]];
+
 /// Slices along an axis without any ignored voxel.
 fn kept(sparse: ArrayView3<i16>, axis: usize) -> Vec<usize> {
     let slices = sparse.axis_iter(Axis(axis)).enumerate();
@@ -17,17 +20,12 @@ fn kept(sparse: ArrayView3<i16>, axis: usize) -> Vec<usize> {
 #[test]
 fn slices_are_numpys() {
     let mut random = NumpyRandom::new(1234);
-    for (shape, expected) in [
-        ((36, 50, 35), FIRST),
-        ((60, 15, 44), SECOND),
-    ] {
+    for (shape, expected) in [((36, 50, 35), FIRST), ((60, 15, 44), SECOND)] {
         let dense = Array3::from_shape_fn(shape, |(z, y, x)| ((z + 2 * y + 3 * x) % 3) as i16);
         let sparse = sparsify(dense.view(), 3, &mut random);
         for (axis, expected) in expected.iter().enumerate() {
             assert_eq!(kept(sparse.view(), axis), *expected, "{shape:?} axis {axis}");
         }
-        let planes: usize = expected.iter().map(|slices| slices.len()).sum();
-        assert!(planes > 0);
         for (found, dense) in sparse.iter().zip(&dense) {
             assert!(*found == 3 || found == dense);
         }

@@ -61,3 +61,21 @@ mod infer;
 
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
+
+/// Training, interruption, continuation.
+mod train;
+
+/// The command line and its errors.
+mod cli;
+
+/// The record of epochs.
+mod history;
+
+/// Pictures of progress and of cases.
+mod report;
+
+/// Making dense labels sparse as nnU-Net's integration test does.
+mod sparsify;
+
+/// Fingerprints and planned configurations, field by field against nnU-Net's.
+mod planner;

@@ -19,6 +19,13 @@ pub fn mirror(batch: &mut Batch, axes: [bool; 3], rng: &mut ChaCha8Rng) {
 
 /// Reverses axes (depth, height, width) of a buffer `[depth, height, width, channels]`.
 ///
+/// ```
+/// use voxgrad::augment::flip;
+/// let mut two_voxels_of_two_channels = [1, 2, 3, 4];
+/// flip(&mut two_voxels_of_two_channels, [1, 1, 2], 2, [false, false, true]);
+/// assert_eq!(two_voxels_of_two_channels, [3, 4, 1, 2]);
+/// ```
+///
 /// # Panics
 /// If the buffer has not the length that its shape says.
 pub fn flip<T>(buffer: &mut [T], dims: [usize; 3], channels: usize, axes: [bool; 3]) {

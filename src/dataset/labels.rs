@@ -11,7 +11,14 @@ use crate::error::{Error, Result};
 
 /// One thing that is predicted and evaluated: a label, or a region made of labels.
 ///
-/// Displays as nnU-Net's keys: `3`, `(1, 2, 3)`, `(3,)`.
+/// Displays as nnU-Net's keys:
+///
+/// ```
+/// use voxgrad::dataset::LabelGroup;
+/// assert_eq!(LabelGroup::Label(3).to_string(), "3");
+/// assert_eq!(LabelGroup::Region(vec![1, 2, 3]).to_string(), "(1, 2, 3)");
+/// assert_eq!(LabelGroup::Region(vec![3]).to_string(), "(3,)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LabelGroup {
     /// A single label value.

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod budget;
+pub mod fingerprint;
 pub mod json;
 pub mod labels;
+pub mod planner;
 pub mod plans;
 pub mod sparsify;
 pub mod splits;
+pub mod topology;
 
 pub use json::DatasetJson;
 pub use labels::{LabelGroup, LabelManager};

@@ -79,6 +79,11 @@ impl SlidingWindow {
 /// Starts along one axis, evenly spread: 110 voxels, patch 64, step 0.5 give 0, 23, 46.
 ///
 /// `image` must be at least `patch`.
+///
+/// ```
+/// use voxgrad::infer::window::axis_starts;
+/// assert_eq!(axis_starts(110, 64, 0.5), [0, 23, 46]);
+/// ```
 pub fn axis_starts(image: usize, patch: usize, step: f64) -> Vec<usize> {
     let room = image.saturating_sub(patch) as f64;
     let steps = (room / (patch as f64 * step)).ceil();

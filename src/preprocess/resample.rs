@@ -35,6 +35,14 @@ pub struct Grid {
 impl Grid {
     /// The grid of a target spacing: 100 voxels of 1.5 mm become 150 of 1 mm.
     ///
+    /// ```
+    /// use voxgrad::preprocess::resample::Grid;
+    /// let grid = Grid::new([30, 100, 100], [5.0, 1.5, 1.5], [4.0, 1.0, 1.0])?;
+    /// assert_eq!(grid.to, [38, 150, 150]); // 37.5 rounds to even
+    /// assert_eq!(grid.separate_axis, Some(0)); // slices are more than three times as far apart as voxels in them
+    /// # Ok::<(), voxgrad::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::ResampledTooLarge`].
     pub fn new(from: [usize; 3], spacing: [f64; 3], target: [f64; 3]) -> Result<Self> {

@@ -145,6 +145,11 @@ fn write_texts(
         let (width, _) = area.estimate_text_size(name, &legend_style)?;
         x += 25 + width as i32 + 26;
     }
+    let sparse = |annotation| annotated_share(annotation, overlay.ignore) < 1.0;
+    if overlay.annotation.is_some_and(sparse) {
+        let note = "dimmed: not annotated";
+        area.draw(&Text::new(note, (x + 4, y), legend_style))?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The device under test, comparisons with references, seeded test data, and where test data lies.
 
 pub mod npz;
+pub mod phantom;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
