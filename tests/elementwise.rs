@@ -53,6 +53,16 @@ fn f32_operations_are_exact() {
 }
 
 #[test]
+fn more_cubes_than_one_axis_holds() {
+    let (context, _guard) = device();
+    // On a GPU one cube more than 65535 of 64 units with 4 elements each.
+    let len = 65_536 * 64 * 4 + 64;
+    let (all, y) = with_canaries(context, &vec![f32::NAN; len]);
+    elementwise::fill(context, &y, 1.5).unwrap();
+    check(context, "fill", &all, &vec![1.5; len]);
+}
+
+#[test]
 fn f16_and_bf16_are_rounded_once() {
     let (context, _guard) = device();
     let len = 1003;
