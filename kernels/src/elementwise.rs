@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 /// Elements of a vector: as many as the device's registers hold, if they divide `len`.
 pub(crate) fn lanes_of(context: &Context, len: usize) -> usize {
     let mut lanes = 1 << context.caps().lanes.ilog2();
-    while len % lanes != 0 {
+    while !len.is_multiple_of(lanes) {
         lanes /= 2;
     }
     lanes

@@ -18,6 +18,11 @@
 //! machine has cores, each with a long strip or a large register tile; on a GPU strips are short and
 //! units are many.
 #![warn(missing_docs)]
+#![allow(
+    clippy::manual_div_ceil,
+    clippy::needless_range_loop,
+    reason = "kernels have neither div_ceil nor iterators over slices"
+)]
 
 mod block;
 mod caps;

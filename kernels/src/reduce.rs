@@ -54,7 +54,7 @@ impl Walk {
         let chunked = caps.cores.is_some();
         let lanes_max = 1 << caps.lanes.ilog2();
         let mut chunk = if chunked { TILE * lanes_max } else { lanes_max };
-        while voxels % voxels_per_row(channels, chunk) != 0 {
+        while !voxels.is_multiple_of(voxels_per_row(channels, chunk)) {
             chunk /= 2;
         }
         let merged = voxels_per_row(channels, chunk);
@@ -352,14 +352,41 @@ mod tests {
         assert_eq!(voxels_per_row(33, 1), 1);
     }
 
+    fn caps(cores: Option<u32>, lanes: usize) -> Caps {
+        Caps {
+            cores,
+            lanes,
+            registers: 16,
+            plane: None,
+            shared_memory: 0,
+            max_units: 1024,
+            max_cubes: [65535; 2],
+            max_buffer: 1 << 40,
+            memory: None,
+            f16: false,
+            bf16: false,
+            tensor_cores: vec![],
+        }
+    }
+
     #[test]
-    fn every_part_has_rows_and_all_rows_have_a_part() {
-        for parts in 1..20 {
-            for rows in 1..200usize {
-                let parts = rows.div_ceil(rows.div_ceil(parts.clamp(1, rows)));
-                let each = rows.div_ceil(parts);
-                assert!((parts - 1) * each < rows && parts * each >= rows, "{rows} rows in {parts} parts");
+    fn walks_cover_the_array_and_every_part_has_rows() {
+        for caps in [caps(Some(1), 8), caps(Some(7), 16), caps(Some(96), 8), caps(None, 4)] {
+            for channels in [1, 2, 3, 5, 12, 20, 32, 33, 320] {
+                for voxels in (1..100).chain([4096, 4097, 1 << 21]) {
+                    let walk = Walk::new(2, voxels, channels, 2, &caps);
+                    assert_eq!(walk.rows * walk.width, voxels * channels, "{walk:?}");
+                    assert_eq!(walk.width % (walk.lanes * walk.tile), 0, "{walk:?}");
+                    assert_eq!(walk.width % channels, 0, "{walk:?}");
+                    assert!(walk.parts >= 1 && walk.block >= 1 && walk.lanes <= caps.lanes, "{walk:?}");
+                    let each = walk.rows.div_ceil(walk.parts);
+                    assert!((walk.parts - 1) * each < walk.rows, "a part without rows: {walk:?}");
+                }
             }
         }
+        let walk = Walk::new(1, 36_864, 32, 1, &caps(Some(2), 8));
+        assert_eq!((walk.rows, walk.width, walk.lanes, walk.tile, walk.parts), (36_864, 32, 8, 4, 2));
+        let walk = Walk::new(1, 1 << 18, 3, 1, &caps(Some(2), 8));
+        assert_eq!((walk.rows, walk.width, walk.lanes, walk.tile), (1 << 13, 96, 8, 4));
     }
 }
