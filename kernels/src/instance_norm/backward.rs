@@ -1,0 +1,302 @@
+//! The sums that the gradients need, and the gradient of the input.
+
+use super::apply::{APPLY_BLOCKS, affine, leak, of_channels};
+use super::{Norm, NormGradient, OPERATION, Problem};
+use crate::block::strip;
+use crate::reduce::{Path, cubes, gather_parts, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError};
+use cubecl::prelude::*;
+
+/// `partial` is `[tasks, 2, width]`: sum dz, sum dz * xhat.
+#[cube(launch_unchecked)]
+fn backward_parts_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    dy: &[Vector<E, N>],
+    statistics: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    partial: &mut [Vector<f32, N>],
+    channels: usize,
+    slope: f32,
+    path: &Path,
+    #[comptime] tile: usize,
+    #[comptime] chunked: bool,
+    #[comptime] cyclic: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let slope = Vector::<f32, N>::new(slope);
+    let groups = path.groups;
+    let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
+    for task in task_low..task_high {
+        let (first, step, count) = rows_of(task, path, chunked);
+        let means = task / path.parts * 2 * channels;
+        for g in tile_low * tile..tile_high * tile {
+            partial[task * 2 * groups + g] = Vector::zeroed();
+            partial[(task * 2 + 1) * groups + g] = Vector::zeroed();
+        }
+        for low in range_stepped(0, count, path.block) {
+            let high = (low + path.block).min(count);
+            for at in tile_low..tile_high {
+                let mut mean = Array::<Vector<f32, N>>::new(tile);
+                let mut rstd = Array::<Vector<f32, N>>::new(tile);
+                let mut scale = Array::<Vector<f32, N>>::new(tile);
+                let mut shift = Array::<Vector<f32, N>>::new(tile);
+                let mut sum = Array::<Vector<f32, N>>::new(tile);
+                let mut product = Array::<Vector<f32, N>>::new(tile);
+                #[unroll]
+                for t in 0..tile {
+                    let e = (at * tile + t) * N::value();
+                    mean[t] = of_channels(statistics, means, e, channels, cyclic);
+                    rstd[t] = of_channels(statistics, means + channels, e, channels, cyclic);
+                    scale[t] = rstd[t] * of_channels::<N>(gamma, 0usize, e, channels, cyclic);
+                    shift[t] = of_channels(beta, 0usize, e, channels, cyclic);
+                }
+                for i in low..high {
+                    let here = (first + i * step) * groups + at * tile;
+                    #[unroll]
+                    for t in 0..tile {
+                        let centred = Vector::<f32, N>::cast_from(x[here + t]) - mean[t];
+                        let z = affine(centred, scale[t], shift[t]);
+                        let dz = leak(z, Vector::cast_from(dy[here + t]), slope);
+                        sum[t] += dz;
+                        product[t] += dz * centred;
+                    }
+                }
+                let to = task * 2 * groups + at * tile;
+                #[unroll]
+                for t in 0..tile {
+                    partial[to + t] += sum[t];
+                    partial[to + groups + t] += product[t] * rstd[t];
+                }
+            }
+        }
+    }
+}
+
+/// `partial [batch, parts, 2, width]` -> `sums [batch, 2, channels]` and their totals over the batch.
+#[cube(launch_unchecked)]
+fn backward_sums_kernel(
+    partial: &[f32],
+    sums: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    batch: usize,
+    parts: usize,
+    width: usize,
+    channels: usize,
+) {
+    let (low, high) = strip(channels);
+    for c in low..high {
+        let mut total = 0.0f32;
+        let mut total_product = 0.0f32;
+        for n in 0..batch {
+            let mut sum = 0.0f32;
+            let mut product = 0.0f32;
+            for part in 0..parts {
+                let row = (n * parts + part) * 2 * width;
+                for e in range_stepped(c, width, channels) {
+                    sum += partial[row + e];
+                    product += partial[row + width + e];
+                }
+            }
+            sums[n * 2 * channels + c] = sum;
+            sums[(n * 2 + 1) * channels + c] = product;
+            total += sum;
+            total_product += product;
+        }
+        dbeta[c] = total;
+        dgamma[c] = total_product;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn backward_apply_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    dy: &[Vector<E, N>],
+    statistics: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    sums: &[f32],
+    dx: &mut [Vector<E, N>],
+    channels: usize,
+    slope: f32,
+    inverse_voxels: f32,
+    path: &Path,
+    #[comptime] tile: usize,
+    #[comptime] chunked: bool,
+    #[comptime] cyclic: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let slope = Vector::<f32, N>::new(slope);
+    let inverse_voxels = Vector::<f32, N>::new(inverse_voxels);
+    let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
+    for task in task_low..task_high {
+        let (first, step, count) = rows_of(task, path, chunked);
+        let means = task / path.parts * 2 * channels;
+        for low in range_stepped(0, count, path.block) {
+            let high = (low + path.block).min(count);
+            for at in tile_low..tile_high {
+                let mut mean = Array::<Vector<f32, N>>::new(tile);
+                let mut scale = Array::<Vector<f32, N>>::new(tile);
+                let mut shift = Array::<Vector<f32, N>>::new(tile);
+                // dx = scale * dz - constant - slant * (x - mean)
+                let mut constant = Array::<Vector<f32, N>>::new(tile);
+                let mut slant = Array::<Vector<f32, N>>::new(tile);
+                #[unroll]
+                for t in 0..tile {
+                    let e = (at * tile + t) * N::value();
+                    mean[t] = of_channels(statistics, means, e, channels, cyclic);
+                    let rstd = of_channels::<N>(statistics, means + channels, e, channels, cyclic);
+                    scale[t] = rstd * of_channels::<N>(gamma, 0usize, e, channels, cyclic);
+                    shift[t] = of_channels(beta, 0usize, e, channels, cyclic);
+                    let sum = of_channels::<N>(sums, means, e, channels, cyclic);
+                    let product = of_channels::<N>(sums, means + channels, e, channels, cyclic);
+                    constant[t] = scale[t] * sum * inverse_voxels;
+                    slant[t] = scale[t] * rstd * product * inverse_voxels;
+                }
+                for i in low..high {
+                    let here = (first + i * step) * path.groups + at * tile;
+                    #[unroll]
+                    for t in 0..tile {
+                        let centred = Vector::<f32, N>::cast_from(x[here + t]) - mean[t];
+                        let z = affine(centred, scale[t], shift[t]);
+                        let dz = leak(z, Vector::cast_from(dy[here + t]), slope);
+                        let value = dz * scale[t] - constant[t] - centred * slant[t];
+                        dx[here + t] = Vector::cast_from(value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------- launches
+
+/// Writes `dx` and the gradients of the parameters.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn backward(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    norm: &Norm,
+    dy: &Buffer,
+    dx: &Buffer,
+    gradient: &NormGradient,
+) -> Result<(), KernelError> {
+    let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
+    backward_sums(context, problem, x, norm, dy, &sums, gradient)?;
+    backward_apply(context, problem, x, norm, dy, &sums, dx)
+}
+
+/// Writes `sums [batch, 2, channels]` (sum dz, sum dz * xhat) and the gradients of the parameters.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn backward_sums(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    norm: &Norm,
+    dy: &Buffer,
+    sums: &Buffer,
+    gradient: &NormGradient,
+) -> Result<(), KernelError> {
+    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
+    dy.expect(OPERATION, "dy", problem.elements(), problem.dtype)?;
+    sums.expect(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    gradient.gamma.expect(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
+    gradient.beta.expect(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
+    problem.expect_norm(norm)?;
+    let walk = problem.walk(context, 2)?;
+    let partial = context.empty(walk.tasks() * 2 * walk.width, Dtype::F32)?;
+    let (count, dim) = walk.cubes(context, OPERATION)?;
+    // SAFETY: the walk covers the elements of `x` and `dy`, and `tasks * 2 * width` of `partial`; the parameters have
+    // `channels`, and the statistics `batch * 2 * channels` elements.
+    unsafe {
+        backward_parts_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            walk.lanes,
+            x.arg(),
+            dy.arg(),
+            norm.statistics.arg(),
+            norm.gamma.arg(),
+            norm.beta.arg(),
+            partial.arg(),
+            problem.channels,
+            problem.slope,
+            walk.arg(),
+            walk.tile,
+            walk.chunked,
+            walk.cyclic(problem.channels),
+            problem.dtype.elem(),
+        );
+    }
+    context.launched();
+    let (partial, parts) = gather_parts(context, OPERATION, partial, walk.batch, walk.parts, 2 * walk.width)?;
+    let (count, dim) = cubes(context, OPERATION, problem.channels)?;
+    // SAFETY: `partial` holds `batch * parts * 2 * width` elements, `sums` `batch * 2 * channels`, the others `channels`.
+    unsafe {
+        backward_sums_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            partial.arg(),
+            sums.arg(),
+            gradient.gamma.arg(),
+            gradient.beta.arg(),
+            walk.batch,
+            parts,
+            walk.width,
+            problem.channels,
+        );
+    }
+    context.launched();
+    Ok(())
+}
+
+/// Writes `dx` from the sums.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn backward_apply(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    norm: &Norm,
+    dy: &Buffer,
+    sums: &Buffer,
+    dx: &Buffer,
+) -> Result<(), KernelError> {
+    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
+    dy.expect(OPERATION, "dy", problem.elements(), problem.dtype)?;
+    dx.expect(OPERATION, "dx", problem.elements(), problem.dtype)?;
+    sums.expect(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    problem.expect_norm(norm)?;
+    let walk = problem.walk(context, 3)?.with_longer_blocks(APPLY_BLOCKS);
+    let (count, dim) = walk.cubes(context, OPERATION)?;
+    // SAFETY: the walk covers the elements of `x`, `dy` and `dx`; the parameters have `channels`, statistics and sums
+    // `batch * 2 * channels` elements.
+    unsafe {
+        backward_apply_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            walk.lanes,
+            x.arg(),
+            dy.arg(),
+            norm.statistics.arg(),
+            norm.gamma.arg(),
+            norm.beta.arg(),
+            sums.arg(),
+            dx.arg(),
+            problem.channels,
+            problem.slope,
+            1.0 / problem.voxels as f32,
+            walk.arg(),
+            walk.tile,
+            walk.chunked,
+            walk.cyclic(problem.channels),
+            problem.dtype.elem(),
+        );
+    }
+    context.launched();
+    Ok(())
+}

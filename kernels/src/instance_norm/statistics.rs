@@ -1,0 +1,213 @@
+//! Mean and inverse deviation of every sample and channel.
+
+use super::{OPERATION, Problem};
+use crate::block::strip;
+use crate::reduce::{Path, cubes, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError};
+use cubecl::prelude::*;
+
+/// Partial moments that one unit merges in a row.
+const FAN_IN: usize = 64;
+
+/// `partial` is `[tasks, 4, width]`: a pivot close to the mean, mean - pivot, sum of squared deviations from the mean,
+/// number of rows.
+#[cube(launch_unchecked)]
+fn moments_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    partial: &mut [Vector<f32, N>],
+    path: &Path,
+    #[comptime] tile: usize,
+    #[comptime] chunked: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let groups = path.groups;
+    let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
+    for task in task_low..task_high {
+        let (first, step, count) = rows_of(task, path, chunked);
+        let state = task * 4 * groups;
+        for g in tile_low * tile..tile_high * tile {
+            partial[state + g] = Vector::cast_from(x[first * groups + g]);
+            partial[state + groups + g] = Vector::zeroed();
+            partial[state + 2 * groups + g] = Vector::zeroed();
+            partial[state + 3 * groups + g] = Vector::new(f32::cast_from(count));
+        }
+        for low in range_stepped(0, count, path.block) {
+            let high = (low + path.block).min(count);
+            let (before, here) = (f32::cast_from(low), f32::cast_from(high - low));
+            let share_of_here = here / (before + here);
+            for at in tile_low..tile_high {
+                let to = state + at * tile;
+                let mut shift = Array::<Vector<f32, N>>::new(tile);
+                let mut sum = Array::<Vector<f32, N>>::new(tile);
+                let mut square = Array::<Vector<f32, N>>::new(tile);
+                #[unroll]
+                for t in 0..tile {
+                    shift[t] = partial[to + t] + partial[to + groups + t];
+                }
+                for i in low..high {
+                    let from = (first + i * step) * groups + at * tile;
+                    #[unroll]
+                    for t in 0..tile {
+                        let difference = Vector::<f32, N>::cast_from(x[from + t]) - shift[t];
+                        sum[t] += difference;
+                        square[t] += difference * difference;
+                    }
+                }
+                #[unroll]
+                for t in 0..tile {
+                    // Exact: what rounding took from the shift. It makes the mean a sum of two floats, so that
+                    // thousands of updates do not wear it down.
+                    let offset = (partial[to + t] - shift[t]) + partial[to + groups + t];
+                    let mean = sum[t] * Vector::new(1.0f32 / here);
+                    let delta = mean - offset;
+                    partial[to + t] = shift[t];
+                    partial[to + groups + t] = offset + delta * Vector::new(share_of_here);
+                    partial[to + 2 * groups + t] +=
+                        square[t] - sum[t] * mean + delta * delta * Vector::new(before * share_of_here);
+                }
+            }
+        }
+    }
+}
+
+/// Merges the moments of the rows `low .. high` of `partial [.., 4, width]`, and in them of the elements
+/// `element, element + step ..`: pivot, mean - pivot, sum of squared deviations, count.
+#[cube]
+fn merged(partial: &[f32], low: usize, high: usize, width: usize, element: usize, step: usize) -> (f32, f32, f32, f32) {
+    let pivot = partial[low * 4 * width + element];
+    let mut offset = 0.0f32;
+    let mut square = 0.0f32;
+    let mut count = 0.0f32;
+    for row in low..high {
+        for e in range_stepped(element, width, step) {
+            let at = row * 4 * width + e;
+            let more = partial[at + 3 * width];
+            let delta = (partial[at] - pivot) + (partial[at + width] - offset);
+            let share_of_more = more / (count + more);
+            offset += delta * share_of_more;
+            square += partial[at + 2 * width] + delta * delta * count * share_of_more;
+            count += more;
+        }
+    }
+    (pivot, offset, square, count)
+}
+
+/// `[batch, parts, 4, width]` -> `[batch, ceil(parts / fan), 4, width]`.
+#[cube(launch_unchecked)]
+fn merge_parts_kernel(
+    partial: &[f32],
+    out: &mut [f32],
+    batch: usize,
+    parts: usize,
+    width: usize,
+    #[comptime] fan: usize,
+) {
+    let kept = (parts + fan - 1) / fan;
+    let (low, high) = strip(batch * kept * width);
+    for i in low..high {
+        let row = i / width;
+        let e = i % width;
+        let first = row % kept * fan;
+        let base = row / kept * parts;
+        let last = (first + fan).min(parts);
+        let (pivot, offset, square, count) = merged(partial, base + first, base + last, width, e, width);
+        let to = row * 4 * width + e;
+        out[to] = pivot;
+        out[to + width] = offset;
+        out[to + 2 * width] = square;
+        out[to + 3 * width] = count;
+    }
+}
+
+/// `partial [batch, parts, 4, width]` -> `statistics [batch, 2, channels]`.
+#[cube(launch_unchecked)]
+fn statistics_kernel(
+    partial: &[f32],
+    statistics: &mut [f32],
+    batch: usize,
+    parts: usize,
+    width: usize,
+    channels: usize,
+    epsilon: f32,
+) {
+    let (low, high) = strip(batch * channels);
+    for i in low..high {
+        let n = i / channels;
+        let c = i % channels;
+        let (pivot, offset, square, count) = merged(partial, n * parts, (n + 1) * parts, width, c, channels);
+        let variance = square / count;
+        // Rounding can leave it a little below zero. Not max(): that would hide a NaN.
+        let variance = select(variance < 0.0f32, 0.0f32, variance);
+        statistics[n * 2 * channels + c] = pivot + offset;
+        statistics[(n * 2 + 1) * channels + c] = 1.0f32 / (variance + epsilon).sqrt();
+    }
+}
+
+// ----------------------------------------------------------------------------------------------- launches
+
+/// Writes `statistics [batch, 2, channels]`: mean and 1 / sqrt(variance + epsilon) of every sample and channel.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: &Buffer) -> Result<(), KernelError> {
+    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
+    statistics.expect(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
+    let walk = problem.walk(context, 1)?;
+    let mut partial = context.empty(walk.tasks() * 4 * walk.width, Dtype::F32)?;
+    let (count, dim) = walk.cubes(context, OPERATION)?;
+    // SAFETY: the walk covers the elements of `x`, and `tasks * 4 * width` of `partial`: their lengths.
+    unsafe {
+        moments_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            walk.lanes,
+            x.arg(),
+            partial.arg(),
+            walk.arg(),
+            walk.tile,
+            walk.chunked,
+            problem.dtype.elem(),
+        );
+    }
+    context.launched();
+
+    let mut parts = walk.parts;
+    while parts > FAN_IN {
+        let kept = parts.div_ceil(FAN_IN);
+        let out = context.empty(walk.batch * kept * 4 * walk.width, Dtype::F32)?;
+        let (count, dim) = cubes(context, OPERATION, walk.batch * kept * walk.width)?;
+        // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
+        unsafe {
+            merge_parts_kernel::launch_unchecked(
+                context.client(),
+                count,
+                dim,
+                partial.arg(),
+                out.arg(),
+                walk.batch,
+                parts,
+                walk.width,
+                FAN_IN,
+            );
+        }
+        context.launched();
+        (partial, parts) = (out, kept);
+    }
+    let (count, dim) = cubes(context, OPERATION, walk.batch * problem.channels)?;
+    // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`.
+    unsafe {
+        statistics_kernel::launch_unchecked(
+            context.client(),
+            count,
+            dim,
+            partial.arg(),
+            statistics.arg(),
+            walk.batch,
+            parts,
+            walk.width,
+            problem.channels,
+            problem.epsilon,
+        );
+    }
+    context.launched();
+    Ok(())
+}
