@@ -146,6 +146,7 @@ fn write_group<E: Float, N: Size>(
     first_coefficient: usize,
     entropy: f32,
     label: Vector<u32, N>,
+    values: &mut Array<Vector<f32, N>>,
     #[comptime] plan: Plan,
 ) {
     let channels = comptime!(plan.classes);
@@ -169,9 +170,10 @@ fn write_group<E: Float, N: Size>(
             let b = Vector::<f32, N>::new(coefficients[at + 1]);
             let dice = b + select_many(inside, a, zero);
             let g = slope * dice + entropy * (p - select_many(inside, one, zero));
-            scatter::<E, N>(gradient, first + region, select_many(valid, g, zero), channels);
+            values[region] = select_many(valid, g, zero);
         }
     }
+    store_group::<E, N>(gradient, first, values, channels, plan.unroll);
 }
 
 /// Pass 3: the gradient. `coefficients` is `[batch, regions, (A, B)]` and then the weight of the
@@ -201,6 +203,7 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, N: Size>(
         let end = (start + CHUNK).min(extent.voxels);
         let groups = (end - start) / lanes;
         let at = sample * comptime!(2 * plan.classes);
+        let mut values = Array::<Vector<f32, N>>::new(channels);
         for group in range_stepped(place, groups, plan.walkers) {
             let voxel = start + group * lanes;
             let first = (sample * extent.voxels + voxel) * channels;
@@ -210,16 +213,21 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, N: Size>(
                 wanted = any_below::<N>(label, none);
             }
             if wanted {
-                write_group::<E, N>(logits, gradient, regions, coefficients, first, at, entropy, label, plan);
+                write_group::<E, N>(
+                    logits, gradient, regions, coefficients, first, at, entropy, label, &mut values, plan,
+                );
             } else {
                 clear::<E>(gradient, first, comptime!(lanes * channels));
             }
         }
         if comptime!(lanes > 1) {
+            let mut values = Array::<Vector<f32, Const<1>>>::new(channels);
             for voxel in start + groups * lanes..end {
                 let first = (sample * extent.voxels + voxel) * channels;
                 let label = read_labels::<Const<1>>(labels, axes, &extent, sample, voxel, none, plan.full);
-                write_group::<E, Const<1>>(logits, gradient, regions, coefficients, first, at, entropy, label, plan);
+                write_group::<E, Const<1>>(
+                    logits, gradient, regions, coefficients, first, at, entropy, label, &mut values, plan,
+                );
             }
         }
     }

@@ -251,8 +251,9 @@ fn write_group<E: Float, N: Size>(
             let hit = label.equal(&Vector::new(class as u32));
             g += select_many(hit, p * Vector::new(coefficients[at]) - entropy, zero);
         }
-        scatter::<E, N>(gradient, first + class, select_many(valid, g, zero), classes);
+        exponents[class] = select_many(valid, g, zero);
     }
+    store_group::<E, N>(gradient, first, exponents, classes, plan.unroll);
     if comptime!(plan.per_voxel) {
         let g = select_many(valid, e * scale * (base + b + a) - entropy, zero);
         let stored = Vector::<E, N>::cast_from(g);
