@@ -247,18 +247,22 @@ fn run(context: &Context, case: &Case, labels: &[u8], logits: &[Vec<f32>]) -> Ou
     let loss = read(context, &loss);
     assert_eq!(bits(&loss), bits(&read(context, &value_loss)), "{}: value() differs", case.name);
 
-    // The gradient over the logits is the same.
-    let copies: Vec<Buffer> = logits.iter().map(|z| context.upload_f32(&read(context, z)).unwrap()).collect();
-    let copies: Vec<&Buffer> = copies.iter().collect();
-    let in_place = vec![Gradient::InPlace; copies.len()];
-    value_and_gradient(context, &problem, &labels, &copies, &in_place, 1.0, &value_loss).expect(&case.name);
-    for (level, (part, copy)) in parts.iter().zip(copies).enumerate() {
-        if case.levels[level].weight > 0.0 {
-            let (apart, inside) = (read(context, part), read(context, copy));
-            assert_eq!(bits(&apart), bits(&inside), "{}: in place differs at level {level}", case.name);
-        }
-    }
     Outcome { loss, gradients: parts.iter().map(|part| read(context, part)).collect() }
+}
+
+/// The gradient over the logits is the same as apart from them.
+fn check_in_place(context: &Context, case: &Case, labels: &[u8], logits: &[Vec<f32>], apart: &Outcome) {
+    let problem = Problem::new(context, &case.settings, case.batch, case.dims, &case.levels).expect(&case.name);
+    let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+    let labels = context.upload(labels, Dtype::U8).unwrap();
+    let buffers: Vec<Buffer> = logits.iter().map(|z| context.upload_f32(z).unwrap()).collect();
+    let buffers: Vec<&Buffer> = buffers.iter().collect();
+    let in_place = vec![Gradient::InPlace; buffers.len()];
+    value_and_gradient(context, &problem, &labels, &buffers, &in_place, 1.0, &loss).expect(&case.name);
+    for (level, buffer) in buffers.iter().enumerate() {
+        let expected = if case.levels[level].weight > 0.0 { &apart.gradients[level] } else { &logits[level] };
+        assert_eq!(bits(&read(context, buffer)), bits(expected), "{}: in place at level {level}", case.name);
+    }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -310,7 +314,7 @@ fn value_and_gradient_match_the_f64_reference() {
         (118, 1, [3, 5, 7]),
     ];
     for &(channels, batch, dims) in sizes {
-        if is_slow() && (dims[0] > 10 || channels > 20) {
+        if is_slow() && dims[0] > 10 {
             continue;
         }
         let labels = Target::Labels { classes: channels };
@@ -319,6 +323,10 @@ fn value_and_gradient_match_the_f64_reference() {
             for (ignored, batch_dice) in
                 [(Ignored::Nothing, true), (Ignored::Some, false), (Ignored::Some, true), (Ignored::LastSample, false)]
             {
+                // Without an ignore label the kernels are others: for some channels that is enough.
+                if ignored == Ignored::Nothing && ![1, 3, 4, 14].contains(&channels) {
+                    continue;
+                }
                 let declared = (ignored != Ignored::Nothing).then_some(ignore);
                 let mut settings = LossSettings::new(target.clone(), declared, batch_dice);
                 if ignored == Ignored::LastSample {
@@ -342,12 +350,18 @@ fn deep_supervision_reads_every_level_from_one_map() {
     let third = [half(dims[0]), half(second[1]), half(second[2])];
     let levels = [(dims, 0.5333f32), (second, 0.2667), (third, 0.2), ([1, 2, 3], 0.1), ([2, 2, 2], 0.0)];
     let levels: Vec<Level> = levels.map(|(dims, weight)| Level { dims, weight }).to_vec();
-    for target in [Target::Labels { classes: 4 }, Target::Labels { classes: 14 }, overlapping(3, 4)] {
-        let ignore = if target == (Target::Labels { classes: 14 }) { 14 } else { 4 };
+    let targets = [4, 14, 20]
+        .map(|classes| Target::Labels { classes })
+        .into_iter()
+        .chain([overlapping(3, 4), overlapping(20, 4)]);
+    for target in targets {
+        let ignore = target.channels().max(4) as u8;
         let settings = LossSettings::new(target, Some(ignore), false);
         let mut case = Case::new("deep supervision", settings, 2, dims);
         case.levels.clone_from(&levels);
-        check(context, &case, &case.labels(3, Ignored::Some), &case.logits(9));
+        let (labels, logits) = (case.labels(3, Ignored::Some), case.logits(9));
+        let outcome = check(context, &case, &labels, &logits);
+        check_in_place(context, &case, &labels, &logits, &outcome);
     }
 }
 
@@ -483,6 +497,93 @@ fn published_numbers_of_nnunet_s_loss() {
     assert_close("bce", &[declared, undeclared], &[2.4825783489, 0.8275261163], 1e-6);
 }
 
+/// A tensor of a safetensors file, as f64 for any of its types.
+fn tensor(file: &safetensors::SafeTensors, name: &str) -> Vec<f64> {
+    let view = file.tensor(name).expect(name);
+    match view.dtype() {
+        safetensors::Dtype::F32 => {
+            view.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+        }
+        safetensors::Dtype::I16 => {
+            view.data().as_chunks().0.iter().map(|b| f64::from(i16::from_le_bytes(*b))).collect()
+        }
+        safetensors::Dtype::U8 => view.data().iter().map(|b| f64::from(*b)).collect(),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// The label map of nnU-Net's target of a level: labels as they are; of regions (whole tumour 1 2 3, core 2 3,
+/// enhancing 3, ignored) the number of regions that a voxel lies in.
+fn label_map(target: &[f64], batch: usize, regions: bool) -> Vec<u8> {
+    if !regions {
+        return target.iter().map(|label| *label as u8).collect();
+    }
+    let channels = channels_last(target, batch, 4);
+    channels.chunks(4).map(|c| if c[3] == 1.0 { 4 } else { (c[0] + c[1] + c[2]) as u8 }).collect()
+}
+
+/// A training step of nnU-Net 2.8.1 with torch 2.15: its logits of three levels, the loss of each and their
+/// gradients, and the deep-supervision loss.
+#[test]
+fn values_and_gradients_of_real_nnunet_steps() {
+    let (context, _guard) = device();
+    if is_slow() {
+        eprintln!("skipped: the volumes of the real steps are too large for this device");
+        return;
+    }
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let finest = std::fs::read(data.join("loss/finest_gradient.safetensors")).unwrap();
+    let finest = safetensors::SafeTensors::deserialize(&finest).unwrap();
+    for (name, regions) in [("brats_regions", true), ("brats_labels_anisotropic", false)] {
+        let packed = std::fs::File::open(data.join(name).join("step.safetensors.gz")).unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed), &mut bytes).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let target = if regions {
+            Target::Regions { labels: 4, regions: vec![vec![1, 2, 3], vec![2, 3], vec![3]] }
+        } else {
+            Target::Labels { classes: 4 }
+        };
+        let channels = target.channels();
+        let settings = LossSettings::new(target, Some(4), false);
+        let shapes: Vec<[usize; 3]> = (0..3)
+            .map(|level| {
+                let view = file.tensor(&format!("step.logits.{level}")).unwrap();
+                [view.shape()[2], view.shape()[3], view.shape()[4]]
+            })
+            .collect();
+        let labels = label_map(&tensor(&file, "step.target.0"), 2, regions);
+        let logits: Vec<Vec<f32>> = (0..3)
+            .map(|level| {
+                let planar = tensor(&file, &format!("step.logits.{level}"));
+                channels_last(&planar, 2, channels).iter().map(|z| *z as f32).collect()
+            })
+            .collect();
+
+        for level in 0..3 {
+            let theirs = label_map(&tensor(&file, &format!("step.target.{level}")), 2, regions);
+            assert_eq!(downsample(&labels, 2, shapes[0], shapes[level]), theirs, "{name}: target {level}");
+            let mut case = Case::new(format!("{name} level {level}"), settings.clone(), 2, shapes[0]);
+            case.levels = vec![Level { dims: shapes[level], weight: 1.0 }];
+            let outcome = run(context, &case, &labels, &logits[level..=level]);
+            let value = tensor(&file, &format!("loss.{level}.value"));
+            assert_close(&case.name, &outcome.loss[..1], &value, 1e-6);
+            if level == 0 {
+                let part: Vec<f32> = outcome.gradients[0].chunks(channels).step_by(23).flatten().copied().collect();
+                assert_close(&case.name, &part, &tensor(&finest, name), 2e-6);
+            } else {
+                let gradient = tensor(&file, &format!("loss.{level}.grad"));
+                assert_close(&case.name, &outcome.gradients[0], &channels_last(&gradient, 2, channels), 2e-6);
+            }
+        }
+        let mut case = Case::new(format!("{name} deep supervision"), settings, 2, shapes[0]);
+        let weights = [2.0 / 3.0, 1.0 / 3.0, 0.0];
+        case.levels = (0..3).map(|level| Level { dims: shapes[level], weight: weights[level] }).collect();
+        let outcome = check(context, &case, &labels, &logits);
+        assert_close(&case.name, &outcome.loss[..1], &tensor(&file, "step.loss.0"), 1e-6);
+    }
+}
+
 #[test]
 fn what_an_ignored_voxel_holds_does_not_matter() {
     let (context, _guard) = device();
@@ -528,6 +629,29 @@ fn results_repeat_bit_for_bit() {
             assert_eq!(bits(&first.gradients[0]), bits(&again.gradients[0]));
         }
     }
+}
+
+#[test]
+fn a_launch_of_more_cubes_than_an_axis_holds() {
+    let (context, _guard) = device();
+    // With 17 classes a GPU's gradient has a unit for each logit: more than 65535 cubes of 64.
+    let settings = LossSettings::new(Target::Labels { classes: 17 }, Some(17), true);
+    let case = Case::new("many cubes", settings, 1, [64, 64, 64]);
+    check(context, &case, &case.labels(3, Ignored::Some), &case.logits(2));
+}
+
+#[test]
+fn long_sums_are_exact_enough() {
+    let (context, _guard) = device();
+    if is_slow() {
+        eprintln!("skipped: two million voxels are too many for this device");
+        return;
+    }
+    let case = Case::new("long", LossSettings::new(Target::Labels { classes: 2 }, None, true), 1, [128; 3]);
+    let mut logits = case.logits(1);
+    // One class everywhere, well predicted: sums of two million equal signs, small errors.
+    logits[0].chunks_mut(2).for_each(|z| z[1] += 4.0);
+    check(context, &case, &vec![1; case.voxels()], &logits);
 }
 
 #[test]
@@ -665,6 +789,11 @@ fn speed() {
             }
             let labels = context.upload(&map, Dtype::U8).unwrap();
             let mut best = [f64::MAX; 2];
+            let start = std::time::Instant::now();
+            value_and_gradient(context, &problem, &labels, &[&logits], &[Gradient::Into(&gradient)], 1.0, &loss)
+                .unwrap();
+            context.finish([&loss, &gradient]).unwrap();
+            let first = start.elapsed().as_secs_f64();
             for _ in 0..40 {
                 let start = std::time::Instant::now();
                 value(context, &problem, &labels, &[&logits], &loss).unwrap();
@@ -678,9 +807,10 @@ fn speed() {
             }
             let kind = if sparse { "10 % annotated" } else { "dense" };
             eprintln!(
-                "2x{channels}x{n}^3 {kind:15} value {:7.3} ms, with gradient {:7.3} ms",
+                "2x{channels}x{n}^3 {kind:15} value {:7.3} ms, with gradient {:7.3} ms, first {:.0} ms",
                 1e3 * best[0],
-                1e3 * best[1]
+                1e3 * best[1],
+                1e3 * first
             );
         }
     }

@@ -56,6 +56,8 @@ pub(super) fn reduce_kernel(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Finish {
     pub(super) classes: usize,
+    /// Length of a row of sums: `[P.., cross-entropy, I.., more cross-entropy..]`.
+    pub(super) sum_slots: usize,
     /// First class that has a Dice term: 1 skips the background.
     pub(super) first_dice: usize,
     pub(super) batch_dice: bool,
@@ -87,7 +89,7 @@ fn dice_parts(
     class: usize,
     #[comptime] finish: Finish,
 ) -> (f32, f32) {
-    let sum_slots = comptime!(2 * finish.classes + 1);
+    let sum_slots = finish.sum_slots;
     let count_slots = comptime!(finish.classes + 1);
     let mut p = 0.0f32;
     let mut i = 0.0f32;
@@ -121,7 +123,7 @@ pub(super) fn finish_kernel(
     #[comptime] finish: Finish,
 ) {
     let classes = comptime!(finish.classes);
-    let sum_slots = comptime!(2 * finish.classes + 1);
+    let sum_slots = finish.sum_slots;
     let count_slots = comptime!(finish.classes + 1);
     let dice_classes = comptime!(finish.classes - finish.first_dice);
     let batch = weights.batch;
@@ -165,6 +167,9 @@ pub(super) fn finish_kernel(
             for sample in 0..batch {
                 valid += counts[sample * count_slots + classes];
                 entropy_sum += sums[sample * sum_slots + classes];
+                for slot in comptime!(2 * finish.classes + 1)..sum_slots {
+                    entropy_sum += sums[sample * sum_slots + slot];
+                }
             }
             let mut elements = f32::cast_from(valid);
             if comptime!(finish.channel_mean) {

@@ -30,94 +30,19 @@
 //! the CPU runtime they do not depend on the number of cores.
 
 mod finish;
+mod owned;
+mod pass;
+mod problem;
 mod sigmoid;
 mod softmax;
 mod walk;
 
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
-use cubecl::prelude::*;
-use finish::{Finish, WeightsLaunch, finish_kernel, reduce_kernel};
-use walk::{CHUNK, ExtentLaunch};
+pub use problem::{Level, LossSettings, Problem, Target};
+
+use crate::{Buffer, Context, Dtype, KernelError};
+use pass::Pass;
 
 const OPERATION: &str = "loss";
-
-/// What the channels of the logits mean.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Exclusive classes: channel k is the score of label k, label 0 is background. 1 to 255 classes.
-    Labels {
-        /// Number of channels, and of labels from 0 on.
-        classes: usize,
-    },
-    /// Overlapping regions: channel k is the score of the k-th region.
-    Regions {
-        /// Number of labels from 0 on, background included; larger ones in the map are treated as ignored.
-        labels: usize,
-        /// For every region the labels that belong to it. 1 to 255 regions.
-        regions: Vec<Vec<u8>>,
-    },
-}
-
-impl Target {
-    /// Number of channels of the logits.
-    pub fn channels(&self) -> usize {
-        match self {
-            Self::Labels { classes } => *classes,
-            Self::Regions { regions, .. } => regions.len(),
-        }
-    }
-
-    /// Number of classes with a Dice term: without the background for labels, all for regions.
-    pub fn dice_classes(&self) -> usize {
-        self.channels() - self.first_dice()
-    }
-
-    fn first_dice(&self) -> usize {
-        // With one class only there would be no term at all: nnU-Net has no such case.
-        usize::from(matches!(self, Self::Labels { classes } if *classes > 1))
-    }
-
-    fn labels(&self) -> usize {
-        match self {
-            Self::Labels { classes } => *classes,
-            Self::Regions { labels, .. } => *labels,
-        }
-    }
-}
-
-/// Which loss.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LossSettings {
-    /// Meaning of the channels.
-    pub target: Target,
-    /// The label of voxels that nobody annotated, if the data set declares one. It changes the denominator of
-    /// the binary cross-entropy of regions even where no voxel has it.
-    pub ignore: Option<u8>,
-    /// Sum I, P, G over the batch before dividing.
-    pub batch_dice: bool,
-    /// Factor of the (binary) cross-entropy. nnU-Net: 1.
-    pub weight_ce: f32,
-    /// Factor of the Dice term. nnU-Net: 1.
-    pub weight_dice: f32,
-    /// Added to numerator and denominator of Dice. nnU-Net: 1e-5.
-    pub smooth: f32,
-}
-
-impl LossSettings {
-    /// nnU-Net's settings for a target.
-    pub fn new(target: Target, ignore: Option<u8>, batch_dice: bool) -> Self {
-        Self { target, ignore, batch_dice, weight_ce: 1.0, weight_dice: 1.0, smooth: 1e-5 }
-    }
-}
-
-/// Size and weight of one deep-supervision level.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Level {
-    /// Depth, height and width of its logits; at most those of the label map.
-    pub dims: [usize; 3],
-    /// Factor of this level's loss. A level of weight 0 is skipped: its buffers are not touched.
-    pub weight: f32,
-}
 
 /// Where the gradient of a level goes.
 #[derive(Clone, Copy, Debug)]
@@ -127,170 +52,6 @@ pub enum Gradient<'a> {
     /// Over the logits.
     InPlace,
 }
-
-/// Shapes of a loss, checked, with its small tables on the device. Made once and used for every step.
-#[derive(Clone, Debug)]
-pub struct Problem {
-    settings: LossSettings,
-    batch: usize,
-    dims: [usize; 3],
-    levels: Vec<Level>,
-    /// Of every level: shares of the label's index by depth, height and width coordinate.
-    axes: Vec<Buffer>,
-    /// Bit sets of regions by label, with an empty one for "ignored" at 256.
-    regions: Buffer,
-}
-
-impl Problem {
-    /// Checks a loss for `batch` label maps of `dims` and the levels of a network, first the finest.
-    ///
-    /// # Errors
-    /// [`KernelError::Shape`] for what does not fit together, [`KernelError::Limit`] for more elements than the
-    /// kernels can index.
-    pub fn new(
-        context: &Context,
-        settings: &LossSettings,
-        batch: usize,
-        dims: [usize; 3],
-        levels: &[Level],
-    ) -> Result<Self, KernelError> {
-        check_settings(settings)?;
-        if batch == 0 || dims.contains(&0) {
-            return Err(KernelError::shape(OPERATION, "batch and dims", "at least 1", (batch, dims)));
-        }
-        check_count("voxels of the label map", batch, &dims, 1)?;
-        for level in levels {
-            if (0..3).any(|a| level.dims[a] == 0 || level.dims[a] > dims[a]) {
-                return Err(KernelError::shape(OPERATION, "dims of a level", format!("1 to {dims:?}"), level.dims));
-            }
-            if !(level.weight.is_finite() && level.weight >= 0.0) {
-                return Err(KernelError::shape(OPERATION, "weight of a level", "finite and >= 0", level.weight));
-            }
-            check_count("logits of a level", batch, &level.dims, settings.target.channels())?;
-        }
-        if levels.iter().all(|level| level.weight == 0.0) {
-            return Err(KernelError::shape(OPERATION, "levels", "at least one of a weight > 0", levels));
-        }
-        let axes: Result<Vec<Buffer>, KernelError> =
-            levels.iter().map(|level| context.upload(&axis_table(dims, level.dims), Dtype::U32)).collect();
-        let regions = context.upload(&region_table(&settings.target), Dtype::U32)?;
-        Ok(Self { settings: settings.clone(), batch, dims, levels: levels.to_vec(), axes: axes?, regions })
-    }
-
-    /// Length of the loss vector, see [`value_and_gradient`].
-    pub fn loss_len(&self) -> usize {
-        3 + self.settings.target.dice_classes()
-    }
-
-    /// Number of logits of a level.
-    pub fn logits_len(&self, level: usize) -> usize {
-        self.voxels(level) * self.batch * self.settings.target.channels()
-    }
-
-    /// The levels.
-    pub fn levels(&self) -> &[Level] {
-        &self.levels
-    }
-
-    fn voxels(&self, level: usize) -> usize {
-        self.levels[level].dims.iter().product()
-    }
-}
-
-fn check_settings(settings: &LossSettings) -> Result<(), KernelError> {
-    let channels = settings.target.channels();
-    if !(1..=255).contains(&channels) {
-        return Err(KernelError::shape(OPERATION, "classes or regions", "1 to 255", channels));
-    }
-    if let Target::Regions { labels, regions } = &settings.target {
-        if !(1..=256).contains(labels) {
-            return Err(KernelError::shape(OPERATION, "labels", "1 to 256", labels));
-        }
-        if let Some(label) = regions.iter().flatten().find(|label| usize::from(**label) >= *labels) {
-            return Err(KernelError::shape(OPERATION, "label of a region", format!("below {labels}"), label));
-        }
-    }
-    let weights = [settings.weight_ce, settings.weight_dice, settings.smooth];
-    if !weights.iter().all(|w| w.is_finite()) || settings.smooth < 0.0 {
-        return Err(KernelError::shape(OPERATION, "weights and smooth", "finite, smooth >= 0", weights));
-    }
-    Ok(())
-}
-
-/// Indices are 32 bits wide on a GPU.
-fn check_count(what: &'static str, batch: usize, dims: &[usize; 3], channels: usize) -> Result<(), KernelError> {
-    let limit = u64::from(u32::MAX) - 4 * CHUNK as u64;
-    let actual = dims.iter().chain([&batch, &channels]).fold(1u64, |n, d| n.saturating_mul(*d as u64));
-    if actual > limit {
-        return Err(KernelError::Limit { operation: OPERATION, what, actual, limit });
-    }
-    Ok(())
-}
-
-/// For each coordinate of a level along depth, height and width: what it adds to the index of its label, by
-/// `floor((i + 0.5) in / out)`.
-fn axis_table(dims: [usize; 3], level: [usize; 3]) -> Vec<u32> {
-    let strides = [dims[1] * dims[2], dims[2], 1];
-    (0..3)
-        .flat_map(|a| (0..level[a]).map(move |i| ((2 * i + 1) * dims[a] / (2 * level[a]) * strides[a]) as u32))
-        .collect()
-}
-
-fn region_table(target: &Target) -> Vec<u32> {
-    let Target::Regions { regions, .. } = target else { return vec![0] };
-    let words = regions.len().div_ceil(32);
-    let mut table = vec![0; 257 * words];
-    for (region, labels) in regions.iter().enumerate() {
-        for label in labels {
-            table[usize::from(*label) * words + region / 32] |= 1 << (region % 32);
-        }
-    }
-    table
-}
-
-/// How the kernels walk; a part of what they are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
-    /// Channels of the logits.
-    classes: usize,
-    /// Units that share a chunk: 1 where units are threads.
-    walkers: usize,
-    /// Groups of ignored voxels are not read.
-    skip: bool,
-    /// The level has the label map's resolution.
-    full: bool,
-    /// The loop over classes is unrolled and its sums are registers.
-    unroll: bool,
-    /// The labelled class of a voxel is looked up, instead of compared with every class.
-    per_voxel: bool,
-}
-
-/// Up to this many classes a comparison with each is cheaper than looking up the labelled one.
-const COMPARED_CLASSES: usize = 8;
-
-impl Plan {
-    fn new(problem: &Problem, level: usize, caps: &Caps) -> Self {
-        let classes = problem.settings.target.channels();
-        let threads = caps.cores.is_some();
-        Self {
-            classes,
-            walkers: if threads { 1 } else { caps.cube_units() as usize },
-            skip: problem.settings.ignore.is_some(),
-            full: problem.levels[level].dims == problem.dims,
-            unroll: classes <= if threads { 4 } else { 16 },
-            per_voxel: classes > if threads { COMPARED_CLASSES } else { 16 },
-        }
-    }
-
-    /// Voxels that a unit handles at once.
-    fn lanes(&self, caps: &Caps) -> usize {
-        if self.walkers == 1 { caps.lanes.next_power_of_two().clamp(4, 16) } else { 1 }
-    }
-}
-
-/// Units of the kernels over chunks: more than cores, since chunks without annotation are done at once and
-/// the runtime gives the next unit to the core that is free.
-const UNITS_PER_CORE: u32 = 4;
 
 /// The loss and its gradient with respect to the logits of all levels.
 ///
@@ -326,10 +87,10 @@ pub fn value_and_gradient(
         }
     }
     for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, labels, logits[level])?;
-        let (sums, counts) = pass.sums()?;
-        let coefficients = pass.finish(&sums, &counts, loss, scale, i == 0)?;
-        pass.gradient(&coefficients, gradients[level])?;
+        let pass = Pass::new(context, problem, level, labels, logits[level]);
+        let sums = pass.sums()?;
+        let coefficients = pass.finish(&sums, loss, scale, i == 0)?;
+        pass.gradient(&sums, &coefficients, gradients[level])?;
     }
     Ok(())
 }
@@ -347,9 +108,9 @@ pub fn value(
 ) -> Result<(), KernelError> {
     check_buffers(context, problem, labels, logits, loss)?;
     for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, labels, logits[level])?;
-        let (sums, counts) = pass.sums()?;
-        pass.finish(&sums, &counts, loss, 1.0, i == 0)?;
+        let pass = Pass::new(context, problem, level, labels, logits[level]);
+        let sums = pass.sums()?;
+        pass.finish(&sums, loss, 1.0, i == 0)?;
     }
     Ok(())
 }
@@ -392,223 +153,4 @@ fn check_buffers(
         buffer.expect(OPERATION, "logits", problem.logits_len(level), buffer.dtype())?;
     }
     Ok(())
-}
-
-/// The launches of one level.
-struct Pass<'a> {
-    context: &'a Context,
-    problem: &'a Problem,
-    level: usize,
-    labels: &'a Buffer,
-    logits: &'a Buffer,
-    plan: Plan,
-    lanes: usize,
-    units: u32,
-    count: CubeCount,
-}
-
-impl<'a> Pass<'a> {
-    fn new(
-        context: &'a Context,
-        problem: &'a Problem,
-        level: usize,
-        labels: &'a Buffer,
-        logits: &'a Buffer,
-    ) -> Result<Self, KernelError> {
-        let caps = context.caps();
-        let plan = Plan::new(problem, level, caps);
-        let chunks = problem.voxels(level).div_ceil(CHUNK) * problem.batch;
-        let (units, count) = match caps.cores {
-            Some(cores) => {
-                let units = (cores * UNITS_PER_CORE).min(chunks as u32);
-                (units, CubeCount::Static(1, 1, 1))
-            }
-            None => {
-                let units = plan.walkers as u32;
-                (units, context.grid(OPERATION, chunks * plan.walkers, units)?)
-            }
-        };
-        Ok(Self { context, problem, level, labels, logits, lanes: plan.lanes(caps), plan, units, count })
-    }
-
-    fn extent(&self) -> ExtentLaunch {
-        let [depth, height, width] = self.problem.levels[self.level].dims.map(|d| d as u32);
-        let settings = &self.problem.settings;
-        ExtentLaunch::new(
-            self.problem.batch,
-            self.problem.voxels(self.level),
-            self.problem.dims.iter().product(),
-            depth,
-            height,
-            width,
-            settings.target.labels() as u32,
-            settings.ignore.map_or(u32::MAX, u32::from),
-        )
-    }
-
-    /// Pass 1 and the first half of pass 2: per-sample sums and counts.
-    fn sums(&self) -> Result<(Buffer, Buffer), KernelError> {
-        let (context, problem, plan) = (self.context, self.problem, self.plan);
-        let (sum_slots, count_slots) = (2 * plan.classes + 1, plan.classes + 1);
-        let mut rows = plan.rows(problem.voxels(self.level));
-        let mut sums = context.empty(problem.batch * rows * sum_slots, Dtype::F32)?;
-        let mut counts = context.empty(problem.batch * rows * count_slots, Dtype::U32)?;
-        let (client, dim) = (context.client(), CubeDim::new_1d(self.units));
-        let (logits, labels, axes) = (self.logits.arg(), self.labels.arg(), self.problem.axes[self.level].arg());
-        match problem.settings.target {
-            Target::Labels { .. } => softmax::softmax_sums_kernel::launch(
-                client,
-                self.count.clone(),
-                dim,
-                self.lanes,
-                logits,
-                labels,
-                axes,
-                sums.arg(),
-                counts.arg(),
-                self.extent(),
-                plan,
-                self.logits.dtype().elem(),
-            ),
-            Target::Regions { .. } => sigmoid::sigmoid_sums_kernel::launch(
-                client,
-                self.count.clone(),
-                dim,
-                self.lanes,
-                logits,
-                labels,
-                axes,
-                problem.regions.arg(),
-                sums.arg(),
-                counts.arg(),
-                self.extent(),
-                plan,
-                self.logits.dtype().elem(),
-            ),
-        }
-        context.launched();
-
-        // A GPU's unit adds few rows, a thread adds them all.
-        let group = if context.caps().cores.is_some() { rows } else { 128 };
-        while rows > 1 {
-            let groups = rows.div_ceil(group);
-            let reduced_sums = context.empty(problem.batch * groups * sum_slots, Dtype::F32)?;
-            let reduced_counts = context.empty(problem.batch * groups * count_slots, Dtype::U32)?;
-            let units = context.caps().cube_units();
-            let count = match context.caps().cores {
-                Some(_) => CubeCount::Static(1, 1, 1),
-                None => context.grid(OPERATION, problem.batch * groups * (sum_slots + count_slots), units)?,
-            };
-            reduce_kernel::launch(
-                client,
-                count,
-                CubeDim::new_1d(units),
-                sums.arg(),
-                counts.arg(),
-                reduced_sums.arg(),
-                reduced_counts.arg(),
-                problem.batch,
-                rows,
-                group,
-                sum_slots,
-                count_slots,
-            );
-            context.launched();
-            (sums, counts, rows) = (reduced_sums, reduced_counts, groups);
-        }
-        Ok((sums, counts))
-    }
-
-    /// The second half of pass 2: the loss, and the coefficients of the gradient.
-    fn finish(
-        &self,
-        sums: &Buffer,
-        counts: &Buffer,
-        loss: &Buffer,
-        scale: f32,
-        overwrite: bool,
-    ) -> Result<Buffer, KernelError> {
-        let (context, problem, plan) = (self.context, self.problem, self.plan);
-        let settings = &problem.settings;
-        let coefficients = context.empty(2 * problem.batch * plan.classes + 1, Dtype::F32)?;
-        let finish = Finish {
-            classes: plan.classes,
-            first_dice: settings.target.first_dice(),
-            batch_dice: settings.batch_dice,
-            channel_mean: matches!(settings.target, Target::Regions { .. }) && settings.ignore.is_none(),
-            overwrite,
-        };
-        let weights = WeightsLaunch::new(
-            problem.batch,
-            problem.levels[self.level].weight,
-            settings.weight_ce,
-            settings.weight_dice,
-            settings.smooth,
-            scale,
-        );
-        let (units, count) = match context.caps().cores {
-            Some(_) => (1, CubeCount::Static(1, 1, 1)),
-            None => {
-                let units = context.caps().cube_units();
-                (units, context.grid(OPERATION, plan.classes + 1, units)?)
-            }
-        };
-        finish_kernel::launch(
-            context.client(),
-            count,
-            CubeDim::new_1d(units),
-            sums.arg(),
-            counts.arg(),
-            coefficients.arg(),
-            loss.arg(),
-            weights,
-            finish,
-        );
-        context.launched();
-        Ok(coefficients)
-    }
-
-    /// Pass 3.
-    fn gradient(&self, coefficients: &Buffer, gradient: Gradient) -> Result<(), KernelError> {
-        let (client, dim) = (self.context.client(), CubeDim::new_1d(self.units));
-        let (logits, labels, axes) = (self.logits.arg(), self.labels.arg(), self.problem.axes[self.level].arg());
-        let gradient = match gradient {
-            Gradient::Into(buffer) => buffer.arg(),
-            // The logits are the first argument of both kernels.
-            Gradient::InPlace => BufferArg::Alias { input_pos: 0, length: [self.logits.len()] },
-        };
-        match self.problem.settings.target {
-            Target::Labels { .. } => softmax::softmax_gradient_kernel::launch(
-                client,
-                self.count.clone(),
-                dim,
-                self.lanes,
-                logits,
-                labels,
-                axes,
-                coefficients.arg(),
-                gradient,
-                self.extent(),
-                self.plan,
-                self.logits.dtype().elem(),
-            ),
-            Target::Regions { .. } => sigmoid::sigmoid_gradient_kernel::launch(
-                client,
-                self.count.clone(),
-                dim,
-                self.lanes,
-                logits,
-                labels,
-                axes,
-                self.problem.regions.arg(),
-                coefficients.arg(),
-                gradient,
-                self.extent(),
-                self.plan,
-                self.logits.dtype().elem(),
-            ),
-        }
-        self.context.launched();
-        Ok(())
-    }
 }

@@ -2,13 +2,13 @@
 //!
 //! `regions[label * words ..]` is the bit set of the regions that a label belongs to, 32 regions a word.
 
-use super::Plan;
+use super::pass::Plan;
 use super::walk::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// The label that stands for "ignored" here: larger than any in the map.
-const NONE: u32 = 256;
+pub(super) const NONE: u32 = 256;
 
 /// One word of the region sets of `N` voxels, empty for ignored ones.
 #[cube]
@@ -29,7 +29,7 @@ fn region_word<N: Size>(
 
 /// `(p, p (1 - p), 1 + exp(-|z|))` of a logit, without overflow or cancellation for either sign.
 #[cube]
-fn sigmoid<N: Size>(z: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
+pub(super) fn sigmoid<N: Size>(z: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
     let e = (Vector::<f32, N>::new(0.0f32) - z.abs()).exp();
     let one_plus = e + Vector::new(1.0f32);
     let r = Vector::<f32, N>::new(1.0f32) / one_plus;
@@ -150,6 +150,7 @@ fn write_group<E: Float, N: Size>(
     #[comptime] plan: Plan,
 ) {
     let channels = comptime!(plan.classes);
+    let lanes = N::value();
     let words = comptime!(plan.classes.div_ceil(32));
     let zero = Vector::<f32, N>::new(0.0f32);
     let one = Vector::<f32, N>::new(1.0f32);
@@ -170,10 +171,18 @@ fn write_group<E: Float, N: Size>(
             let b = Vector::<f32, N>::new(coefficients[at + 1]);
             let dice = b + select_many(inside, a, zero);
             let g = slope * dice + entropy * (p - select_many(inside, one, zero));
-            values[region] = select_many(valid, g, zero);
+            let g = select_many(valid, g, zero);
+            if comptime!(lanes == 1) {
+                // Nothing to put in order: no array, whatever the number of regions.
+                gradient[first + region] = E::cast_from(g.extract(0usize));
+            } else {
+                values[region] = g;
+            }
         }
     }
-    store_group::<E, N>(gradient, first, values, channels, plan.unroll);
+    if comptime!(lanes > 1) {
+        store_group::<E, N>(gradient, first, values, channels, plan.unroll);
+    }
 }
 
 /// Pass 3: the gradient. `coefficients` is `[batch, regions, (A, B)]` and then the weight of the
@@ -214,7 +223,16 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, N: Size>(
             }
             if wanted {
                 write_group::<E, N>(
-                    logits, gradient, regions, coefficients, first, at, entropy, label, &mut values, plan,
+                    logits,
+                    gradient,
+                    regions,
+                    coefficients,
+                    first,
+                    at,
+                    entropy,
+                    label,
+                    &mut values,
+                    plan,
                 );
             } else {
                 clear::<E>(gradient, first, comptime!(lanes * channels));
@@ -226,7 +244,16 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, N: Size>(
                 let first = (sample * extent.voxels + voxel) * channels;
                 let label = read_labels::<Const<1>>(labels, axes, &extent, sample, voxel, none, plan.full);
                 write_group::<E, Const<1>>(
-                    logits, gradient, regions, coefficients, first, at, entropy, label, &mut values, plan,
+                    logits,
+                    gradient,
+                    regions,
+                    coefficients,
+                    first,
+                    at,
+                    entropy,
+                    label,
+                    &mut values,
+                    plan,
                 );
             }
         }

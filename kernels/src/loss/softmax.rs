@@ -4,7 +4,7 @@
 //! logarithms and divisions in vectors, needs no sum across lanes per voxel, and lets any number of classes
 //! use the same few registers. On a GPU `N` is 1: a unit's group is one voxel.
 
-use super::Plan;
+use super::pass::Plan;
 use super::walk::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
