@@ -133,13 +133,13 @@ impl<'a> Pass<'a> {
 
     /// Cubes and units of the kernels over chunks.
     fn chunk_grid(&self) -> Result<(CubeCount, CubeDim), KernelError> {
-        let chunks = self.problem.batch * self.problem.voxels(self.level).div_ceil(CHUNK);
         match self.context.caps().cores {
-            Some(cores) => {
-                let units = (cores * UNITS_PER_CORE).min(chunks as u32);
-                Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(units)))
+            // As many units for few chunks too: kernels are compiled for a number of units.
+            Some(cores) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(cores * UNITS_PER_CORE))),
+            None => {
+                let chunks = self.problem.batch * self.problem.voxels(self.level).div_ceil(CHUNK);
+                self.grid(chunks * self.plan.walkers, self.plan.walkers)
             }
-            None => self.grid(chunks * self.plan.walkers, self.plan.walkers),
         }
     }
 
