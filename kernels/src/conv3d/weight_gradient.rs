@@ -20,9 +20,6 @@ const OPERATION: &str = "weight gradient";
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
-    taps: [usize; 3],
-    step: [usize; 3],
-    pad: [usize; 3],
     /// Channels of the strided tensor in a tile.
     rows: usize,
     /// Vectors of channels of the dense tensor in a tile.
@@ -30,6 +27,8 @@ struct Plan {
     /// Outputs along the width that are summed apart and added at the end: enough independent sums to keep the
     /// multiply-add units busy where a tile is small.
     apart: usize,
+    /// Whether the last tile has fewer channels of the strided tensor.
+    ragged: bool,
 }
 
 /// One weight gradient. Axes are depth, height, width.
@@ -64,6 +63,15 @@ struct Shape {
     out_depth: usize,
     out_height: usize,
     out_width: usize,
+    taps_depth: usize,
+    taps_height: usize,
+    taps_width: usize,
+    step_depth: usize,
+    step_height: usize,
+    step_width: usize,
+    pad_depth: usize,
+    pad_height: usize,
+    pad_width: usize,
     /// Rows of outputs: batch * depth * height.
     out_rows: usize,
     /// Rows that pass through the cache together.
@@ -90,7 +98,7 @@ fn weight_gradient_kernel<E: Float, N: Size>(
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);
     let lanes = N::value();
-    let taps = comptime!(plan.taps[0] * plan.taps[1] * plan.taps[2]);
+    let taps = s.taps_depth * s.taps_height * s.taps_width;
     let row_blocks = s.rows.div_ceil(tile_rows);
     let column_blocks = s.columns / (lanes * vectors);
     let tiles = taps * row_blocks * column_blocks;
@@ -114,32 +122,32 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                 let rest = tile / column_blocks;
                 let r0 = rest % row_blocks * tile_rows;
                 let tap = rest / row_blocks;
-                let tw = tap % comptime!(plan.taps[2]);
-                let th = tap / comptime!(plan.taps[2]) % comptime!(plan.taps[1]);
-                let td = tap / comptime!(plan.taps[2] * plan.taps[1]);
+                let tw = tap % s.taps_width;
+                let th = tap / s.taps_width % s.taps_height;
+                let td = tap / (s.taps_width * s.taps_height);
 
                 // Outputs whose strided position lies inside along the width.
-                let step = comptime!(plan.step[2]);
-                let pad = comptime!(plan.pad[2]);
+                let step = s.step_width;
+                let pad = s.pad_width;
                 let low = select(tw >= pad, 0usize, (pad - tw).div_ceil(step));
                 let high = ((s.in_width + pad + step - 1 - tw) / step).min(s.out_width);
 
                 let apart = comptime!(plan.apart);
                 let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * tile_rows * vectors));
+                // Counted along instead of divided out of the row's number.
+                let mut oh = from % s.out_height;
+                let mut od = from / s.out_height % s.out_depth;
+                let mut n = from / s.out_height / s.out_depth;
                 for row in from..to {
-                    let oh = row % s.out_height;
-                    let plane = row / s.out_height;
-                    let od = plane % s.out_depth;
-                    let n = plane / s.out_depth;
-                    let id = od * comptime!(plan.step[0]) + td;
-                    let ih = oh * comptime!(plan.step[1]) + th;
-                    let valid = id >= comptime!(plan.pad[0])
-                        && id < s.in_depth + comptime!(plan.pad[0])
-                        && ih >= comptime!(plan.pad[1])
-                        && ih < s.in_height + comptime!(plan.pad[1]);
+                    let id = od * s.step_depth + td;
+                    let ih = oh * s.step_height + th;
+                    let valid = id >= s.pad_depth
+                        && id < s.in_depth + s.pad_depth
+                        && ih >= s.pad_height
+                        && ih < s.in_height + s.pad_height;
                     if valid {
-                        let plane = n * s.in_depth + id - comptime!(plan.pad[0]);
-                        let in_row = (plane * s.in_height + ih - comptime!(plan.pad[1])) * s.in_width;
+                        let plane = n * s.in_depth + id - s.pad_depth;
+                        let in_row = (plane * s.in_height + ih - s.pad_height) * s.in_width;
                         let position = (in_row + low * step + tw - pad) * s.rows;
                         let d = (row * s.out_width + low) * (s.columns / lanes) + column_block * vectors;
                         let outputs = high - low;
@@ -175,6 +183,15 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                                     plan,
                                 );
                             }
+                        }
+                    }
+                    oh += 1;
+                    if oh == s.out_height {
+                        oh = 0usize.runtime();
+                        od += 1;
+                        if od == s.out_depth {
+                            od = 0usize.runtime();
+                            n += 1;
                         }
                     }
                 }
@@ -222,8 +239,12 @@ fn add_output<E: Float, N: Size>(
     let tile_rows = comptime!(plan.rows);
     #[unroll]
     for r in 0..tile_rows {
-        // The last tile repeats the last channel; its surplus sums are not stored.
-        let value = f32::cast_from(strided[position + (r0 + r).min(rows - 1)]);
+        let mut channel = r0 + r;
+        if comptime!(plan.ragged) {
+            // The last tile repeats the last channel; its surplus sums are not stored.
+            channel = channel.min(rows - 1);
+        }
+        let value = f32::cast_from(strided[position + channel]);
         #[unroll]
         for v in 0..vectors {
             let i = comptime!((a * tile_rows + r) * vectors + v);
@@ -306,7 +327,7 @@ impl WeightGradient<'_> {
             Some(_) => (0, self.rows * self.columns, self.columns),
             None => (self.first, self.tap_stride, self.row_stride),
         };
-        let plan = Plan { taps: self.taps, step: self.step, pad: self.pad, rows, vectors, apart };
+        let plan = Plan { rows, vectors, apart, ragged: self.rows % rows != 0 };
         let shape = ShapeLaunch::new(
             self.rows,
             self.columns,
@@ -316,6 +337,15 @@ impl WeightGradient<'_> {
             self.out_dims[0],
             self.out_dims[1],
             self.out_dims[2],
+            self.taps[0],
+            self.taps[1],
+            self.taps[2],
+            self.step[0],
+            self.step[1],
+            self.step[2],
+            self.pad[0],
+            self.pad[1],
+            self.pad[2],
             out_rows,
             chunk,
             splits,
