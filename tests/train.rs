@@ -10,8 +10,15 @@ use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
 use voxgrad::{Compat, Error, predict};
 
-const SETTINGS: Settings =
-    Settings { epochs: 2, iterations: 6, validation_iterations: 2, learning_rate: 0.01, seed: 5 };
+const SETTINGS: Settings = Settings {
+    epochs: 2,
+    iterations: 6,
+    validation_iterations: 2,
+    learning_rate: 0.01,
+    momentum: 0.99,
+    mirror: [true; 3],
+    seed: 5,
+};
 
 fn phantom() -> (tempfile::TempDir, Model, Vec<PreprocessedCase>, Preprocessor) {
     let folder = tempfile::tempdir().unwrap();

@@ -38,13 +38,26 @@ pub struct Settings {
     pub validation_iterations: usize,
     /// Learning rate of the first epoch.
     pub learning_rate: f64,
+    /// Share of SGD's momentum that is kept from step to step.
+    pub momentum: f32,
+    /// Axes (depth, height, width) along which patches are mirrored at random, and predictions averaged over mirrored
+    /// copies. Leave out an axis along which left and right mean different labels.
+    pub mirror: [bool; 3],
     /// Seed of initial weights, patches and mirroring.
     pub seed: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { epochs: 1000, iterations: 250, validation_iterations: 50, learning_rate: 0.01, seed: 0 }
+        Self {
+            epochs: 1000,
+            iterations: 250,
+            validation_iterations: 50,
+            learning_rate: 0.01,
+            momentum: Optimizer::default().momentum,
+            mirror: [true; 3],
+            seed: 0,
+        }
     }
 }
 
@@ -148,7 +161,7 @@ impl Trainer {
         Ok(Self {
             context: context.clone(),
             sampler: PatchSampler::new(batch_size, patch),
-            optimizer: Optimizer::default(),
+            optimizer: Optimizer { momentum: settings.momentum, ..Default::default() },
             random: progress.random.restore(),
             batch: Batch::default(),
             model,
@@ -245,7 +258,7 @@ impl Trainer {
     /// One SGD step on one random batch; the loss stays on the device.
     fn iteration(&mut self, cases: &[PreprocessedCase], learning_rate: f32) -> Result<Buffer> {
         self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
-        mirror(&mut self.batch, [true; 3], &mut self.random);
+        mirror(&mut self.batch, self.settings.mirror, &mut self.random);
         let (x, target) = upload(&self.context, &self.batch)?;
         let mut tape = Tape::new(&self.context);
         let outputs = self.network.forward(&mut tape, &x, self.loss.levels())?;
