@@ -43,6 +43,8 @@ if [ "$vulkan" = yes ]; then
             [ -e "$lavapipe" ] && export VK_ICD_FILENAMES="$lavapipe"
         done
     fi
+    # Mesa complains about a missing runtime folder, which only a desktop session has.
+    export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$logs}"
     run vulkan env VOXGRAD_TEST_DEVICE=vulkan cargo test --release --test tests -- --show-output --test-threads=1 "$@"
 fi
 

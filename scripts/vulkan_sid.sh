@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs a test executable on the newest Mesa: the software Vulkan driver of Debian sid has explicit workgroup memory and
+# Runs an executable (tests, benches) on the newest Mesa: the software Vulkan driver of Debian sid has explicit workgroup memory and
 # cooperative matrices, which those of stable distributions lack, so shared memory and tensor-core kernels are tested
 # without a GPU.
 #
-#   sudo sh scripts/vulkan_sid.sh TEST_EXECUTABLE [ARGUMENTS...]
+#   sudo sh scripts/vulkan_sid.sh EXECUTABLE [ARGUMENTS...]
 #
 # The first run makes a Debian sid root (about 80 s and 700 MB) in ${XDG_CACHE_HOME:-~/.cache}/voxgrad/sid; delete that
 # folder for a newer Mesa. Needs root, debootstrap and a Linux host whose C library is no newer than sid's.
@@ -15,7 +15,7 @@ fail() {
     exit 2
 }
 
-[ $# -ge 1 ] || fail "usage: vulkan_sid.sh TEST_EXECUTABLE [ARGUMENTS...]"
+[ $# -ge 1 ] || fail "usage: vulkan_sid.sh EXECUTABLE [ARGUMENTS...]"
 [ -x "$1" ] || fail "$1 is not an executable"
 [ "$(id -u)" = 0 ] || fail "root is needed, for chroot and mounts"
 
@@ -68,5 +68,5 @@ done
 [ -n "$lavapipe" ] || fail "no software Vulkan driver in $root: delete that folder and run this again"
 say "Mesa $(sed -n '/^Package: mesa-vulkan-drivers$/,/^$/s/^Version: //p' "$root/var/lib/dpkg/status") on $lavapipe"
 
-exec chroot "$root" /usr/bin/env VK_ICD_FILENAMES="$lavapipe" VOXGRAD_TEST_DEVICE=vulkan TMPDIR=/tmp HOME=/tmp \
-    "$executable" --test-threads=1 "$@"
+exec chroot "$root" /usr/bin/env VK_ICD_FILENAMES="$lavapipe" VOXGRAD_TEST_DEVICE=vulkan VOXGRAD_DEVICE=vulkan \
+    TMPDIR=/tmp HOME=/tmp "$executable" "$@"

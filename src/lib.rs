@@ -37,3 +37,8 @@ pub mod train;
 
 pub use compat::Compat;
 pub use error::{Error, Result};
+
+/// The README's example is compiled and run as a test.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

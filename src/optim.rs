@@ -6,7 +6,7 @@ use crate::kernels::optimizer::{self, Gradient, Guard, Sgd};
 use crate::kernels::{Buffer, Context, Dtype};
 use crate::parameters::Parameters;
 
-/// Settings of [`step`].
+/// Settings of SGD as nnU-Net uses it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
     /// Share of the momentum that is kept.

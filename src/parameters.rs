@@ -141,6 +141,9 @@ pub struct Parameters {
     trained: usize,
 }
 
+/// Name, shape and values of a parameter, in PyTorch's layout.
+pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
 /// A flat state of the store that checkpoints save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
@@ -212,7 +215,7 @@ impl Parameters {
     ///
     /// # Errors
     /// If what computed them failed.
-    pub fn to_torch(&self, context: &Context, slot: Slot) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    pub fn to_torch(&self, context: &Context, slot: Slot) -> Result<Vec<NamedTensor>> {
         let flat = context.download_f32(self.flat(slot))?;
         let one = |p: &Parameter| {
             (p.name.clone(), p.kind.torch_shape(), p.kind.to_torch(&flat[p.offset..p.offset + p.kind.len()]))

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::kernels::Context;
-use voxgrad::parameters::Slot;
+use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
 use voxgrad::{Compat, Error, predict};
@@ -40,7 +40,7 @@ fn finish(trainer: &mut Trainer, cases: &[PreprocessedCase]) {
     }
 }
 
-fn weights(context: &Context, trainer: &Trainer) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+fn weights(context: &Context, trainer: &Trainer) -> Vec<NamedTensor> {
     trainer.network().parameters().to_torch(context, Slot::Value).unwrap()
 }
 

@@ -3,9 +3,14 @@
     sh scripts/peers.sh benches/peers/demo_baseline.py [--iterations N] [--batch N] [--features 8,16,32,64] ...
 
 Same network, loss, optimiser, patches and budget as the demo: PlainConvUNet with kernels 3 and strides 1, 2, 2, 2; Dice +
-BCE with the ignore label and deep supervision; SGD with Nesterov momentum 0.99, gradient norm clipped to 12, polynomial
+BCE with the ignore label and deep supervision; SGD with Nesterov momentum, gradient norm clipped to 12, polynomial
 learning rate; z-score normalisation; nnU-Net's patch sampling; mirroring as the only augmentation. Then predicts the six
 validation cases and prints the seconds per iteration and the mean Dice of both regions against the dense labels.
+
+The defaults are for a budget of minutes, where nnU-Net's are for 250,000 iterations:
+- momentum 0.9 and learning rate 0.05: momentum 0.99 spends hundreds of iterations in the valley where all is background;
+- patches smaller than the image: one that reaches over its borders is mostly padding, which counts as annotated;
+- mirroring along x only: which end of a hippocampus is the anterior one is hard to tell from a mirrored patch.
 """
 
 import argparse
@@ -171,15 +176,15 @@ def main():
     parser = argparse.ArgumentParser(description="Trains on the hippocampus example with PyTorch and nnU-Net's parts.")
     parser.add_argument("--data", type=pathlib.Path, default=repository / "examples/data/hippocampus")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--epoch", type=int, default=25, help="iterations with one learning rate")
+    parser.add_argument("--iterations", type=int, default=800)
+    parser.add_argument("--epoch", type=int, default=40, help="iterations with one learning rate")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--features", type=numbers, default=[8, 16, 32, 64], help="features per stage")
-    parser.add_argument("--patch", type=numbers, default=[40, 56, 40])
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--momentum", type=float, default=0.99)
-    parser.add_argument("--dense", action="store_true", help="train on labelsTr_dense: what sparse labels are up against")
-    parser.add_argument("--mirror", type=numbers, default=[0, 1, 2], help="axes to mirror in training, of z,y,x = 0,1,2")
+    parser.add_argument("--patch", type=numbers, default=[32, 40, 32], help="patch size, z,y,x")
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--dense", action="store_true", help="train on labelsTr_dense, for comparison")
+    parser.add_argument("--mirror", type=numbers, default=[2], help="axes to mirror in training, of z,y,x = 0,1,2")
     parser.add_argument("--tta", action="store_true", help="average the predictions over mirrorings along those axes")
     parser.add_argument("--validate-every", type=int, default=0, metavar="N", help="also print the Dice every N iterations")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")
@@ -226,7 +231,8 @@ def main():
         if arguments.validate_every and done % arguments.validate_every == 0 and done < arguments.iterations:
             print(shown(evaluate(net, validation, arguments.patch, [])), flush=True)
 
-    scores = evaluate(net, validation, arguments.patch, arguments.mirror if arguments.tta else [])
+    mirrored = arguments.mirror if arguments.tta else []
+    scores = evaluate(net, validation, arguments.patch, mirrored)
     total, each = sum(seconds), statistics.median(seconds)
     if arguments.json:
         print(json.dumps({"seconds": total, "seconds_per_iteration": each, "dice": scores}))

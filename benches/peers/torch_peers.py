@@ -12,6 +12,7 @@ Shapes are depth x height x width of the input, without the batch.
 | conv/32-32-k333-s1-32x32x36/forward                | 3-D convolution with bias, batch 1, 32 to 32 channels,     |
 | conv/32-32-k333-s1-32x32x36/forward_backward       | kernel 3x3x3, stride 1, padding k // 2; forward_backward   |
 |                                                    | adds the gradients of input, weight and bias               |
+| conv/32-32-k333-s1-32x32x32/...                    |                                                            |
 | conv/8-8-k333-s1-40x56x40/...                      |                                                            |
 | conv/4-32-k333-s1-48x48x48/...                     |                                                            |
 | conv/64-64-k333-s1-16x16x16/...                    |                                                            |
@@ -53,6 +54,7 @@ from torch import nn
 # (input channels, output channels, kernel, stride, input shape)
 CONVOLUTIONS = [
     (32, 32, (3, 3, 3), 1, (32, 32, 36)),
+    (32, 32, (3, 3, 3), 1, (32, 32, 32)),
     (8, 8, (3, 3, 3), 1, (40, 56, 40)),
     (4, 32, (3, 3, 3), 1, (48, 48, 48)),
     (64, 64, (3, 3, 3), 1, (16, 16, 16)),

@@ -11,8 +11,9 @@ struct Shape {
     dims: [usize; 3],
 }
 
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 8] = [
     Shape { channels: (32, 32), kernel: [3, 3, 3], stride: 1, dims: [32, 32, 36] },
+    Shape { channels: (32, 32), kernel: [3, 3, 3], stride: 1, dims: [32, 32, 32] },
     Shape { channels: (8, 8), kernel: [3, 3, 3], stride: 1, dims: [40, 56, 40] },
     Shape { channels: (4, 32), kernel: [3, 3, 3], stride: 1, dims: [48, 48, 48] },
     Shape { channels: (64, 64), kernel: [3, 3, 3], stride: 1, dims: [16, 16, 16] },

@@ -282,7 +282,7 @@ impl Context {
     /// To be called after every launch: hands the queue over to the device in time.
     pub fn launched(&self) {
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
-        if count % LAUNCHES_PER_FLUSH == 0 {
+        if count.is_multiple_of(LAUNCHES_PER_FLUSH) {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
         }

@@ -20,8 +20,9 @@
 #![warn(missing_docs)]
 #![allow(
     clippy::manual_div_ceil,
+    clippy::manual_memcpy,
     clippy::needless_range_loop,
-    reason = "kernels have neither div_ceil nor iterators over slices"
+    reason = "kernels have neither iterators over slices nor copies of them"
 )]
 
 mod block;

@@ -75,7 +75,7 @@ impl Tile {
 /// The widest vector that divides a number of channels and that the device loads at once.
 pub(crate) fn widest_vector(caps: &Caps, channels: usize) -> usize {
     let mut lanes = caps.lanes.next_power_of_two();
-    while channels % lanes != 0 {
+    while !channels.is_multiple_of(lanes) {
         lanes /= 2;
     }
     lanes

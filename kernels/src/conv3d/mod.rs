@@ -247,7 +247,7 @@ fn data_gradient_of_parity(
     // visited from the last to the first, which is from the first output to the last.
     let axis = |a: usize| -> (Vec<usize>, usize) {
         let (k, s, pad) = (problem.kernel[a], problem.stride[a], problem.pad()[a]);
-        let taps: Vec<usize> = (0..k).rev().filter(|tap| (parity[a] + pad + s * k - tap) % s == 0).collect();
+        let taps: Vec<usize> = (0..k).rev().filter(|tap| (parity[a] + pad + s * k - tap).is_multiple_of(s)).collect();
         // The first output that is met, counted from i / stride: negative by `pad` of the gather.
         let lead = taps.first().map_or(0, |&tap| if parity[a] + pad >= tap { 0 } else { (tap - parity[a] - pad) / s });
         (taps, lead)

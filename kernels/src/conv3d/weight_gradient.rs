@@ -327,7 +327,7 @@ impl WeightGradient<'_> {
             Some(_) => (0, self.rows * self.columns, self.columns),
             None => (self.first, self.tap_stride, self.row_stride),
         };
-        let plan = Plan { rows, vectors, apart, ragged: self.rows % rows != 0 };
+        let plan = Plan { rows, vectors, apart, ragged: !self.rows.is_multiple_of(rows) };
         let shape = ShapeLaunch::new(
             self.rows,
             self.columns,

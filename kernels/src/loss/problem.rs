@@ -132,7 +132,7 @@ impl Problem {
         Ok(Self { settings: settings.clone(), batch, dims, levels: levels.to_vec(), axes: axes?, regions })
     }
 
-    /// Length of the loss vector, see [`value_and_gradient`].
+    /// Length of the loss vector, see [`value_and_gradient`](super::value_and_gradient).
     pub fn loss_len(&self) -> usize {
         3 + self.settings.target.dice_classes()
     }
