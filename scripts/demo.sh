@@ -14,7 +14,9 @@ sh scripts/setup.sh
 cargo build --release
 
 resume=
-[ -e "$output/checkpoint_latest.safetensors" ] || [ -e "$output/checkpoint_final.safetensors" ] && resume=--continue
+if [ -e "$output/checkpoint_latest.safetensors" ] || [ -e "$output/checkpoint_final.safetensors" ]; then
+    resume=--continue
+fi
 # nnU-Net trains for hours with momentum 0.99 and learning rate 0.01; for minutes, less momentum learns sooner. Only left
 # and right are mirrored: which end is the anterior one is hard to tell from a mirrored patch.
 # shellcheck disable=SC2086  # no word if empty

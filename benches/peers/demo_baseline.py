@@ -194,15 +194,18 @@ def main():
     torch.set_num_threads(cores)
     torch.manual_seed(arguments.seed)
 
-    def cases(images, labels):
-        paths = sorted((arguments.data / labels).glob("*.nii.gz"))
+    def cases(names, labels):
         return [
-            (normalised(load(arguments.data / images / path.name.replace(".nii.gz", "_0000.nii.gz"))), load(path))
-            for path in paths
+            (
+                normalised(load(arguments.data / "imagesTr" / f"{name}_0000.nii.gz")),
+                load(arguments.data / labels / f"{name}.nii.gz"),
+            )
+            for name in names
         ]
 
-    training = cases("imagesTr", "labelsTr_dense" if arguments.dense else "labelsTr")
-    validation = cases("imagesVal", "labelsVal")
+    split = json.loads((arguments.data / "splits_final.json").read_text())[0]
+    training = cases(split["train"], "labelsTr_dense" if arguments.dense else "labelsTr")
+    validation = cases(split["val"], "labelsTr_dense")
     sampler = Sampler(training, arguments.patch, arguments.batch, arguments.mirror, arguments.seed)
 
     # On the CPU, PyTorch's channels-last kernels are the faster ones for this network.
