@@ -230,6 +230,35 @@ pub enum Error {
     },
 
     // ---- folders and cases -------------------------------------------------------------------------------------------
+    /// A number or name that no dataset has.
+    #[error(
+        "no dataset `{wanted}` in {searched:?}; there are {found:?}. Give a number, a folder name or a path, and name \
+         the folders with --raw and --preprocessed or nnU-Net's environment variables"
+    )]
+    DatasetNotFound {
+        /// What was asked for.
+        wanted: String,
+        /// Folders looked into.
+        searched: Vec<String>,
+        /// Names of the datasets there.
+        found: Vec<String>,
+    },
+    /// A number that several datasets have.
+    #[error("dataset `{wanted}` may be any of {found:?}; give the whole name")]
+    DatasetAmbiguous {
+        /// What was asked for.
+        wanted: String,
+        /// Names that fit.
+        found: Vec<String>,
+    },
+    /// Nobody said where a folder is.
+    #[error("where to look is not known: give {option} FOLDER, or set the environment variable {variable}")]
+    FolderUnknown {
+        /// nnU-Net's variable.
+        variable: &'static str,
+        /// The option.
+        option: &'static str,
+    },
     /// No case at all.
     #[error("{path}: no case found; image files must be named <case>_0000{ending}")]
     DatasetEmpty {
@@ -401,6 +430,24 @@ pub enum Error {
         /// "training" or "validation".
         part: &'static str,
     },
+    /// A case that a split both trains and validates on.
+    #[error("{path}: fold {fold} both trains and validates on case {case}; its scores would mean nothing")]
+    SplitOverlap {
+        /// The splits file.
+        path: PathBuf,
+        /// Index of the fold.
+        fold: usize,
+        /// The first such case.
+        case: String,
+    },
+    /// The raw and the preprocessed dataset have different splits.
+    #[error("{raw} and {preprocessed} are different splits; delete the one that is wrong")]
+    SplitsDiffer {
+        /// The file in the raw dataset.
+        raw: PathBuf,
+        /// The file in the preprocessed dataset.
+        preprocessed: PathBuf,
+    },
     /// A configuration that the plans do not have.
     #[error("plans have no configuration `{name}`; available: {available:?}")]
     ConfigurationMissing {
@@ -477,6 +524,27 @@ pub enum Error {
         value: String,
         /// What would be valid.
         expected: &'static str,
+    },
+
+    /// A preprocessed case cannot be used.
+    #[error("{path}: not a usable preprocessed case: {problem}; delete the file and preprocess again")]
+    StoredCase {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A part of a preprocessed case that does not lie inside it.
+    #[error("{path}: the box of {size:?} voxels from {start:?} (z, y, x) does not lie inside the volume of {shape:?}")]
+    StoredBox {
+        /// The file.
+        path: PathBuf,
+        /// First voxel asked for.
+        start: [usize; 3],
+        /// Extent asked for.
+        size: [usize; 3],
+        /// Extent of the volume.
+        shape: [usize; 3],
     },
 
     // ---- evaluation ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ fn fingerprint(name: &str) -> Fingerprint {
 }
 
 /// Equal structure and texts; numbers equal as numbers, within a relative tolerance.
-fn assert_same(found: &Value, expected: &Value, tolerance: f64, at: &str) {
+pub fn assert_same(found: &Value, expected: &Value, tolerance: f64, at: &str) {
     match (found, expected) {
         (Value::Number(a), Value::Number(b)) => {
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());

@@ -103,6 +103,73 @@ fn ignored_air_is_air() {
     assert!(worst(&upstream.data, &inference.data) > 0.1);
 }
 
+/// What ignore-labelled air does to masked z-score, in numbers: a ball of "brain" of mean 100 and deviation 20 in air of
+/// zeros, one slice annotated, all else ignored.
+#[test]
+fn the_effect_of_ignored_air_on_normalisation() {
+    let json = r#"{"channel_names": {"0": "T1"}, "labels": {"background": 0, "tumor": 1, "ignore": 2},
+                   "numTraining": 1, "file_ending": ".nii"}"#;
+    let labels = LabelManager::new(&DatasetJson::parse("d".as_ref(), json).unwrap()).unwrap();
+    let side = 31;
+    let square = |p: usize| (p as f64 - 15.0).powi(2);
+    let brain = |z: usize, y: usize, x: usize| square(z) + square(y) + square(x) <= 196.0;
+    let shape = (side, side, side);
+    let intensity = |z, y, x| if (z + y + x) % 2 == 0 { 80.0 } else { 120.0 };
+    let volume = Array3::from_shape_fn(shape, |(z, y, x)| if brain(z, y, x) { intensity(z, y, x) } else { 0f32 });
+    let annotation = Array3::from_shape_fn(shape, |(z, y, x)| match (z, y, x) {
+        (15, 14..17, 10..20) => 1,
+        (15, _, _) => 0,
+        _ => 2i16,
+    });
+    let run = |compat: Compat, annotation: Option<Array3<i16>>| {
+        let raw = RawCase {
+            name: "ball".into(),
+            data: volume.clone().insert_axis(ndarray::Axis(0)),
+            labels: annotation,
+            geometry: voxgrad::io::Geometry::new([1.0; 3]),
+            warnings: Vec::new(),
+        };
+        let preprocessor = Preprocessor {
+            spacing: [1.0; 3],
+            transpose_forward: [0, 1, 2],
+            channels: vec![ChannelNormalization { scheme: Normalization::ZScore, use_mask: true, intensity: None }],
+            labels: labels.clone(),
+            compat,
+        };
+        preprocessor.run(raw).unwrap()
+    };
+    // The crop is 1..30 along every axis. Mean over the brain of what the network sees, and the value of ignored air.
+    let seen = |case: &PreprocessedCase| {
+        assert_eq!(case.properties.bbox, [[1, 30]; 3]);
+        let inside = case.data.indexed_iter().filter(|((_, z, y, x), _)| brain(z + 1, y + 1, x + 1));
+        let values: Vec<f64> = inside.map(|(_, v)| f64::from(*v)).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
+        [mean, deviation, f64::from(case.data[[0, 0, 0, 0]])]
+    };
+    let [mean, deviation, air] = seen(&run(Compat::Corrected, Some(annotation.clone())));
+    assert_abs_diff_eq!(mean, 0.0, epsilon = 1e-4);
+    assert_abs_diff_eq!(deviation, 1.0, epsilon = 1e-4);
+    assert_eq!(air, 0.0);
+    assert_eq!(run(Compat::Corrected, Some(annotation.clone())).data, run(Compat::Corrected, None).data);
+
+    // Upstream: statistics over brain and ignored air together (the box but the slice's own air), about 48 and 52.
+    let numbers = (1..30).flat_map(|z| (1..30).flat_map(move |y| (1..30).map(move |x| (z, y, x))));
+    let mask = numbers.filter(|&(z, y, x)| brain(z, y, x) || annotation[[z, y, x]] != 0);
+    let values: Vec<f64> = mask.map(|p| f64::from(volume[p])).collect();
+    let over = |f: &dyn Fn(f64) -> f64| values.iter().map(|&v| f(v)).sum::<f64>() / values.len() as f64;
+    let mu = over(&|v| v);
+    let sigma = over(&|v| (v - mu).powi(2)).sqrt();
+    assert!((45.0..52.0).contains(&mu) && (50.0..54.0).contains(&sigma), "{mu} {sigma}");
+    let [mean, deviation, air] = seen(&run(Compat::Nnunet, Some(annotation)));
+    assert_abs_diff_eq!(air, -mu / sigma, epsilon = 1e-4);
+    assert!((-1.0..-0.85).contains(&air), "{air}");
+    assert_abs_diff_eq!(mean, (100.0 - mu) / sigma, epsilon = 0.01);
+    assert_abs_diff_eq!(deviation, 20.0 / sigma, epsilon = 0.01);
+    // At inference the same brain has mean 0 and deviation 1: the network would be shown another contrast.
+    assert!(mean > 0.9 && deviation < 0.42, "{mean} {deviation}");
+}
+
 #[test]
 fn holes_are_filled_unless_open() {
     let mut data = Array4::zeros((2, 5, 6, 7));

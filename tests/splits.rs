@@ -72,6 +72,10 @@ fn bad_splits_are_rejected() {
     folds[2] = Split { train: cases(2), val: vec![] };
     splits::write(&path, &folds).unwrap();
     assert!(matches!(splits::read(&path, &cases(10)), Err(Error::SplitEmpty { fold: 2, part: "validation", .. })));
+    folds[2] = Split { train: cases(2), val: cases(1) };
+    splits::write(&path, &folds).unwrap();
+    let overlap = splits::read(&path, &cases(10));
+    assert!(matches!(overlap, Err(Error::SplitOverlap { fold: 2, case, .. }) if case == "case_000"));
     std::fs::write(&path, "[{}]").unwrap();
     assert!(matches!(splits::read(&path, &cases(10)), Err(Error::Json { .. })));
 }

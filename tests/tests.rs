@@ -79,3 +79,9 @@ mod sparsify;
 
 /// Fingerprints and planned configurations, field by field against nnU-Net's.
 mod planner;
+
+/// Preprocessed cases on disk, and damage to them.
+mod store;
+
+/// From a raw dataset to preprocessed cases on the command line.
+mod dataset_cli;

@@ -3,6 +3,9 @@
 mod devices;
 mod evaluate;
 mod predict;
+mod prepare;
+mod spelling;
+mod summary;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +24,16 @@ struct Arguments {
 enum Verb {
     /// List the devices of this machine and what they can do.
     Devices,
+    /// Read every file of a dataset and report everything that is wrong with it.
+    Verify(prepare::Verify),
+    /// Measure a dataset: sizes, spacings and intensities of its cases, which planning needs.
+    Fingerprint(prepare::MakeFingerprint),
+    /// Decide spacing, patch size, network and batch size for a dataset from its fingerprint.
+    Plan(prepare::Plan),
+    /// Crop, normalise and resample all cases as the plans say, and store them for training.
+    Preprocess(prepare::Preprocess),
+    /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
+    PlanAndPreprocess(prepare::PlanAndPreprocess),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(train::Train),
     /// Segment images with a trained network.
@@ -48,8 +61,13 @@ impl DeviceArgument {
 
 /// Parses the command line and does what it says.
 pub fn run() -> anyhow::Result<()> {
-    match Arguments::parse().verb {
+    match Arguments::parse_from(spelling::long_flags(std::env::args_os())).verb {
         Verb::Devices => devices::run(),
+        Verb::Verify(verify) => verify.run(),
+        Verb::Fingerprint(fingerprint) => fingerprint.run(),
+        Verb::Plan(plan) => plan.run(),
+        Verb::Preprocess(preprocess) => preprocess.run(),
+        Verb::PlanAndPreprocess(both) => both.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

@@ -16,6 +16,21 @@ pub enum PlannerKind {
     ResEncXl,
 }
 
+impl std::str::FromStr for PlannerKind {
+    type Err = crate::Error;
+
+    /// nnU-Net's class names, as `-pl` takes them.
+    fn from_str(text: &str) -> crate::Result<Self> {
+        use PlannerKind::{Default, ResEncL, ResEncM, ResEncXl};
+        let kinds = [Default, ResEncM, ResEncL, ResEncXl];
+        kinds.into_iter().find(|kind| kind.budget().planner == text).ok_or_else(|| crate::Error::Setting {
+            setting: "planner",
+            value: text.into(),
+            expected: "expected ExperimentPlanner, nnUNetPlannerResEncM, nnUNetPlannerResEncL or nnUNetPlannerResEncXL",
+        })
+    }
+}
+
 /// Numbers in which the planners differ.
 pub(super) struct Budget {
     pub planner: &'static str,

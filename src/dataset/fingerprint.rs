@@ -12,6 +12,7 @@ use super::Dataset;
 use super::plans::IntensityProperties;
 use crate::compat::Compat;
 use crate::error::{Error, Result};
+use crate::io;
 use crate::numpy_random::NumpyRandom;
 use crate::preprocess::{RawCase, crop_to_nonzero, nonzero_mask};
 
@@ -96,8 +97,7 @@ impl Fingerprint {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json { path: path.into(), source })?;
-        fs::write(path, text).map_err(Error::io(path, "write"))
+        io::write_json(path, self)
     }
 }
 

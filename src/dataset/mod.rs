@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 mod budget;
 pub mod fingerprint;
+pub mod folders;
 pub mod json;
 pub mod labels;
 pub mod planner;
@@ -13,6 +14,7 @@ pub mod plans;
 pub mod sparsify;
 pub mod splits;
 pub mod topology;
+pub mod verify;
 
 pub use json::DatasetJson;
 pub use labels::{LabelGroup, LabelManager};
@@ -50,26 +52,40 @@ impl Dataset {
     /// [`Error::DatasetEmpty`], [`Error::NumTraining`], [`Error::ChannelMissing`], [`Error::ChannelUndeclared`],
     /// [`Error::LabelMissing`], and all errors of [`DatasetJson::read`] and [`LabelManager::new`].
     pub fn open(folder: &Path) -> Result<Self> {
+        let (dataset, failures) = Self::inspect(folder)?;
+        match failures.into_iter().next() {
+            None => Ok(dataset),
+            Some(first) => Err(first),
+        }
+    }
+
+    /// Opens a dataset and lists everything that is wrong with its files by their names alone. Cases that lack a file
+    /// are left out of the dataset.
+    ///
+    /// # Errors
+    /// What makes it impossible to list cases: an unreadable or wrong `dataset.json`, no images.
+    pub fn inspect(folder: &Path) -> Result<(Self, Vec<Error>)> {
         let path = folder.join("dataset.json");
         let json = DatasetJson::read(&path)?;
         let labels = LabelManager::new(&json)?;
-        let cases = match json.listed_cases(folder)? {
-            Some(cases) => cases,
+        let (cases, mut failures) = match json.listed_cases(folder)? {
+            Some(cases) => (cases, Vec::new()),
             None => {
                 let labels = folder.join("labelsTr");
-                cases_in(&folder.join("imagesTr"), Some(&labels), &json)?
+                list_cases(&folder.join("imagesTr"), Some(&labels), &json)?
             }
         };
-        for file in cases.iter().filter_map(|case| case.label.as_ref()) {
-            if !file.is_file() {
-                let case = case_of(file, &json.file_ending);
-                return Err(Error::LabelMissing { case, path: file.clone() });
-            }
+        let found = cases.len() + failures.iter().filter(|e| matches!(e, Error::ChannelMissing { .. })).count();
+        let (cases, unlabelled): (Vec<_>, Vec<_>) =
+            cases.into_iter().partition(|case| case.label.as_ref().is_none_or(|file| file.is_file()));
+        failures.extend(unlabelled.into_iter().filter_map(|case| {
+            let path = case.label?;
+            Some(Error::LabelMissing { case: case.name, path })
+        }));
+        if found != json.num_training {
+            failures.push(Error::NumTraining { path, declared: json.num_training, found });
         }
-        if cases.len() != json.num_training {
-            return Err(Error::NumTraining { path, declared: json.num_training, found: cases.len() });
-        }
-        Ok(Dataset { folder: folder.into(), json, labels, cases })
+        Ok((Dataset { folder: folder.into(), json, labels, cases }, failures))
     }
 
     /// Names of the training cases, sorted.
@@ -85,6 +101,15 @@ impl Dataset {
 /// # Errors
 /// [`Error::DatasetEmpty`], [`Error::ChannelMissing`], [`Error::ChannelUndeclared`].
 pub fn cases_in(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Result<Vec<CaseFiles>> {
+    let (cases, failures) = list_cases(images, labels, json)?;
+    match failures.into_iter().next() {
+        None => Ok(cases),
+        Some(first) => Err(first),
+    }
+}
+
+/// The complete cases of an image folder, and what is wrong with the others.
+fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Result<(Vec<CaseFiles>, Vec<Error>)> {
     let ending = &json.file_ending;
     let mut files = BTreeSet::new();
     for entry in fs::read_dir(images).map_err(Error::io(images, "list"))? {
@@ -98,29 +123,31 @@ pub fn cases_in(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Res
         return Err(Error::DatasetEmpty { path: images.into(), ending: ending.clone() });
     }
     let declared = json.channel_names.len();
-    if let Some((file, case)) = files.iter().find_map(|file| {
+    let surplus = files.iter().filter_map(|file| {
         let (case, channel) = channel_file(file, ending)?;
-        (channel >= declared).then_some((file, case))
-    }) {
-        return Err(Error::ChannelUndeclared { case: case.into(), path: images.join(file), declared });
-    }
-    let case = |name: &str| -> Result<CaseFiles> {
-        let mut paths = Vec::with_capacity(declared);
-        for (channel, label) in json.channel_names.iter().enumerate() {
-            let file = format!("{name}_{channel:04}{ending}");
-            let path = images.join(&file);
-            if !files.contains(&file) {
-                return Err(Error::ChannelMissing { case: name.into(), channel, name: label.clone(), path });
-            }
-            paths.push(path);
+        let error = Error::ChannelUndeclared { case: case.into(), path: images.join(file), declared };
+        (channel >= declared).then_some(error)
+    });
+    let mut failures: Vec<Error> = surplus.collect();
+    let mut cases = Vec::with_capacity(names.len());
+    for name in names {
+        let file = |channel: usize| format!("{name}_{channel:04}{ending}");
+        let missing = (0..declared).find(|&channel| !files.contains(&file(channel)));
+        match missing {
+            Some(channel) => failures.push(Error::ChannelMissing {
+                case: name.into(),
+                channel,
+                name: json.channel_names[channel].clone(),
+                path: images.join(file(channel)),
+            }),
+            None => cases.push(CaseFiles {
+                name: name.into(),
+                images: (0..declared).map(|channel| images.join(file(channel))).collect(),
+                label: labels.map(|folder| folder.join(format!("{name}{ending}"))),
+            }),
         }
-        Ok(CaseFiles {
-            name: name.into(),
-            images: paths,
-            label: labels.map(|folder| folder.join(format!("{name}{ending}"))),
-        })
-    };
-    names.into_iter().map(case).collect()
+    }
+    Ok((cases, failures))
 }
 
 /// Splits `case_0001.nii.gz` into the case and its channel number.
@@ -131,9 +158,4 @@ fn channel_file<'a>(file: &'a str, ending: &str) -> Option<(&'a str, usize)> {
         return None;
     }
     Some((case, channel.parse().ok()?))
-}
-
-fn case_of(file: &Path, ending: &str) -> String {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    name.strip_suffix(ending).unwrap_or(&name).to_owned()
 }

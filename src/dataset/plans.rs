@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::io;
 
 /// A plans file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,12 +199,7 @@ impl Plans {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        let as_json = |source| Error::Json { path: path.into(), source };
-        let mut text = Vec::new();
-        let indentation = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-        let mut serializer = serde_json::Serializer::with_formatter(&mut text, indentation);
-        self.serialize(&mut serializer).map_err(as_json)?;
-        fs::write(path, text).map_err(Error::io(path, "write"))
+        io::write_json(path, self)
     }
 
     /// A configuration by name, with everything it inherits.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::io;
 use crate::numpy_random::NumpyRandom;
 
 const SEED: u32 = 12345;
@@ -106,7 +107,7 @@ pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<S
 /// Reads `splits_final.json` and checks it against the dataset's cases.
 ///
 /// # Errors
-/// [`Error::SplitUnknownCase`], [`Error::SplitEmpty`], or the errors of reading JSON.
+/// [`Error::SplitUnknownCase`], [`Error::SplitEmpty`], [`Error::SplitOverlap`], or the errors of reading JSON.
 pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
     let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
     let splits: Vec<Split> = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })?;
@@ -120,17 +121,20 @@ pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
                 return Err(Error::SplitUnknownCase { path: path.into(), fold, case: case.clone() });
             }
         }
+        let training: BTreeSet<&String> = split.train.iter().collect();
+        if let Some(case) = split.val.iter().find(|name| training.contains(name)) {
+            return Err(Error::SplitOverlap { path: path.into(), fold, case: case.clone() });
+        }
     }
     Ok(splits)
 }
 
-/// Writes `splits_final.json`.
+/// Writes `splits_final.json`, byte for byte as nnU-Net does.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn write(path: &Path, splits: &[Split]) -> Result<()> {
-    let text = serde_json::to_string_pretty(splits).map_err(|source| Error::Json { path: path.into(), source })?;
-    fs::write(path, text).map_err(Error::io(path, "write"))
+    io::write_json(path, splits)
 }
 
 fn sorted(cases: &[String]) -> Vec<String> {

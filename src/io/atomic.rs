@@ -1,6 +1,7 @@
 //! Files that appear under their name only when they are complete.
 
 use crate::error::{Error, Result};
+use serde::Serialize;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -24,4 +25,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::io(path, "write")(error)
     })
+}
+
+/// Writes JSON with nnU-Net's indentation of four, atomically.
+///
+/// # Errors
+/// [`Error::Io`]; the target is then as it was before.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    let mut text = Vec::new();
+    let indentation = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, indentation);
+    value.serialize(&mut serializer).map_err(|source| Error::Json { path: path.into(), source })?;
+    write_atomically(path, &text)
 }

@@ -36,6 +36,32 @@ impl Geometry {
         &self.header
     }
 
+    /// The header's placing fields as 29 words, bit for bit (a header may hold NaN): the codes of qform and sform, units,
+    /// pixdim, quaternion and offset, the three rows of the sform.
+    pub(crate) fn to_words(&self) -> Vec<u32> {
+        let h = &self.header;
+        let quaternion = [h.quatern_b, h.quatern_c, h.quatern_d, h.quatern_x, h.quatern_y, h.quatern_z];
+        let floats = [&h.pixdim[..], &quaternion, &h.srow_x, &h.srow_y, &h.srow_z].concat();
+        let codes = [h.qform_code as u16, h.sform_code as u16, u16::from(h.xyzt_units)];
+        codes.map(u32::from).into_iter().chain(floats.into_iter().map(f32::to_bits)).collect()
+    }
+
+    /// Inverse of [`to_words`](Self::to_words); `None` for another number of words.
+    pub(crate) fn from_words(spacing: [f64; 3], words: &[u32]) -> Option<Self> {
+        let words: &[u32; 29] = words.try_into().ok()?;
+        let float = |at: usize| f32::from_bits(words[at]);
+        let row = |at: usize| std::array::from_fn(|i| float(at + i));
+        let mut geometry = Geometry::new(spacing);
+        let h = &mut geometry.header;
+        (h.qform_code, h.sform_code) = (words[0] as u16 as i16, words[1] as u16 as i16);
+        h.xyzt_units = words[2] as u8;
+        h.pixdim = std::array::from_fn(|i| float(3 + i));
+        [h.quatern_b, h.quatern_c, h.quatern_d] = std::array::from_fn(|i| float(11 + i));
+        [h.quatern_x, h.quatern_y, h.quatern_z] = std::array::from_fn(|i| float(14 + i));
+        (h.srow_x, h.srow_y, h.srow_z) = (row(17), row(21), row(25));
+        Some(geometry)
+    }
+
     /// Rows of the affine map from voxel index (x, y, z, 1) to world millimetres, by the standard's order of
     /// preference: sform, qform, then the spacing alone.
     pub fn affine(&self) -> [[f64; 4]; 3] {

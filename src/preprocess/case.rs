@@ -34,44 +34,76 @@ impl RawCase {
     /// [`Error::ChannelShape`], [`Error::ChannelSpacing`], [`Error::NonFiniteVoxel`], [`Error::LabelShape`],
     /// [`Error::LabelSpacing`], [`Error::UnexpectedLabel`], and the errors of reading NIfTI.
     pub fn read(files: &CaseFiles, labels: &LabelManager) -> Result<Self> {
-        let images: Vec<io::Image> = files.images.par_iter().map(|path| io::read_image(path)).collect::<Result<_>>()?;
-        let first =
-            images.first().ok_or_else(|| Error::ChannelCount { case: files.name.clone(), found: 0, expected: 1 })?;
+        match Self::inspect(files, labels) {
+            (Some(raw), _) => Ok(raw),
+            (None, failures) => Err(failures.into_iter().next().unwrap_or(Error::ChannelCount {
+                case: files.name.clone(),
+                found: 0,
+                expected: 1,
+            })),
+        }
+    }
+
+    /// As [`read`](Self::read), but with everything that is wrong with the files. The case is there if nothing is.
+    pub fn inspect(files: &CaseFiles, labels: &LabelManager) -> (Option<Self>, Vec<Error>) {
+        let read: Vec<Result<io::Image>> = files.images.par_iter().map(|path| io::read_image(path)).collect();
+        let (mut images, mut failures) = (Vec::with_capacity(read.len()), Vec::new());
+        for (path, image) in files.images.iter().zip(read) {
+            match image {
+                Ok(image) => images.push((path, image)),
+                Err(error) => failures.push(error),
+            }
+        }
+        let Some((_, first)) = images.first() else {
+            failures.extend(files.label.as_ref().and_then(|path| io::read_labels(path).err()));
+            return (None, failures);
+        };
         let shape: [usize; 3] = first.data.dim().into();
         let geometry = first.geometry.clone();
-        let mut warnings = Vec::new();
-        let mut data = Array4::zeros((images.len(), shape[0], shape[1], shape[2]));
-        for (channel, (path, image)) in files.images.iter().zip(&images).enumerate() {
-            let case = || files.name.clone();
-            let found: [usize; 3] = image.data.dim().into();
-            if found != shape {
-                return Err(Error::ChannelShape { case: case(), path: path.clone(), found, expected: shape });
-            }
-            if !close(image.geometry.spacing, geometry.spacing) {
-                return Err(Error::ChannelSpacing {
-                    case: case(),
-                    path: path.clone(),
-                    found: image.geometry.spacing,
-                    expected: geometry.spacing,
-                });
-            }
-            if !image.geometry.same_placement(&geometry, shape) {
-                warnings.push(format!(
-                    "case {}: {} lies elsewhere in the world than the first channel",
-                    files.name,
-                    path.display()
-                ));
-            }
-            if let Some((voxel, value)) = find(image.data.view(), |v| !v.is_finite()) {
-                return Err(Error::NonFiniteVoxel { case: case(), path: path.clone(), value, voxel });
-            }
-            data.index_axis_mut(Axis(0), channel).assign(&image.data);
+        let mut raw = RawCase {
+            name: files.name.clone(),
+            data: Array4::zeros((images.len(), shape[0], shape[1], shape[2])),
+            labels: None,
+            geometry,
+            warnings: Vec::new(),
+        };
+        for (channel, (path, image)) in images.into_iter().enumerate() {
+            failures.extend(raw.attach_channel(channel, path, image).err());
         }
-        let mut raw = RawCase { name: files.name.clone(), data, labels: None, geometry, warnings };
         if let Some(path) = &files.label {
-            raw.attach_labels(path, labels)?;
+            failures.extend(raw.attach_labels(path, labels).err());
         }
-        Ok(raw)
+        (failures.is_empty().then_some(raw), failures)
+    }
+
+    fn attach_channel(&mut self, channel: usize, path: &std::path::Path, image: io::Image) -> Result<()> {
+        let (_, depth, height, width) = self.data.dim();
+        let expected = [depth, height, width];
+        let case = || self.name.clone();
+        let found: [usize; 3] = image.data.dim().into();
+        if found != expected {
+            return Err(Error::ChannelShape { case: case(), path: path.into(), found, expected });
+        }
+        if !close(image.geometry.spacing, self.geometry.spacing) {
+            return Err(Error::ChannelSpacing {
+                case: case(),
+                path: path.into(),
+                found: image.geometry.spacing,
+                expected: self.geometry.spacing,
+            });
+        }
+        if let Some((voxel, value)) = find(image.data.view(), |v| !v.is_finite()) {
+            return Err(Error::NonFiniteVoxel { case: case(), path: path.into(), value, voxel });
+        }
+        if !image.geometry.same_placement(&self.geometry, expected) {
+            self.warnings.push(format!(
+                "case {}: {} lies elsewhere in the world than the first channel",
+                self.name,
+                path.display()
+            ));
+        }
+        self.data.index_axis_mut(Axis(0), channel).assign(&image.data);
+        Ok(())
     }
 
     fn attach_labels(&mut self, path: &std::path::Path, labels: &LabelManager) -> Result<()> {

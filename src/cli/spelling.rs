@@ -1,0 +1,25 @@
+//! nnU-Net's flags of several letters after one dash, which a parser of short flags would take apart.
+
+use std::ffi::OsString;
+
+/// nnU-Net's spelling and this program's.
+const SPELLINGS: [(&str, &str); 10] = [
+    ("-np", "--workers"),
+    ("-npfp", "--workers"),
+    ("-pl", "--planner"),
+    ("-gpu_memory_target", "--gpu-memory-target"),
+    ("-overwrite_target_spacing", "--overwrite-target-spacing"),
+    ("-overwrite_plans_name", "--overwrite-plans-name"),
+    ("-plans_name", "--plans-name"),
+    ("--verify_dataset_integrity", "--verify-dataset-integrity"),
+    ("--no_pp", "--no-preprocessing"),
+    ("--disable_tta", "--disable-tta"),
+];
+
+/// The arguments with nnU-Net's spellings replaced; all others are passed on as they are.
+pub fn long_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    arguments.map(|argument| {
+        let known = SPELLINGS.iter().find(|(theirs, _)| argument == *theirs);
+        known.map_or(argument.clone(), |(_, ours)| OsString::from(ours))
+    })
+}
