@@ -297,3 +297,24 @@ fn what_is_not_supported_says_so() {
     fs::write(&raw, description.to_string()).unwrap();
     place.refuses(&["verify", "-d", "7"], &[".nii.gz", "file_ending"]);
 }
+
+/// Training by number reads the stored cases: they are all that says so once their settings are no longer the plans'.
+#[test]
+fn training_takes_a_prepared_dataset() {
+    let place = Place::with_spheres("Dataset007_Spheres", 2);
+    place.succeeds(&["preprocess", "-d", "7"]);
+    let output = place.path("results/run");
+    let small = ["--fold", "all", "--epochs", "1", "--iterations", "1", "--validation-iterations", "1"];
+    let rest = ["-o", output.to_str().unwrap(), "--device", "cpu", "--disable-tta"];
+    let arguments = [&["train", "-d", "7"], &small[..], &rest].concat();
+    let prepared = place.path("preprocessed/Dataset007_Spheres");
+    let plans = fs::read(prepared.join("nnUNetPlans.json")).unwrap();
+    let mut changed = json(&prepared.join("nnUNetPlans.json"));
+    changed["configurations"]["3d_fullres"]["spacing"] = serde_json::json!([2.0, 1.0, 1.0]);
+    fs::write(prepared.join("nnUNetPlans.json"), changed.to_string()).unwrap();
+    place.refuses(&arguments, &["case_00", ".vxg", "other settings"]);
+    fs::write(prepared.join("nnUNetPlans.json"), plans).unwrap();
+    place.succeeds(&arguments);
+    assert!(output.join("checkpoint_final.safetensors").exists());
+    place.refuses(&[&["train"], &small[..], &rest].concat(), &["<DATASET>"]);
+}

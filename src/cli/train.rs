@@ -1,5 +1,6 @@
 //! `voxgrad train`.
 
+use super::prepare::FolderArguments;
 use super::{DeviceArgument, evaluate, predict, progress_bar};
 use anyhow::Context as _;
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
 use voxgrad::io;
-use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
+use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase, StoredCase, case_path, made_with};
 use voxgrad::report::{Overlay, write_overlay, write_progress};
 use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
 use voxgrad::{Compat, predict as inference};
@@ -21,7 +22,14 @@ use voxgrad::{Compat, predict as inference};
 #[derive(clap::Args)]
 pub struct Train {
     /// Dataset folder in nnU-Net's layout: dataset.json, imagesTr, labelsTr.
-    dataset: PathBuf,
+    #[arg(required_unless_present = "id", conflicts_with = "id")]
+    dataset: Option<PathBuf>,
+    /// Number or name of a dataset that plan-and-preprocess has prepared: its plans, splits and preprocessed cases are
+    /// used.
+    #[arg(short = 'd', long = "dataset", id = "id", value_name = "DATASET")]
+    id: Option<String>,
+    #[command(flatten)]
+    folders: FolderArguments,
     /// Folder for checkpoints, pictures, predictions and scores.
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
@@ -90,16 +98,18 @@ const FINAL: &str = "checkpoint_final.safetensors";
 impl Train {
     /// Trains, predicts, scores.
     pub fn run(self) -> anyhow::Result<()> {
-        let dataset = Dataset::open(&self.dataset)?;
-        let split = self.split(&dataset)?;
-        let model = self.model(&dataset)?;
+        let source = self.source()?;
+        let dataset = Dataset::open(&source.raw)?;
+        let split = self.split(&dataset, &source)?;
+        let model = self.model(&dataset, &source)?;
         let device = self.device.open()?;
         std::fs::create_dir_all(&self.output).with_context(|| format!("creating {}", self.output.display()))?;
 
         let preprocessor =
             Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;
-        let training = preprocess(&dataset, &split.train, &preprocessor)?;
-        let validation = preprocess(&dataset, &split.val, &preprocessor)?;
+        let stored = source.prepared.join(&model.configuration.data_identifier);
+        let training = preprocess(&dataset, &split.train, &preprocessor, &stored)?;
+        let validation = preprocess(&dataset, &split.val, &preprocessor, &stored)?;
         report_annotation(&training, &model)?;
 
         let mut trainer = self.trainer(&device.context, model)?;
@@ -120,7 +130,7 @@ impl Train {
         let mirror = if self.disable_tta { [false; 3] } else { trainer.settings().mirror };
         let settings = inference::Settings { mirror, ..Default::default() };
         predict::predict_cases(&device.context, trainer.network(), trainer.model(), &files, &folder, &settings, false)?;
-        let references = self.reference.clone().unwrap_or_else(|| self.dataset.join("labelsTr"));
+        let references = self.reference.clone().unwrap_or_else(|| source.raw.join("labelsTr"));
         let (labels, ending) = (&trainer.model().labels, &dataset.json.file_ending);
         let summary = self.output.join("summary.json");
         // The references may hold more cases than this fold's.
@@ -135,16 +145,29 @@ impl Train {
         Ok(())
     }
 
-    fn model(&self, dataset: &Dataset) -> anyhow::Result<Model> {
-        let path = self.plans.clone().unwrap_or_else(|| self.dataset.join("nnUNetPlans.json"));
+    /// The raw dataset, and the folder of its plans and splits: the same one unless the dataset has been prepared.
+    fn source(&self) -> anyhow::Result<Source> {
+        match (&self.id, &self.dataset) {
+            (Some(id), _) => {
+                let folders = self.folders.folders();
+                let located = folders.locate(id)?;
+                Ok(Source { raw: located.raw()?.into(), prepared: folders.preprocessed_of(&located.name)? })
+            }
+            (None, Some(folder)) => Ok(Source { raw: folder.clone(), prepared: folder.clone() }),
+            (None, None) => anyhow::bail!("name a dataset folder, or a dataset with -d"),
+        }
+    }
+
+    fn model(&self, dataset: &Dataset, source: &Source) -> anyhow::Result<Model> {
+        let path = self.plans.clone().unwrap_or_else(|| source.prepared.join("nnUNetPlans.json"));
         let plans = Plans::read(&path).context("reading the plans (--plans FILE names another file)")?;
         Ok(Model::new(plans, &self.configuration, dataset.json.clone())?)
     }
 
-    fn split(&self, dataset: &Dataset) -> anyhow::Result<Split> {
+    fn split(&self, dataset: &Dataset, source: &Source) -> anyhow::Result<Split> {
         let names = dataset.case_names();
         let fold: Fold = self.fold.parse()?;
-        let file = self.dataset.join("splits_final.json");
+        let file = source.prepared.join("splits_final.json");
         let splits = match (fold, file.exists()) {
             (Fold::All, _) => Vec::new(),
             (_, true) => splits::read(&file, &names)?,
@@ -326,17 +349,27 @@ fn case_files<'a>(dataset: &'a Dataset, names: &[String]) -> anyhow::Result<Vec<
         .collect()
 }
 
-/// Reads and preprocesses cases in parallel.
+/// Reads cases in parallel: from `stored` where they are there, else from the raw files, which are preprocessed then.
 fn preprocess(
     dataset: &Dataset,
     names: &[String],
     preprocessor: &Preprocessor,
+    stored: &Path,
 ) -> anyhow::Result<Vec<PreprocessedCase>> {
     let files = case_files(dataset, names)?;
     let bar = progress_bar("reading", files.len());
     let cases = files
         .par_iter()
         .map(|case| {
+            let file = case_path(stored, &case.name);
+            if file.exists() {
+                let stored = StoredCase::open(&file)?;
+                if !made_with(&stored, preprocessor) {
+                    anyhow::bail!("{} was made with other settings; run `voxgrad preprocess` again", file.display());
+                }
+                bar.inc(1);
+                return Ok(stored.read()?);
+            }
             let raw = RawCase::read(case, &dataset.labels)?;
             raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
             let case = preprocessor.run(raw);
@@ -369,4 +402,10 @@ fn report_annotation(cases: &[PreprocessedCase], model: &Model) -> anyhow::Resul
     }
     println!("annotated: {:.1} % of the voxels", 100.0 * annotated as f64 / all as f64);
     Ok(())
+}
+
+/// Where a dataset's files are.
+struct Source {
+    raw: PathBuf,
+    prepared: PathBuf,
 }
