@@ -225,7 +225,7 @@ impl StoredCase {
         self.header.volume()
     }
 
-    /// The text given to [`write`].
+    /// The text given to [`write()`].
     pub fn recipe(&self) -> &str {
         &self.header.recipe
     }
