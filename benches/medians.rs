@@ -1,5 +1,6 @@
 //! Prints one line an item, `id seconds`: what `scripts/compare.sh` sets beside the same ids of
-//! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS]`.
+//! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS [TEXT]]`, where only items whose
+//! id contains TEXT run. On Linux the last line is the process's peak resident memory.
 
 #[path = "work/mod.rs"]
 mod work;
@@ -10,11 +11,12 @@ use work::Amount;
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
     let Some(group) = arguments.next() else {
-        return eprintln!("medians: cargo bench --bench medians -- conv|norm|loss|step|all [REPEATS]");
+        return eprintln!("medians: cargo bench --bench medians -- conv|norm|loss|step|size|all [REPEATS [TEXT]]");
     };
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));
+    let only = arguments.next().unwrap_or_default();
     let context = work::context();
-    for item in work::items(&group) {
+    for item in work::items(&group).into_iter().filter(|item| item.id.contains(&only)) {
         let mut run = (item.prepare)(&context);
         // The first run compiles; the second finds warm pools.
         run();
@@ -35,4 +37,13 @@ fn main() {
         };
         println!("{} {median:.6} # {rate}, fastest {fastest:.6}", item.id);
     }
+    if let Some(kilobytes) = peak_resident() {
+        println!("# peak resident memory {:.1} MiB", kilobytes as f64 / 1024.0);
+    }
+}
+
+/// Peak resident memory of this process in kB, where the system tells.
+fn peak_resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())
 }

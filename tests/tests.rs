@@ -85,3 +85,6 @@ mod store;
 
 /// From a raw dataset to preprocessed cases on the command line.
 mod dataset_cli;
+
+/// Planted errors for compute-sanitizer.
+mod sanitizer;

@@ -1,8 +1,9 @@
-"""The work of voxgrad's benches, done by PyTorch and nnU-Net on the CPU (f32, one thread per core).
+"""The work of voxgrad's benches, done by PyTorch and nnU-Net: on the CPU in f32 with one thread per core, or on a GPU.
 
-    sh scripts/peers.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT]
+    sh scripts/peers.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT] [--threads N]
+                                                           [--device cuda] [--compile] [--large]
 
-GROUP is conv, norm, loss, step or all. Each line is an id, the median seconds of N runs, and a remark after `#`: the form
+GROUP is conv, norm, loss, step, size or all (all but size). Each line is an id, the median seconds of N runs, and a remark after `#`: the form
 of `cargo bench --bench medians`, which prints the same ids, so that two outputs can be joined on the first column.
 
 Shapes are depth x height x width of the input, without the batch.
@@ -29,14 +30,20 @@ Shapes are depth x height x width of the input, without the batch.
 | step/8-16-32-64-in1-b2-40x56x40                    | one training step of PlainConvUNet with these features per |
 | step/32-64-128-256-in1-b2-40x56x40                 | stage, 1 input channel, batch 2, 2 regions, ignore label   |
 | step/32-64-128-in4-b2-64x64x64                     | 4 input channels, batch 2, 4 classes, ignore label         |
+| step/32-64-128-256-320-320-in4-b2-128x128x128      | --large: nnU-Net's plan for BraTS                          |
+| size/...                                           | steps of the first network with patches of 32 to 96, and   |
+|                                                    | with 2 and 4 times the features                            |
 
 A step is: forward, nnU-Net's deep-supervision loss, backward, clipping of the gradient norm to 12, SGD (learning rate
 0.01, Nesterov momentum 0.99, weight decay 3e-5). Loading and augmentation are not part of it.
 In all losses 10 % of the voxels are annotated, in whole slices, and batch_dice is off as in nnU-Net's 3d_fullres.
-Every item is timed in PyTorch's two memory formats, interleaved, and the faster one is reported.
+Every item is timed in PyTorch's two memory formats, interleaved, and the fastest is reported. On a GPU also in f32, and
+under autocast to fp16 (with a gradient scaler) and bf16; --compile adds each under torch.compile. On Linux and on a GPU
+the last line is the peak memory of the process or the device.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -72,6 +79,10 @@ STEPS = [
     ((32, 64, 128, 256), 1, 2, True, (40, 56, 40)),
     ((32, 64, 128), 4, 4, False, (64, 64, 64)),
 ]
+LARGE_STEP = ((32, 64, 128, 256, 320, 320), 4, 4, False, (128, 128, 128))
+SMALL = (8, 16, 32, 64)
+SIZES = [(SMALL, 1, 2, True, (side,) * 3) for side in (32, 48, 64, 80, 96)]
+SIZES += [(tuple(factor * f for f in SMALL), 1, 2, True, (48,) * 3) for factor in (2, 4)]
 BATCH = 2
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
@@ -81,17 +92,48 @@ def sides(shape):
     return "x".join(map(str, shape))
 
 
+class Setting:
+    """How PyTorch runs an item: where, in which memory format and precision, compiled or not."""
+
+    def __init__(self, device, memory_format, precision=None, compiled=False):
+        self.device, self.memory_format, self.precision, self.compiled = device, memory_format, precision, compiled
+
+    def place(self, module):
+        """A layer or a network as this setting wants it."""
+        module = module.to(device=self.device, memory_format=self.memory_format)
+        return torch.compile(module) if self.compiled else module
+
+    def autocast(self):
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=self.precision)
+
+
+def settings(device, compiled):
+    """All settings that an item is timed in, by name."""
+    precisions = {"": None}
+    if device == "cuda":
+        precisions |= {" fp16": torch.float16, " bf16": torch.bfloat16}
+    return {
+        f"{label}{precision}{' compiled' if c else ''}": Setting(device, memory_format, dtype, c)
+        for label, memory_format in FORMATS.items()
+        for precision, dtype in precisions.items()
+        for c in ([False, True] if compiled else [False])
+    }
+
+
 class Timer:
     """Times items and prints them; `only` restricts it to ids that contain a text."""
 
-    def __init__(self, repeats, as_json, only):
-        self.repeats, self.as_json, self.only = repeats, as_json, only
+    def __init__(self, repeats, as_json, only, device, compiled):
+        self.repeats, self.as_json, self.only, self.device = repeats, as_json, only, device
+        self.settings = settings(device, compiled)
 
     def __call__(self, name, make):
-        """`make(memory_format)` builds the item and returns a function that runs it once."""
+        """`make(setting)` builds the item and returns a function that runs it once."""
         if self.only not in name:
             return
-        runs = {label: make(memory_format) for label, memory_format in FORMATS.items()}
+        runs = {label: self.waiting(make(setting)) for label, setting in self.settings.items()}
         seconds = {label: [] for label in runs}
         # The first runs pick an algorithm and allocate. Interleaved, so that a disturbance of the machine hits both.
         for repeat in range(-2, self.repeats):
@@ -107,36 +149,52 @@ class Timer:
         else:
             print(f"{name} {medians[best]:.6f} # {best}", flush=True)
 
+    def waiting(self, run):
+        """A GPU only queues the work: a run ends when the queue is empty."""
+        if self.device != "cuda":
+            return run
 
-def randn(shape, memory_format, seed, grad=False):
-    """Normal values that do not depend on the memory format."""
+        def wait():
+            run()
+            torch.cuda.synchronize()
+
+        return wait
+
+
+def randn(shape, setting, seed, grad=False):
+    """Normal values that do not depend on the setting."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.to(memory_format=memory_format).requires_grad_(grad)
+    return values.to(device=setting.device, memory_format=setting.memory_format).requires_grad_(grad)
 
 
-def forward_backward(layer, shape, memory_format):
+def forward_backward(layer, shape, setting):
     """A function that runs a layer forward and backward, from the same output gradient each time."""
-    layer = layer.to(memory_format=memory_format)
-    x = randn(shape, memory_format, 1, grad=True)
-    dy = randn(layer(x).shape, memory_format, 2)
+    layer = setting.place(layer)
+    x = randn(shape, setting, 1, grad=True)
+    with setting.autocast():
+        y = layer(x)
+    dy = randn(y.shape, setting, 2).to(y.dtype)
 
     def run():
         # Fresh gradients: otherwise the accumulation into the old ones would be timed as well.
         x.grad = None
         layer.zero_grad(set_to_none=True)
-        layer(x).backward(dy)
+        with setting.autocast():
+            y = layer(x)
+        y.backward(dy)
 
     return run
 
 
-def forward(layer, shape, memory_format):
+def forward(layer, shape, setting):
     """A function that runs a layer forward only."""
-    layer = layer.to(memory_format=memory_format)
-    x = randn(shape, memory_format, 1)
+    layer = setting.place(layer)
+    x = randn(shape, setting, 1)
 
     @torch.no_grad()
     def run():
-        layer(x)
+        with setting.autocast():
+            layer(x)
 
     return run
 
@@ -159,9 +217,9 @@ def bench_conv(timer):
 def bench_norm(timer):
     for channels, shape in NORMS:
 
-        def make(memory_format, channels=channels, shape=shape):
+        def make(setting, channels=channels, shape=shape):
             layer = nn.Sequential(nn.InstanceNorm3d(channels, eps=1e-5, affine=True), nn.LeakyReLU(0.01, inplace=True))
-            return forward_backward(layer, (1, channels, *shape), memory_format)
+            return forward_backward(layer, (1, channels, *shape), setting)
 
         timer(f"norm/{channels}-{sides(shape)}/forward_backward", make)
 
@@ -194,9 +252,10 @@ def bench_loss(timer):
     items += [(f"dice_bce-b{BATCH}-r{heads}", heads, True, shape) for heads, shape in REGION_LOSSES]
     for name, heads, regions, shape in items:
 
-        def make(memory_format, heads=heads, regions=regions, shape=shape):
-            loss, goal = loss_function(heads, regions), target(heads, regions, shape)
-            logits = randn((BATCH, heads, *shape), memory_format, 4, grad=True)
+        def make(setting, heads=heads, regions=regions, shape=shape):
+            loss, goal = loss_function(heads, regions), target(heads, regions, shape).to(setting.device)
+            loss = torch.compile(loss) if setting.compiled else loss
+            logits = randn((BATCH, heads, *shape), setting, 4).to(setting.precision or torch.float32).requires_grad_()
 
             def run():
                 logits.grad = None
@@ -245,48 +304,79 @@ def downsampled(goal, outputs):
     ]
 
 
-def bench_step(timer):
-    for features, channels, heads, regions, shape in STEPS:
+def bench_step(timer, group="step", steps=STEPS):
+    for features, channels, heads, regions, shape in steps:
 
-        def make(memory_format, features=features, channels=channels, heads=heads, regions=regions, shape=shape):
+        def make(setting, features=features, channels=channels, heads=heads, regions=regions, shape=shape):
             torch.manual_seed(5)
-            net = network(features, channels, heads).to(memory_format=memory_format)
+            net = setting.place(network(features, channels, heads))
             outputs = len(features) - 1
             loss = deep_supervision(loss_function(heads, regions), outputs)
-            goals = downsampled(target(heads, regions, shape), outputs)
-            x = randn((BATCH, channels, *shape), memory_format, 6)
+            goals = [goal.to(setting.device) for goal in downsampled(target(heads, regions, shape), outputs)]
+            x = randn((BATCH, channels, *shape), setting, 6)
             sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+            # Disabled, it passes everything through, as without mixed precision.
+            scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == torch.float16)
 
             def run():
                 sgd.zero_grad(set_to_none=True)
-                loss(net(x), goals).backward()
+                with setting.autocast():
+                    value = loss(net(x), goals)
+                scaler.scale(value).backward()
+                scaler.unscale_(sgd)
                 nn.utils.clip_grad_norm_(net.parameters(), 12)
-                sgd.step()
+                scaler.step(sgd)
+                scaler.update()
 
             return run
 
-        name = f"step/{'-'.join(map(str, features))}-in{channels}-b{BATCH}-{sides(shape)}"
+        name = f"{group}/{'-'.join(map(str, features))}-in{channels}-b{BATCH}-{sides(shape)}"
         timer(name, make)
 
 
-GROUPS = {"conv": bench_conv, "norm": bench_norm, "loss": bench_loss, "step": bench_step}
+def bench_large_step(timer):
+    bench_step(timer, steps=[*STEPS, LARGE_STEP])
+
+
+def bench_size(timer):
+    bench_step(timer, "size", SIZES)
+
+
+def peak_memory(device):
+    """MiB: of the device's tensors on a GPU, else of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
+
+
+GROUPS = {"conv": bench_conv, "norm": bench_norm, "loss": bench_loss, "step": bench_step, "size": bench_size}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Times voxgrad's bench items in PyTorch and nnU-Net on the CPU.")
+    parser = argparse.ArgumentParser(description="Times voxgrad's bench items in PyTorch and nnU-Net.")
     parser.add_argument("group", choices=[*GROUPS, "all"])
     parser.add_argument("--repeats", type=int, default=7, help="timed runs an item, after two for warming up")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with both memory formats")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with every setting's median")
     parser.add_argument("--only", default="", metavar="TEXT", help="only ids that contain this text")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="time everything under torch.compile too")
+    parser.add_argument("--large", action="store_true", help="with the BraTS plan's step, which wants a GPU")
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores unless given")
     arguments = parser.parse_args()
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = arguments.threads or cores
     torch.set_num_threads(cores)
-    print(f"# torch {torch.__version__}, {cores} threads, median of {arguments.repeats}", file=sys.stderr)
-    timer = Timer(max(1, arguments.repeats), arguments.json, arguments.only)
-    for name, bench in GROUPS.items():
-        if arguments.group in (name, "all"):
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{cores} threads"
+    print(f"# torch {torch.__version__}, {where}, median of {arguments.repeats}", file=sys.stderr)
+    timer = Timer(max(1, arguments.repeats), arguments.json, arguments.only, arguments.device, arguments.compile)
+    groups = GROUPS | ({"step": bench_large_step} if arguments.large else {})
+    for name, bench in groups.items():
+        if arguments.group == name or (arguments.group == "all" and name != "size"):
             bench(timer)
+    if arguments.device == "cuda" or os.path.exists("/proc/self/status"):
+        print(f"# peak memory {peak_memory(arguments.device):.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,16 @@ type Prepare = Box<dyn Fn(&Context) -> Box<dyn FnMut()>>;
 
 /// The device that `VOXGRAD_DEVICE` names; the CPU runtime unless set.
 pub fn context() -> Context {
-    let choice = std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into());
-    let device = device::open(choice.parse().expect("VOXGRAD_DEVICE")).expect("VOXGRAD_DEVICE");
+    let device = device::open(device_choice().parse().expect("VOXGRAD_DEVICE")).expect("VOXGRAD_DEVICE");
     eprintln!("# device {} ({})", device.found.choice, device.found.name);
     device.context
 }
 
-/// The items of a group: conv, norm, loss, step, or all.
+fn device_choice() -> String {
+    std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into())
+}
+
+/// The items of a group: conv, norm, loss, step, size, or all of them but size.
 pub fn items(group: &str) -> Vec<Item> {
     let all = [
         ("conv", conv::items as fn() -> Vec<Item>),
@@ -44,6 +47,9 @@ pub fn items(group: &str) -> Vec<Item> {
         ("loss", loss::items),
         ("step", step::items),
     ];
+    if group == "size" {
+        return step::sizes();
+    }
     all.into_iter().filter(|(name, _)| group == "all" || group == *name).flat_map(|(_, items)| items()).collect()
 }
 

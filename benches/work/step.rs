@@ -16,55 +16,67 @@ const TWO_REGIONS: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "
 const FOUR_CLASSES: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
     "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "ignore": 4}}"#;
 
+/// The three networks that are measured everywhere, and on a GPU that of nnU-Net's plan for BraTS.
 pub fn items() -> Vec<Item> {
-    [
-        (&[8, 16, 32, 64][..], 1, TWO_REGIONS, [40, 56, 40]),
-        (&[32, 64, 128, 256][..], 1, TWO_REGIONS, [40, 56, 40]),
-        (&[32, 64, 128][..], 4, FOUR_CLASSES, [64, 64, 64]),
-    ]
-    .into_iter()
-    .map(|(features, channels, dataset, dims)| {
-        let names: Vec<String> = features.iter().map(usize::to_string).collect();
-        let [d, h, w] = dims;
-        Item {
-            id: format!("step/{}-in{channels}-b{BATCH}-{d}x{h}x{w}", names.join("-")),
-            amount: Amount::Voxels((BATCH * d * h * w) as u64),
-            prepare: Box::new(move |context| {
-                let context = context.clone();
-                let json = DatasetJson::parse(Path::new("dataset.json"), dataset).expect("dataset");
-                let labels = LabelManager::new(&json).expect("labels");
-                let stage = |(i, &features): (usize, &usize)| Stage {
-                    features,
-                    kernel: [3; 3],
-                    stride: if i == 0 { [1; 3] } else { [2; 3] },
-                    encoder_blocks: 2,
-                    decoder_blocks: 2,
-                };
-                let shape = UNetShape {
-                    channels_in: channels,
-                    heads: labels.num_segmentation_heads(),
-                    stages: features.iter().enumerate().map(stage).collect(),
-                    bias: true,
-                };
-                let loss = NetworkLoss::new(&context, &labels, &shape, BATCH, dims, false).expect("loss");
-                let network = PlainConvUNet::new(&context, shape, 1).expect("network");
-                let shape = Shape { batch: BATCH, dims, channels };
-                let x = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
-                let x = Var::data(x);
-                let map = sparse_labels(BATCH, dims, labels.all_labels().len());
-                let target = context.upload(&map, Dtype::U8).expect("upload");
-                let optimizer = Optimizer::default();
-                Box::new(move || {
-                    let mut tape = Tape::new(&context);
-                    let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
-                    let (_, seeds) = loss.value_and_gradient(&context, &target, outputs).expect("loss");
-                    tape.backward(seeds).expect("backward");
-                    let norm = optimizer.step(&context, network.parameters(), 0.01).expect("step");
-                    let [values, ..] = network.parameters().trained().expect("parameters");
-                    context.finish([&norm, &values]).expect("finish");
-                })
-            }),
-        }
-    })
-    .collect()
+    let mut items = vec![
+        item("step", &[8, 16, 32, 64], 1, TWO_REGIONS, [40, 56, 40]),
+        item("step", &[32, 64, 128, 256], 1, TWO_REGIONS, [40, 56, 40]),
+        item("step", &[32, 64, 128], 4, FOUR_CLASSES, [64, 64, 64]),
+    ];
+    if super::device_choice() != "cpu" && std::env::var_os("VOXGRAD_BENCH_LARGE").is_some() {
+        items.push(item("step", &[32, 64, 128, 256, 320, 320], 4, FOUR_CLASSES, [128, 128, 128]));
+    }
+    items
+}
+
+/// Cost against size: the smallest network on larger patches, and wider networks on one patch.
+pub fn sizes() -> Vec<Item> {
+    let patches = [32, 48, 64, 80, 96].map(|n| item("size", &[8, 16, 32, 64], 1, TWO_REGIONS, [n; 3]));
+    let widths = [2, 4].map(|k| item("size", &[8, 16, 32, 64].map(|f| f * k), 1, TWO_REGIONS, [48; 3]));
+    patches.into_iter().chain(widths).collect()
+}
+
+fn item(group: &str, features: &[usize], channels: usize, dataset: &'static str, dims: [usize; 3]) -> Item {
+    let features = features.to_vec();
+    let names: Vec<String> = features.iter().map(usize::to_string).collect();
+    let [d, h, w] = dims;
+    Item {
+        id: format!("{group}/{}-in{channels}-b{BATCH}-{d}x{h}x{w}", names.join("-")),
+        amount: Amount::Voxels((BATCH * d * h * w) as u64),
+        prepare: Box::new(move |context| {
+            let context = context.clone();
+            let json = DatasetJson::parse(Path::new("dataset.json"), dataset).expect("dataset");
+            let labels = LabelManager::new(&json).expect("labels");
+            let stage = |(i, &features): (usize, &usize)| Stage {
+                features,
+                kernel: [3; 3],
+                stride: if i == 0 { [1; 3] } else { [2; 3] },
+                encoder_blocks: 2,
+                decoder_blocks: 2,
+            };
+            let shape = UNetShape {
+                channels_in: channels,
+                heads: labels.num_segmentation_heads(),
+                stages: features.iter().enumerate().map(stage).collect(),
+                bias: true,
+            };
+            let loss = NetworkLoss::new(&context, &labels, &shape, BATCH, dims, false).expect("loss");
+            let network = PlainConvUNet::new(&context, shape, 1).expect("network");
+            let shape = Shape { batch: BATCH, dims, channels };
+            let x = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
+            let x = Var::data(x);
+            let map = sparse_labels(BATCH, dims, labels.all_labels().len());
+            let target = context.upload(&map, Dtype::U8).expect("upload");
+            let optimizer = Optimizer::default();
+            Box::new(move || {
+                let mut tape = Tape::new(&context);
+                let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
+                let (_, seeds) = loss.value_and_gradient(&context, &target, outputs).expect("loss");
+                tape.backward(seeds).expect("backward");
+                let norm = optimizer.step(&context, network.parameters(), 0.01).expect("step");
+                let [values, ..] = network.parameters().trained().expect("parameters");
+                context.finish([&norm, &values]).expect("finish");
+            })
+        }),
+    }
 }
