@@ -16,6 +16,8 @@ fn main() {
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));
     let only = arguments.next().unwrap_or_default();
     let context = work::context();
+    let peak = work::peak::flops(&context);
+    println!("# multiply-add peak {:.1} GFLOP/s", peak / 1e9);
     for item in work::items(&group).into_iter().filter(|item| item.id.contains(&only)) {
         let mut run = (item.prepare)(&context);
         // The first run compiles; the second finds warm pools.
@@ -31,7 +33,10 @@ fn main() {
         seconds.sort_by(f64::total_cmp);
         let (median, fastest) = (seconds[repeats / 2], seconds[0]);
         let rate = match item.amount {
-            Amount::Flops(flops) => format!("{:.1} GFLOP/s", flops as f64 / median / 1e9),
+            Amount::Flops(flops) => {
+                let rate = flops as f64 / median;
+                format!("{:.1} GFLOP/s, {:.0} % of peak", rate / 1e9, 100.0 * rate / peak)
+            }
             Amount::Bytes(bytes) => format!("{:.1} GB/s", bytes as f64 / median / 1e9),
             Amount::Voxels(voxels) => format!("{:.2} Mvoxel/s", voxels as f64 / median / 1e6),
         };

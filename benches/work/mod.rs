@@ -3,6 +3,7 @@
 mod conv;
 mod loss;
 mod norm;
+pub mod peak;
 mod step;
 
 use voxgrad::device;
