@@ -1,7 +1,7 @@
 """The work of voxgrad's benches, done by PyTorch and nnU-Net: on the CPU in f32 with one thread per core, or on a GPU.
 
     sh scripts/peers.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT] [--threads N]
-                                                           [--device cuda] [--compile] [--large]
+                                                           [--device cuda] [--compile] [--large] [--format F]
 
 GROUP is conv, norm, loss, step, size or all (all but size). Each line is an id, the median seconds of N runs, and a remark after `#`: the form
 of `cargo bench --bench medians`, which prints the same ids, so that two outputs can be joined on the first column.
@@ -109,7 +109,7 @@ class Setting:
         return torch.autocast(self.device, dtype=self.precision)
 
 
-def settings(device, compiled):
+def settings(device, compiled, only_format):
     """All settings that an item is timed in, by name."""
     precisions = {"": None}
     if device == "cuda":
@@ -117,6 +117,7 @@ def settings(device, compiled):
     return {
         f"{label}{precision}{' compiled' if c else ''}": Setting(device, memory_format, dtype, c)
         for label, memory_format in FORMATS.items()
+        if only_format in (None, label)
         for precision, dtype in precisions.items()
         for c in ([False, True] if compiled else [False])
     }
@@ -125,9 +126,9 @@ def settings(device, compiled):
 class Timer:
     """Times items and prints them; `only` restricts it to ids that contain a text."""
 
-    def __init__(self, repeats, as_json, only, device, compiled):
+    def __init__(self, repeats, as_json, only, device, compiled, only_format):
         self.repeats, self.as_json, self.only, self.device = repeats, as_json, only, device
-        self.settings = settings(device, compiled)
+        self.settings = settings(device, compiled, only_format)
 
     def __call__(self, name, make):
         """`make(setting)` builds the item and returns a function that runs it once."""
@@ -360,6 +361,7 @@ def main():
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with every setting's median")
     parser.add_argument("--only", default="", metavar="TEXT", help="only ids that contain this text")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--format", choices=FORMATS, help="this memory format alone")
     parser.add_argument("--compile", action="store_true", help="time everything under torch.compile too")
     parser.add_argument("--large", action="store_true", help="with the BraTS plan's step, which wants a GPU")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores unless given")
@@ -370,7 +372,8 @@ def main():
     torch.set_num_threads(cores)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{cores} threads"
     print(f"# torch {torch.__version__}, {where}, median of {arguments.repeats}", file=sys.stderr)
-    timer = Timer(max(1, arguments.repeats), arguments.json, arguments.only, arguments.device, arguments.compile)
+    only = (arguments.only, arguments.device, arguments.compile, arguments.format)
+    timer = Timer(max(1, arguments.repeats), arguments.json, *only)
     groups = GROUPS | ({"step": bench_large_step} if arguments.large else {})
     for name, bench in groups.items():
         if arguments.group == name or (arguments.group == "all" and name != "size"):
