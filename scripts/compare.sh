@@ -25,7 +25,7 @@ trap 'rm -rf "$folder"' EXIT
 
 steps="step/8-16-32-64-in1-b2-40x56x40 step/32-64-128-256-in1-b2-40x56x40 step/32-64-128-in4-b2-64x64x64"
 
-# Peak resident memory of a step, each engine in a process of its own and PyTorch in the format that it is faster in.
+# Peak resident memory of a step, each engine in a process of its own and PyTorch in the format that needs less.
 memory() {
     printf '| step | device | voxgrad MiB | torch MiB | share |\n|---|---|---:|---:|---:|\n'
     for id in $steps; do
