@@ -7,12 +7,13 @@ use voxgrad::kernels::{Buffer, Context, Dtype};
 /// Kernel sums of up to some thousand products, f32 against f64.
 const TOLERANCE: f64 = 2e-6;
 
-struct Case {
-    batch: usize,
-    dims: [usize; 3],
-    channels: (usize, usize, usize), // first input, second input, output
-    kernel: [usize; 3],
-    stride: [usize; 3],
+#[derive(Debug)]
+pub struct Case {
+    pub batch: usize,
+    pub dims: [usize; 3],
+    pub channels: (usize, usize, usize), // first input, second input, output
+    pub kernel: [usize; 3],
+    pub stride: [usize; 3],
 }
 
 impl Case {
@@ -26,7 +27,7 @@ impl Case {
     }
 
     /// Calls `f(input position, output position, tap)` for every product of one channel pair.
-    fn for_each_product(&self, mut f: impl FnMut(usize, usize, usize)) {
+    pub fn for_each_product(&self, mut f: impl FnMut(usize, usize, usize)) {
         let (out, pad) = (self.out_dims(), self.kernel.map(|k| (k - 1) / 2));
         for n in 0..self.batch {
             for o in positions(out) {

@@ -8,6 +8,9 @@ mod context;
 /// 3D convolution and its gradients.
 mod conv3d;
 
+/// Convolutions of 16-bit activations.
+mod conv_half;
+
 /// Transposed convolution and its gradients.
 mod conv_transpose3d;
 

@@ -17,6 +17,8 @@ pub struct TensorCoreTile {
     pub n: u32,
     /// Length of the sums.
     pub k: u32,
+    /// Units of the plane that computes a product together, if all planes have the same width.
+    pub units: Option<u32>,
 }
 
 /// The properties of a device that plans depend on.
@@ -68,6 +70,7 @@ impl Caps {
                 m: tile.m,
                 n: tile.n,
                 k: tile.k,
+                units: (hardware.plane_size_min == hardware.plane_size_max).then_some(hardware.plane_size_max),
             })
             .collect();
         Self {

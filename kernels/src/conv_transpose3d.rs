@@ -7,7 +7,7 @@
 //! and stride and no padding; the weight gradient is the convolution's with the tensors exchanged. All run on
 //! the kernels of [`conv3d`](crate::conv3d).
 
-use crate::conv3d::gather::{Gather, Tile};
+use crate::conv3d::gather::{Gather, Method};
 use crate::conv3d::pack::Packing;
 use crate::conv3d::parities;
 use crate::conv3d::weight_gradient::WeightGradient;
@@ -103,7 +103,9 @@ pub fn forward(
     if let Some(bias) = bias {
         bias.expect(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
     }
-    let tile = Tile::choose(context.caps(), problem.channels_out, problem.in_dims[2]);
+    let (dtype, caps) = (x.dtype(), context.caps());
+    let method = Method::choose(caps, dtype, problem.channels_in, problem.channels_out, problem.in_dims[2]);
+    let (block, dtype) = method.packing(dtype, problem.channels_out);
     for position in parities(problem.stride) {
         let packed = Packing {
             kernel: problem.stride,
@@ -115,8 +117,9 @@ pub fn forward(
             transposed: false,
             out_first: 0,
             out_count: problem.channels_out,
-            block: tile.channels(),
+            block,
             first_input: problem.channels_in,
+            dtype,
         }
         .run(context, w)?;
         Gather {
@@ -136,7 +139,7 @@ pub fn forward(
             count: problem.in_dims,
             out_step: problem.stride,
             out_offset: position,
-            tile,
+            method,
         }
         .launch(context)?;
     }
@@ -155,7 +158,9 @@ pub fn backward_data(
     dx: &Buffer,
 ) -> Result<(), KernelError> {
     problem.check(dx, Some(w), dy)?;
-    let tile = Tile::choose(context.caps(), problem.channels_in, problem.in_dims[2]);
+    let (dtype, caps) = (dy.dtype(), context.caps());
+    let method = Method::choose(caps, dtype, problem.channels_out, problem.channels_in, problem.in_dims[2]);
+    let (block, dtype) = method.packing(dtype, problem.channels_in);
     let packed = Packing {
         kernel: problem.stride,
         rows: problem.channels_in,
@@ -166,8 +171,9 @@ pub fn backward_data(
         transposed: true,
         out_first: 0,
         out_count: problem.channels_in,
-        block: tile.channels(),
+        block,
         first_input: problem.channels_out,
+        dtype,
     }
     .run(context, w)?;
     Gather {
@@ -187,7 +193,7 @@ pub fn backward_data(
         count: problem.in_dims,
         out_step: [1; 3],
         out_offset: [0; 3],
-        tile,
+        method,
     }
     .launch(context)
 }

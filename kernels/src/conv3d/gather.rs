@@ -18,10 +18,11 @@
 //! with `width * vectors` independent sums a core's multiply-add units stay busy.
 
 use crate::block::strip;
-use crate::{Buffer, Caps, Context, KernelError};
+use crate::conv3d::igemm;
+use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-const OPERATION: &str = "convolution";
+pub(super) const OPERATION: &str = "convolution";
 
 /// What is compiled into one instance of the kernel. Taps, steps and paddings are run-time numbers: compiled in, they make
 /// the loops no faster (LLVM unrolls short ones, which was measured at half the speed), and every mix would be compiled.
@@ -74,6 +75,35 @@ impl Tile {
     }
 }
 
+/// How outputs are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// On register tiles, in f32.
+    Direct(Tile),
+    /// On tensor cores, from 16-bit factors.
+    TensorCores(igemm::Plan),
+}
+
+impl Method {
+    /// Tensor cores where [`igemm::Plan::choose`] allows them for sums over `channels_in` channels. Arguments as in
+    /// [`Tile::choose`].
+    pub fn choose(caps: &Caps, dtype: Dtype, channels_in: usize, channels_out: usize, count: usize) -> Self {
+        let (layout, voxels) = (igemm::VOXELS_BY_CHANNELS, usize::MAX);
+        match igemm::Plan::choose(caps, dtype, layout, voxels, channels_in, channels_out) {
+            Some(plan) => Self::TensorCores(plan),
+            None => Self::Direct(Tile::choose(caps, channels_out, count)),
+        }
+    }
+
+    /// Result channels of a block of packed weights, of `channels_out` in all, and the weights' type.
+    pub fn packing(&self, dtype: Dtype, channels_out: usize) -> (usize, Dtype) {
+        match self {
+            Self::Direct(tile) => (tile.channels(), Dtype::F32),
+            Self::TensorCores(_) => (channels_out, dtype),
+        }
+    }
+}
+
 /// The widest vector that divides a number of channels and that the device loads at once.
 pub(crate) fn widest_vector(caps: &Caps, channels: usize) -> usize {
     let mut lanes = caps.lanes.next_power_of_two();
@@ -103,41 +133,41 @@ pub(crate) struct Gather<'a> {
     pub count: [usize; 3],
     pub out_step: [usize; 3],
     pub out_offset: [usize; 3],
-    pub tile: Tile,
+    pub method: Method,
 }
 
 #[derive(CubeType, CubeLaunch)]
-struct Shape {
-    batch: usize,
-    channels: usize,
-    second_channels: usize,
-    channels_out: usize,
-    in_depth: usize,
-    in_height: usize,
-    in_width: usize,
-    out_depth: usize,
-    out_height: usize,
-    out_width: usize,
-    count_depth: usize,
-    count_height: usize,
-    count_width: usize,
-    out_step_depth: usize,
-    out_step_height: usize,
-    out_step_width: usize,
-    out_offset_depth: usize,
-    out_offset_height: usize,
-    out_offset_width: usize,
-    taps_depth: usize,
-    taps_height: usize,
-    taps_width: usize,
-    in_step_depth: usize,
-    in_step_height: usize,
-    in_step_width: usize,
-    pad_depth: usize,
-    pad_height: usize,
-    pad_width: usize,
+pub(super) struct Shape {
+    pub(super) batch: usize,
+    pub(super) channels: usize,
+    pub(super) second_channels: usize,
+    pub(super) channels_out: usize,
+    pub(super) in_depth: usize,
+    pub(super) in_height: usize,
+    pub(super) in_width: usize,
+    pub(super) out_depth: usize,
+    pub(super) out_height: usize,
+    pub(super) out_width: usize,
+    pub(super) count_depth: usize,
+    pub(super) count_height: usize,
+    pub(super) count_width: usize,
+    pub(super) out_step_depth: usize,
+    pub(super) out_step_height: usize,
+    pub(super) out_step_width: usize,
+    pub(super) out_offset_depth: usize,
+    pub(super) out_offset_height: usize,
+    pub(super) out_offset_width: usize,
+    pub(super) taps_depth: usize,
+    pub(super) taps_height: usize,
+    pub(super) taps_width: usize,
+    pub(super) in_step_depth: usize,
+    pub(super) in_step_height: usize,
+    pub(super) in_step_width: usize,
+    pub(super) pad_depth: usize,
+    pub(super) pad_height: usize,
+    pub(super) pad_width: usize,
     /// Tiles of one row that one unit computes in a piece.
-    tiles_in_segment: usize,
+    pub(super) tiles_in_segment: usize,
 }
 
 /// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
@@ -193,6 +223,12 @@ fn gather_kernel<E: Float, N: Size>(
                     for i in 0..width {
                         sums[i * vectors + v] = b;
                     }
+                }
+            } else {
+                // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
+                #[unroll]
+                for i in 0..comptime!(width * vectors) {
+                    sums[i] = Vector::new(0.0f32);
                 }
             }
 
@@ -310,7 +346,10 @@ fn add_taps<E: Float, N: Size>(
 impl Gather<'_> {
     /// Launches the kernel.
     pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
-        let tile = self.tile;
+        let tile = match self.method {
+            Method::Direct(tile) => tile,
+            Method::TensorCores(plan) => return igemm::gather::launch(self, plan, context),
+        };
         let rows = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1];
         let tiles = self.count[2].div_ceil(tile.width);
         if rows * tiles == 0 {
@@ -329,11 +368,31 @@ impl Gather<'_> {
             second_input: self.second.is_some(),
             bias: self.bias.is_some(),
         };
-        let (second, second_channels) = self.second.unwrap_or((self.input, 0));
-        let shape = ShapeLaunch::new(
+        let (second, _) = self.second.unwrap_or((self.input, 0));
+        gather_kernel::launch(
+            context.client(),
+            count,
+            CubeDim::new_1d(units),
+            tile.lanes,
+            self.input.arg(),
+            second.arg(),
+            self.weights.arg(),
+            self.bias.unwrap_or(self.weights).arg(),
+            self.output.arg(),
+            self.shape(tiles_in_segment),
+            plan,
+            self.output.dtype().elem(),
+        );
+        context.launched();
+        Ok(())
+    }
+
+    /// The kernel's numbers.
+    pub(super) fn shape(&self, tiles_in_segment: usize) -> ShapeLaunch {
+        ShapeLaunch::new(
             self.batch,
             self.channels_in,
-            second_channels,
+            self.second.map_or(0, |(_, channels)| channels),
             self.channels_out,
             self.in_dims[0],
             self.in_dims[1],
@@ -360,22 +419,6 @@ impl Gather<'_> {
             self.pad[1],
             self.pad[2],
             tiles_in_segment,
-        );
-        gather_kernel::launch(
-            context.client(),
-            count,
-            CubeDim::new_1d(units),
-            tile.lanes,
-            self.input.arg(),
-            second.arg(),
-            self.weights.arg(),
-            self.bias.unwrap_or(self.weights).arg(),
-            self.output.arg(),
-            shape,
-            plan,
-            self.output.dtype().elem(),
-        );
-        context.launched();
-        Ok(())
+        )
     }
 }

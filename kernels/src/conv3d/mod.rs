@@ -4,11 +4,12 @@
 //! The input may be the concatenation of two tensors along the channels, which is then never written.
 
 pub(crate) mod gather;
+pub(crate) mod igemm;
 pub(crate) mod pack;
 pub(crate) mod weight_gradient;
 
-use crate::{Buffer, Context, Dtype, KernelError};
-use gather::{Gather, Tile};
+use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use gather::{Gather, Method};
 use pack::Packing;
 use weight_gradient::WeightGradient;
 
@@ -122,6 +123,18 @@ impl Problem {
         2 * voxels as u64 * self.weight_len() as u64
     }
 
+    /// Whether the forward pass of `dtype` activations runs on tensor cores. It does where the device has a product of this
+    /// 16-bit type with f32 sums, and input and output channels fill at least half of its tile; else, as always in f32, it
+    /// runs on register tiles. The gradients follow the same rule, each with the channels that it sums over.
+    pub fn uses_tensor_cores(&self, dtype: Dtype, caps: &Caps) -> bool {
+        matches!(self.method(dtype, caps), Method::TensorCores(_))
+    }
+
+    fn method(&self, dtype: Dtype, caps: &Caps) -> Method {
+        let channels_in = self.channels_in.max(self.second_channels);
+        Method::choose(caps, dtype, channels_in, self.channels_out, self.out_dims()[2])
+    }
+
     fn pad(&self) -> [usize; 3] {
         self.kernel.map(|k| (k - 1) / 2)
     }
@@ -162,7 +175,8 @@ pub fn forward(
     }
     y.expect(OPERATION, "output", problem.output_len(), x.dtype())?;
     let out_dims = problem.out_dims();
-    let tile = Tile::choose(context.caps(), problem.channels_out, out_dims[2]);
+    let method = problem.method(x.dtype(), context.caps());
+    let (block, dtype) = method.packing(x.dtype(), problem.channels_out);
     let packed = Packing {
         kernel: problem.kernel,
         rows: problem.channels_in + problem.second_channels,
@@ -173,8 +187,9 @@ pub fn forward(
         transposed: false,
         out_first: 0,
         out_count: problem.channels_out,
-        block: tile.channels(),
+        block,
         first_input: problem.channels_in,
+        dtype,
     }
     .run(context, w)?;
     Gather {
@@ -194,7 +209,7 @@ pub fn forward(
         count: out_dims,
         out_step: [1; 3],
         out_offset: [0; 3],
-        tile,
+        method,
     }
     .launch(context)
 }
@@ -256,7 +271,8 @@ fn data_gradient_of_parity(
     let count: [usize; 3] =
         std::array::from_fn(|a| (problem.in_dims[a] + problem.stride[a] - 1 - parity[a]) / problem.stride[a]);
     let taps: [usize; 3] = std::array::from_fn(|a| axes[a].0.len());
-    let tile = Tile::choose(context.caps(), channels, count[2]);
+    let method = Method::choose(context.caps(), dy.dtype(), problem.channels_out, channels, count[2]);
+    let (block, dtype) = method.packing(dy.dtype(), channels);
     let packed = Packing {
         kernel: problem.kernel,
         rows: problem.channels_in + problem.second_channels,
@@ -269,8 +285,9 @@ fn data_gradient_of_parity(
         transposed: true,
         out_first: first_channel,
         out_count: channels,
-        block: tile.channels(),
+        block,
         first_input: problem.channels_out,
+        dtype,
     }
     .run(context, w)?;
     Gather {
@@ -290,7 +307,7 @@ fn data_gradient_of_parity(
         count,
         out_step: problem.stride,
         out_offset: parity,
-        tile,
+        method,
     }
     .launch(context)
 }

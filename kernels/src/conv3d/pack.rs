@@ -1,5 +1,6 @@
 //! Rearranges weights into the order in which a tile of the gather kernel reads them:
-//! `[block of output channels][input][tap][channel in][channel out inside the block]`, f32.
+//! `[block of output channels][input][tap][channel in][channel out inside the block]`, f32 or the type that the
+//! products are computed in.
 //!
 //! On the way it picks taps (for one parity of a strided data gradient), flips them and exchanges input
 //! and output channels. Weights are small: this costs one pass over them.
@@ -29,6 +30,8 @@ pub(crate) struct Packing {
     pub block: usize,
     /// How many of the gathered channels the first of two inputs has; all of them without a second.
     pub first_input: usize,
+    /// Type of the packed weights.
+    pub dtype: Dtype,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -56,7 +59,14 @@ struct Shape {
 /// One unit packs a strip of (block, tap, channel in) triples: a few multiplications a triple, a load and a store an
 /// element.
 #[cube(launch)]
-fn pack_kernel(weights: &[f32], packed: &mut [f32], s: Shape, #[comptime] flipped: bool, #[comptime] transposed: bool) {
+fn pack_kernel<E: Float>(
+    weights: &[f32],
+    packed: &mut [E],
+    s: Shape,
+    #[comptime] flipped: bool,
+    #[comptime] transposed: bool,
+    #[define(E)] _dtype: ElemType,
+) {
     let (low, high) = strip(s.blocks * s.taps * s.in_channels);
     for i in low..high {
         let c = i % s.in_channels;
@@ -88,12 +98,12 @@ fn pack_kernel(weights: &[f32], packed: &mut [f32], s: Shape, #[comptime] flippe
         if comptime!(transposed) {
             let from = (k * s.rows + o) * s.columns + c;
             for lane in 0..s.block {
-                packed[to + lane] = weights[from + lane * s.columns];
+                packed[to + lane] = E::cast_from(weights[from + lane * s.columns]);
             }
         } else {
             let from = (k * s.rows + c) * s.columns + o;
             for lane in 0..s.block {
-                packed[to + lane] = weights[from + lane];
+                packed[to + lane] = E::cast_from(weights[from + lane]);
             }
         }
     }
@@ -105,7 +115,7 @@ impl Packing {
         let in_channels = if self.transposed { self.columns } else { self.rows };
         let taps: usize = self.taps.iter().product();
         let length = taps * in_channels * self.out_count;
-        let packed = context.empty(length, Dtype::F32)?;
+        let packed = context.empty(length, self.dtype)?;
         if length == 0 {
             return Ok(packed);
         }
@@ -140,6 +150,7 @@ impl Packing {
             shape,
             flipped,
             self.transposed,
+            self.dtype.elem(),
         );
         context.launched();
         Ok(packed)

@@ -12,10 +12,11 @@
 
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
+use crate::conv3d::igemm;
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-const OPERATION: &str = "weight gradient";
+pub(super) const OPERATION: &str = "weight gradient";
 
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -288,6 +289,11 @@ impl WeightGradient<'_> {
     /// Launches the kernel, and the sum over splits where there are any.
     pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
         let caps = context.caps();
+        let (dtype, layout) = (self.dense.dtype(), igemm::CHANNELS_BY_CHANNELS);
+        if let Some(plan) = igemm::Plan::choose(caps, dtype, layout, self.rows, usize::MAX, self.columns) {
+            let (parts, splits) = igemm::weight_gradient::launch(self, plan, context)?;
+            return self.add_parts(context, &parts, splits);
+        }
         let lanes = widest_vector(caps, self.columns);
         let blocks = self.columns / lanes;
         let vectors = match blocks {
@@ -369,24 +375,32 @@ impl WeightGradient<'_> {
             self.dense.dtype().elem(),
         );
         context.launched();
-        if let Some(parts) = parts {
-            add_parts_kernel::launch(
-                context.client(),
-                context.grid(OPERATION, caps.strips(taps * self.rows, 1), units)?,
-                CubeDim::new_1d(units),
-                parts.arg(),
-                self.gradient.arg(),
-                taps,
-                self.rows,
-                self.columns,
-                splits,
-                self.first,
-                self.tap_stride,
-                self.row_stride,
-                self.column_stride,
-            );
-            context.launched();
+        match parts {
+            Some(parts) => self.add_parts(context, &parts, splits),
+            None => Ok(()),
         }
+    }
+
+    /// Adds `parts`, f32 `[splits, tap, row, column]`, to the gradient.
+    fn add_parts(&self, context: &Context, parts: &Buffer, splits: usize) -> Result<(), KernelError> {
+        let taps: usize = self.taps.iter().product();
+        let units = context.caps().cube_units();
+        add_parts_kernel::launch(
+            context.client(),
+            context.grid(OPERATION, context.caps().strips(taps * self.rows, 1), units)?,
+            CubeDim::new_1d(units),
+            parts.arg(),
+            self.gradient.arg(),
+            taps,
+            self.rows,
+            self.columns,
+            splits,
+            self.first,
+            self.tap_stride,
+            self.row_stride,
+            self.column_stride,
+        );
+        context.launched();
         Ok(())
     }
 }

@@ -1,0 +1,234 @@
+//! The matrix product of everything that gathers (see [`Gather`]): rows are output voxels, columns output channels, and
+//! the sums run over inputs, taps and channels, in the order of the packed weights.
+
+use super::{OUTSIDE, Plan, load_lanes, multiply, place, plane_place, zero_sums};
+use crate::conv3d::gather::{Gather, OPERATION, Shape};
+use crate::{Context, KernelError};
+use cubecl::prelude::*;
+
+/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache.
+#[cube(launch)]
+fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
+    x: &[Vector<E, A>],
+    second: &[Vector<E, A>],
+    weights: &[Vector<E, B>],
+    bias: &[f32],
+    y: &mut [E],
+    s: Shape,
+    #[comptime] plan: Plan,
+    #[comptime] second_input: bool,
+    #[comptime] with_bias: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let rows = s.batch * s.count_depth * s.count_height * s.count_width;
+    let column_blocks = s.channels_out.div_ceil(comptime!(plan.columns()));
+    let row_block = CUBE_POS / column_blocks;
+    if row_block >= rows.div_ceil(comptime!(plan.rows())) {
+        terminate!();
+    }
+    let first_row = row_block * comptime!(plan.rows());
+    let first_column = CUBE_POS % column_blocks * comptime!(plan.columns());
+
+    let a_lanes = A::value();
+    let b_lanes = B::value();
+    let mut left = Shared::<[Vector<E, A>]>::new_aligned_slice(comptime!(plan.left_len(false) / a_lanes), 32usize);
+    let mut right = Shared::<[Vector<E, B>]>::new_aligned_slice(comptime!(plan.right_len() / b_lanes), 32usize);
+    let mut staging = Shared::<[f32]>::new_aligned_slice(comptime!(plan.staging_len()), 32usize);
+    let mut positions = Shared::<[u32]>::new_slice(comptime!(plan.rows()));
+    let sums = zero_sums(plan);
+
+    let taps = s.taps_depth * s.taps_height * s.taps_width;
+    add_input::<E, A, B>(
+        &sums,
+        x,
+        weights,
+        &mut left,
+        &mut right,
+        &mut positions,
+        &s,
+        s.channels,
+        0usize,
+        rows,
+        first_row,
+        first_column,
+        plan,
+    );
+    if comptime!(second_input) {
+        add_input::<E, A, B>(
+            &sums,
+            second,
+            weights,
+            &mut left,
+            &mut right,
+            &mut positions,
+            &s,
+            s.second_channels,
+            taps * s.channels,
+            rows,
+            first_row,
+            first_column,
+            plan,
+        );
+    }
+
+    // Where the block's voxels lie in the output.
+    let mut row = UNIT_POS as usize;
+    while row < comptime!(plan.rows()) {
+        let (n, jd, jh, jw) = place(first_row + row, s.count_depth, s.count_height, s.count_width);
+        let od = jd * s.out_step_depth + s.out_offset_depth;
+        let oh = jh * s.out_step_height + s.out_offset_height;
+        let ow = jw * s.out_step_width + s.out_offset_width;
+        let position = ((n * s.out_depth + od) * s.out_height + oh) * s.out_width + ow;
+        positions[row] = select(first_row + row < rows, position as u32, OUTSIDE);
+        row += comptime!(plan.units());
+    }
+    let plane = UNIT_POS_Y as usize;
+    let (plane_row, plane_column) = plane_place(plan);
+    #[unroll]
+    for i in 0..comptime!(plan.fragments[0]) {
+        #[unroll]
+        for j in 0..comptime!(plan.fragments[1]) {
+            let area = comptime!(plan.m * plan.n);
+            cmma::store(
+                &mut staging[plane * area..plane * area + area],
+                &sums[comptime!(i * plan.fragments[1] + j)],
+                comptime!(plan.n as u32),
+                cmma::MatrixLayout::RowMajor,
+            );
+            sync_cube();
+            let mut e = UNIT_POS_X as usize;
+            while e < area {
+                let position = positions[(plane_row * plan.fragments[0] + i) * plan.m + e / plan.n];
+                let column = first_column + (plane_column * plan.fragments[1] + j) * plan.n + e % plan.n;
+                if position != OUTSIDE && column < s.channels_out {
+                    let mut value = staging[plane * area + e];
+                    if comptime!(with_bias) {
+                        value += bias[column];
+                    }
+                    y[position as usize * s.channels_out + column] = E::cast_from(value);
+                }
+                e += comptime!(plan.plane);
+            }
+            sync_cube();
+        }
+    }
+}
+
+/// Adds the products of one input of `channels` channels, whose weights begin at row `first_weight`, to the sums.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn add_input<E: Float, A: Size, B: Size>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    x: &[Vector<E, A>],
+    weights: &[Vector<E, B>],
+    left: &mut [Vector<E, A>],
+    right: &mut [Vector<E, B>],
+    positions: &mut [u32],
+    s: &Shape,
+    channels: usize,
+    first_weight: usize,
+    rows: usize,
+    first_row: usize,
+    first_column: usize,
+    #[comptime] plan: Plan,
+) {
+    let unit = UNIT_POS as usize;
+    let units = comptime!(plan.units());
+    let a_lanes = A::value();
+    let b_lanes = B::value();
+    let left_vectors = comptime!(plan.depth / a_lanes);
+    let left_stride = comptime!(plan.left_stride(false) / a_lanes);
+    let right_vectors = comptime!(plan.columns() / b_lanes);
+    let right_stride = comptime!(plan.right_stride() / b_lanes);
+    let taps = s.taps_depth * s.taps_height * s.taps_width;
+    for tap in 0..taps {
+        // The input voxel of each of the block's rows. Positions are counted from the first padded one, so that they stay
+        // unsigned.
+        let tw = tap % s.taps_width;
+        let th = tap / s.taps_width % s.taps_height;
+        let td = tap / s.taps_width / s.taps_height;
+        let mut row = unit;
+        while row < comptime!(plan.rows()) {
+            let (n, jd, jh, jw) = place(first_row + row, s.count_depth, s.count_height, s.count_width);
+            let id = jd * s.in_step_depth + td;
+            let ih = jh * s.in_step_height + th;
+            let iw = jw * s.in_step_width + tw;
+            let inside = first_row + row < rows
+                && id >= s.pad_depth
+                && id < s.in_depth + s.pad_depth
+                && ih >= s.pad_height
+                && ih < s.in_height + s.pad_height
+                && iw >= s.pad_width
+                && iw < s.in_width + s.pad_width;
+            let plane = n * s.in_depth + id - s.pad_depth;
+            let position = (plane * s.in_height + ih - s.pad_height) * s.in_width + iw - s.pad_width;
+            positions[row] = select(inside, position as u32, OUTSIDE);
+            row += units;
+        }
+        sync_cube();
+
+        let mut channel = 0usize.runtime();
+        while channel < channels {
+            let mut slot = unit;
+            while slot < comptime!(plan.rows() * left_vectors) {
+                let row = slot / left_vectors;
+                let v = slot % left_vectors;
+                let c = channel + v * a_lanes;
+                let position = positions[row];
+                let mut value = Vector::<E, A>::zeroed();
+                if position != OUTSIDE && c < channels {
+                    value = x[(position as usize * channels + c) / a_lanes];
+                }
+                left[row * left_stride + v] = value;
+                slot += units;
+            }
+            let mut slot = unit;
+            while slot < comptime!(plan.depth * right_vectors) {
+                let row = slot / right_vectors;
+                let v = slot % right_vectors;
+                let column = first_column + v * b_lanes;
+                let mut value = Vector::<E, B>::zeroed();
+                if channel + row < channels && column < s.channels_out {
+                    let weight = first_weight + tap * channels + channel + row;
+                    value = weights[(weight * s.channels_out + column) / b_lanes];
+                }
+                right[row * right_stride + v] = value;
+                slot += units;
+            }
+            sync_cube();
+
+            multiply(sums, &*left, &*right, plan, false);
+            sync_cube();
+            channel += comptime!(plan.depth);
+        }
+    }
+}
+
+/// Launches the kernel.
+pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(), KernelError> {
+    let rows = gather.batch * gather.count.iter().product::<usize>();
+    let blocks = rows.div_ceil(plan.rows()) * gather.channels_out.div_ceil(plan.columns());
+    if blocks == 0 {
+        return Ok(());
+    }
+    let (second, second_channels) = gather.second.unwrap_or((gather.input, 0));
+    tensor_core_gather_kernel::launch(
+        context.client(),
+        context.grid(OPERATION, blocks, 1)?,
+        plan.cube(),
+        load_lanes(context.caps(), &[gather.channels_in, second_channels]),
+        load_lanes(context.caps(), &[gather.channels_out]),
+        gather.input.arg(),
+        second.arg(),
+        gather.weights.arg(),
+        gather.bias.unwrap_or(gather.weights).arg(),
+        gather.output.arg(),
+        gather.shape(1),
+        plan,
+        gather.second.is_some(),
+        gather.bias.is_some(),
+        gather.input.dtype().elem(),
+    );
+    context.launched();
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! Convolution on tensor cores, as an implicit matrix product: its left factor (the patches of the input, one row an output
+//! voxel) is never stored, but put together in shared memory, a few channels of one tap at a time.
+//!
+//! Factors are f16 or bf16, as the activations are stored, with the weights rounded to the same type; sums are f32.
+//! [`gather`] serves the same operations as the direct kernel, [`weight_gradient`] the gradient of the weights.
+//!
+//! A cube computes a block of the product: `planes[0] * fragments[0] * m` rows, `planes[1] * fragments[1] * n` columns,
+//! where `(m, n, k)` is the product that the device's tensor cores take. What of a block lies outside (the last voxels,
+//! channels that are no multiple of the tile, padding) is zero in shared memory and not stored.
+
+pub(crate) mod gather;
+pub(crate) mod weight_gradient;
+
+use crate::{Caps, Dtype};
+use cubecl::prelude::*;
+
+/// Elements between the end of a row in shared memory and the next: rows then begin in different banks. Loads into tensor
+/// cores need rows at multiples of 8 elements.
+const SKEW: usize = 8;
+/// Products along the sums between two barriers.
+const STEPS: usize = 2;
+
+/// How a cube's planes, and a plane's products, lie in a block; at most, where rows or columns are few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    planes: [usize; 2],
+    fragments: [usize; 2],
+}
+
+/// Rows are voxels, of which there are always enough. The f32 sums of 2 x 4 products of 16 x 16 take 64 registers of each
+/// unit of a warp.
+pub(crate) const VOXELS_BY_CHANNELS: Layout = Layout { planes: [4, 1], fragments: [2, 4] };
+/// Rows are channels as columns are.
+pub(crate) const CHANNELS_BY_CHANNELS: Layout = Layout { planes: [2, 2], fragments: [2, 2] };
+
+/// What is compiled into one instance of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Plan {
+    /// The product `[m, k] x [k, n]` of the tensor cores.
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Units of a plane, and planes of a cube along rows and columns of a block.
+    pub plane: usize,
+    pub planes: [usize; 2],
+    /// Products of one plane along rows and columns of a block.
+    pub fragments: [usize; 2],
+    /// Length of the sums between two barriers, a multiple of `k`.
+    pub depth: usize,
+}
+
+impl Plan {
+    /// The plan for a matrix product of `rows x depth x columns` in storage type `dtype`, `None` where tensor cores cannot
+    /// or should not be used:
+    /// * the type is f32, or the device lists no product of this type with f32 sums, or no single width of a plane;
+    /// * a block would not fit into shared memory or into a cube;
+    /// * fewer than half of a tile's columns, or of a step of its sums, would be filled (one-channel images, a head of two
+    ///   classes): most of the work would be on zeros.
+    ///
+    /// A length that may be anything (voxels) is given as `usize::MAX`.
+    pub fn choose(
+        caps: &Caps,
+        dtype: Dtype,
+        layout: Layout,
+        rows: usize,
+        depth: usize,
+        columns: usize,
+    ) -> Option<Self> {
+        if !matches!(dtype, Dtype::F16 | Dtype::Bf16) {
+            return None;
+        }
+        let filled = |length: usize, tile: u32| length >= (tile as usize).div_ceil(2);
+        let tile = (caps.tensor_cores.iter())
+            .filter(|tile| tile.input == dtype.elem() && tile.accumulator == Dtype::F32.elem())
+            .filter(|tile| filled(rows, tile.m) && filled(depth, tile.k) && filled(columns, tile.n))
+            // The largest, and of equal ones the square: it needs the fewest loads.
+            .max_by_key(|tile| (tile.m * tile.n * tile.k, tile.m.min(tile.n), tile.m))?;
+        let [m, n, k] = [tile.m, tile.n, tile.k].map(|length| length as usize);
+        let needed = [rows.div_ceil(layout.planes[0] * m), columns.div_ceil(layout.planes[1] * n)];
+        let plan = Self {
+            m,
+            n,
+            k,
+            plane: tile.units? as usize,
+            planes: layout.planes,
+            fragments: std::array::from_fn(|side| needed[side].min(layout.fragments[side])),
+            depth: STEPS * k,
+        };
+        let fits = plan.shared_bytes(dtype.size()) <= caps.shared_memory && plan.units() <= caps.max_units as usize;
+        fits.then_some(plan)
+    }
+
+    /// Rows of a block.
+    pub fn rows(&self) -> usize {
+        self.planes[0] * self.fragments[0] * self.m
+    }
+
+    /// Columns of a block.
+    pub fn columns(&self) -> usize {
+        self.planes[1] * self.fragments[1] * self.n
+    }
+
+    /// Units of a cube.
+    pub fn units(&self) -> usize {
+        self.plane * self.planes[0] * self.planes[1]
+    }
+
+    /// The cube: a plane a row.
+    pub fn cube(&self) -> CubeDim {
+        CubeDim::new_2d(self.plane as u32, (self.planes[0] * self.planes[1]) as u32)
+    }
+
+    /// Elements from row to row of the left factor in shared memory: its rows, or those of its transpose.
+    fn left_stride(&self, transposed: bool) -> usize {
+        SKEW + if transposed { self.rows() } else { self.depth }
+    }
+
+    /// Elements of the left factor in shared memory.
+    fn left_len(&self, transposed: bool) -> usize {
+        self.left_stride(transposed) * if transposed { self.depth } else { self.rows() }
+    }
+
+    fn right_stride(&self) -> usize {
+        self.columns() + SKEW
+    }
+
+    fn right_len(&self) -> usize {
+        self.depth * self.right_stride()
+    }
+
+    /// Sums on their way out: one product for each plane.
+    fn staging_len(&self) -> usize {
+        self.planes[0] * self.planes[1] * self.m * self.n
+    }
+
+    fn shared_bytes(&self, size: usize) -> usize {
+        let left = self.left_len(false).max(self.left_len(true));
+        let positions = self.rows().max(self.depth);
+        (left + self.right_len()) * size + (self.staging_len() + positions) * 4
+    }
+}
+
+/// Elements of a vector that loads from global memory and stores into shared memory move at once.
+pub(crate) fn load_lanes(caps: &Caps, channels: &[usize]) -> usize {
+    let mut lanes = caps.lanes.next_power_of_two().min(4);
+    while channels.iter().any(|channels| !channels.is_multiple_of(lanes)) {
+        lanes /= 2;
+    }
+    lanes
+}
+
+/// The position of a voxel that lies outside.
+const OUTSIDE: u32 = u32::MAX;
+
+/// Depth, height and width positions of element `index` of a grid, and its sample.
+#[cube]
+fn place(index: usize, depth: usize, height: usize, width: usize) -> (usize, usize, usize, usize) {
+    let row = index / width;
+    let plane = row / height;
+    (plane / depth, plane % depth, row % height, index % width)
+}
+
+/// All sums of a plane, at zero: fragment `[i, j]` at `i * fragments[1] + j`.
+#[cube]
+fn zero_sums(#[comptime] plan: Plan) -> Sequence<cmma::Matrix<f32>> {
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime!(plan.fragments[0] * plan.fragments[1]) {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            plan.m,
+            plan.n,
+            plan.k,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    sums
+}
+
+/// Adds the products of the factors in shared memory to this plane's sums. The left factor is `[rows, depth]`, or
+/// transposed `[depth, rows]`; the right one `[depth, columns]`.
+#[cube]
+fn multiply<E: Float, A: Size, B: Size>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    left: &[Vector<E, A>],
+    right: &[Vector<E, B>],
+    #[comptime] plan: Plan,
+    #[comptime] transposed: bool,
+) {
+    let a_lanes = A::value();
+    let b_lanes = B::value();
+    let (plane_row, plane_column) = plane_place(plan);
+    let first_row = plane_row * comptime!(plan.fragments[0] * plan.m);
+    let first_column = plane_column * comptime!(plan.fragments[1] * plan.n);
+    let left_stride = comptime!(plan.left_stride(transposed));
+    let right_stride = comptime!(plan.right_stride());
+    let layout = if comptime!(transposed) { cmma::MatrixLayout::ColMajor } else { cmma::MatrixLayout::RowMajor };
+    #[unroll]
+    for step in 0..comptime!(plan.depth / plan.k) {
+        let mut b = Sequence::<cmma::Matrix<Vector<E, B>>>::new();
+        #[unroll]
+        for j in 0..comptime!(plan.fragments[1]) {
+            let from = (first_column + comptime!(step * plan.k * right_stride + j * plan.n)) / b_lanes;
+            let length = comptime!(((plan.k - 1) * right_stride + plan.n) / b_lanes);
+            b.push(cmma::Matrix::<Vector<E, B>>::from_slice(
+                cmma::MatrixIdent::B,
+                plan.m,
+                plan.n,
+                plan.k,
+                cmma::MatrixLayout::RowMajor,
+                &right[from..from + length],
+                comptime!(right_stride as u32),
+            ));
+        }
+        #[unroll]
+        for i in 0..comptime!(plan.fragments[0]) {
+            let row = first_row + comptime!(i * plan.m);
+            let depth = comptime!(step * plan.k);
+            let from = if comptime!(transposed) {
+                (row + comptime!(depth * left_stride)) / a_lanes
+            } else {
+                (row * left_stride + depth) / a_lanes
+            };
+            let rows = comptime!(if transposed { plan.k } else { plan.m });
+            let length = comptime!(((rows - 1) * left_stride + plan.m + plan.k - rows) / a_lanes);
+            let a = cmma::Matrix::<Vector<E, A>>::from_slice(
+                cmma::MatrixIdent::A,
+                plan.m,
+                plan.n,
+                plan.k,
+                layout,
+                &left[from..from + length],
+                comptime!(left_stride as u32),
+            );
+            #[unroll]
+            for j in 0..comptime!(plan.fragments[1]) {
+                let sum = &sums[comptime!(i * plan.fragments[1] + j)];
+                cmma::execute(&a, &b[j], sum, sum);
+            }
+        }
+    }
+}
+
+/// Row and column of this plane in its cube's block.
+#[cube]
+fn plane_place(#[comptime] plan: Plan) -> (usize, usize) {
+    let plane = UNIT_POS_Y as usize;
+    (plane / comptime!(plan.planes[1]), plane % comptime!(plan.planes[1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TensorCoreTile;
+
+    fn caps(tiles: &[(Dtype, Dtype, [u32; 3])], units: Option<u32>) -> Caps {
+        let tensor_cores = tiles
+            .iter()
+            .map(|&(input, sum, [m, n, k])| TensorCoreTile {
+                input: input.elem(),
+                accumulator: sum.elem(),
+                m,
+                n,
+                k,
+                units,
+            })
+            .collect();
+        Caps {
+            cores: None,
+            lanes: 4,
+            registers: 64,
+            plane: Some(32),
+            shared_memory: 48 << 10,
+            max_units: 1024,
+            max_cubes: [65535; 2],
+            max_buffer: 1 << 30,
+            memory: None,
+            f16: true,
+            bf16: true,
+            tensor_cores,
+        }
+    }
+
+    #[test]
+    fn the_square_tile_of_the_type_is_taken() {
+        let (f16, bf16, f32) = (Dtype::F16, Dtype::Bf16, Dtype::F32);
+        let tiles = [
+            (f16, f16, [16, 16, 16]),
+            (f16, f32, [32, 8, 16]),
+            (f16, f32, [16, 16, 16]),
+            (f16, f32, [8, 32, 16]),
+            (bf16, f32, [8, 32, 16]),
+        ];
+        let caps = caps(&tiles, Some(32));
+        let plan = Plan::choose(&caps, f16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32).unwrap();
+        assert_eq!([plan.m, plan.n, plan.k], [16; 3]);
+        assert_eq!((plan.rows(), plan.columns(), plan.units(), plan.depth), (128, 32, 128, 32));
+        assert_eq!(Plan::choose(&caps, f16, VOXELS_BY_CHANNELS, usize::MAX, 320, 320).unwrap().columns(), 64);
+        assert_eq!(Plan::choose(&caps, bf16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32).unwrap().m, 8);
+        assert_eq!(Plan::choose(&caps, f32, VOXELS_BY_CHANNELS, usize::MAX, 32, 32), None);
+    }
+
+    #[test]
+    fn what_would_be_mostly_zeros_is_left_to_the_direct_kernel() {
+        let caps = caps(&[(Dtype::F16, Dtype::F32, [16, 16, 16])], Some(32));
+        let choose = |depth, columns| Plan::choose(&caps, Dtype::F16, VOXELS_BY_CHANNELS, usize::MAX, depth, columns);
+        assert!(choose(8, 8).is_some() && choose(9, 24).is_some());
+        assert_eq!((choose(1, 32), choose(7, 32), choose(32, 2), choose(32, 7)), (None, None, None, None));
+        let weights = |rows, columns| Plan::choose(&caps, Dtype::F16, CHANNELS_BY_CHANNELS, rows, usize::MAX, columns);
+        assert_eq!(weights(4, 32), None);
+        let block = |plan: Plan| (plan.rows(), plan.columns());
+        assert_eq!((weights(32, 64).map(block), weights(320, 320).map(block)), (Some((32, 64)), Some((64, 64))));
+    }
+
+    #[test]
+    fn devices_without_one_plane_width_or_memory_have_no_plan() {
+        let tile = [(Dtype::F16, Dtype::F32, [16, 16, 16])];
+        assert_eq!(Plan::choose(&caps(&tile, None), Dtype::F16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32), None);
+        let small = Caps { shared_memory: 4 << 10, ..caps(&tile, Some(32)) };
+        assert_eq!(Plan::choose(&small, Dtype::F16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32), None);
+        assert_eq!(Plan::choose(&caps(&[], Some(32)), Dtype::F16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32), None);
+    }
+}
