@@ -3,7 +3,7 @@
 use crate::dataset::LabelManager;
 use crate::error::Result;
 use crate::kernels::loss::{self, Gradient, Level, LossSettings, Problem, Target};
-use crate::kernels::{Buffer, Context, Dtype};
+use crate::kernels::{Buffer, Context, Dtype, LossScale};
 use crate::nn::UNetShape;
 use crate::tape::Var;
 use crate::tensor::Tensor;
@@ -78,13 +78,42 @@ impl NetworkLoss {
         target: &Buffer,
         outputs: Vec<Var>,
     ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
+        self.with_gradient(context, target, outputs, None)
+    }
+
+    /// The same with the gradients, but not the loss, multiplied by a scale.
+    ///
+    /// # Errors
+    /// As [`NetworkLoss::value_and_gradient`].
+    pub fn value_and_scaled_gradient(
+        &self,
+        context: &Context,
+        target: &Buffer,
+        outputs: Vec<Var>,
+        scale: &LossScale,
+    ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
+        self.with_gradient(context, target, outputs, Some(scale))
+    }
+
+    fn with_gradient(
+        &self,
+        context: &Context,
+        target: &Buffer,
+        outputs: Vec<Var>,
+        scale: Option<&LossScale>,
+    ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
         let value = context.empty(self.problem.loss_len(), Dtype::F32)?;
         let logits: Vec<&Buffer> = outputs.iter().map(|output| output.tensor().buffer()).collect();
         let gradients = (outputs.iter())
             .map(|output| Tensor::empty(context, output.tensor().shape(), output.tensor().buffer().dtype()))
             .collect::<Result<Vec<_>>>()?;
         let into: Vec<Gradient> = gradients.iter().map(|g| Gradient::Into(g.buffer())).collect();
-        loss::value_and_gradient(context, &self.problem, target, &logits, &into, 1.0, &value)?;
+        match scale {
+            None => loss::value_and_gradient(context, &self.problem, target, &logits, &into, 1.0, &value)?,
+            Some(scale) => {
+                loss::value_and_scaled_gradient(context, &self.problem, target, &logits, &into, scale, &value)?
+            }
+        }
         Ok((value, outputs.into_iter().zip(gradients).collect()))
     }
 

@@ -2,8 +2,8 @@
 //! norm, and a polynomial learning rate.
 
 use crate::error::Result;
-use crate::kernels::optimizer::{self, Gradient, Guard, Sgd};
-use crate::kernels::{Buffer, Context, Dtype};
+use crate::kernels::optimizer::{self, Gradient, Guard, Scale, Sgd};
+use crate::kernels::{Buffer, Context, Dtype, LossScale};
 use crate::parameters::Parameters;
 
 /// Settings of SGD as nnU-Net uses it.
@@ -31,11 +31,31 @@ impl Optimizer {
     /// # Errors
     /// If the device is out of memory.
     pub fn step(&self, context: &Context, parameters: &Parameters, learning_rate: f32) -> Result<Buffer> {
+        self.step_of(context, parameters, learning_rate, Scale::Fixed(1.0))
+    }
+
+    /// The same for gradients of a scaled loss; the scale moves on.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn scaled_step(
+        &self,
+        context: &Context,
+        parameters: &Parameters,
+        learning_rate: f32,
+        scale: &LossScale,
+    ) -> Result<Buffer> {
+        let norm = self.step_of(context, parameters, learning_rate, Scale::Dynamic(scale))?;
+        scale.update(context, &norm)?;
+        Ok(norm)
+    }
+
+    fn step_of(&self, context: &Context, parameters: &Parameters, learning_rate: f32, scale: Scale) -> Result<Buffer> {
         let [values, gradients, momenta] = parameters.trained()?;
         let norm = context.empty(2, Dtype::F32)?;
-        optimizer::gradient_norm(context, &gradients, 1.0, &norm)?;
+        optimizer::gradient_norm(context, &gradients, scale, &norm)?;
         let guard = Some(Guard { norm: &norm, max_norm: self.clip_norm, skip_non_finite: true });
-        let gradient = Gradient { values: &gradients, inverse_scale: 1.0, guard };
+        let gradient = Gradient { values: &gradients, scale, guard };
         let Self { momentum, weight_decay, .. } = *self;
         let sgd = Sgd { learning_rate, momentum, weight_decay, nesterov: true };
         optimizer::sgd_step(context, &sgd, &gradient, &values, &momenta)?;

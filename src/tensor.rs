@@ -1,7 +1,7 @@
 //! A volume of activations on a device.
 
 use crate::error::Result;
-use crate::kernels::{Buffer, Context, Dtype};
+use crate::kernels::{Buffer, Context, Dtype, elementwise};
 
 /// A contiguous `[batch, depth, height, width, channels]` array on a device. Clones share the memory.
 #[derive(Clone, Debug)]
@@ -59,12 +59,25 @@ impl Tensor {
         Ok(Self { buffer: context.upload_f32(values)?, shape })
     }
 
-    /// Waits for the device and copies the values back.
+    /// The same values, rounded to another floating-point type; shared, if it is the type that they have.
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub fn cast(&self, context: &Context, dtype: Dtype) -> Result<Self> {
+        if self.buffer.dtype() == dtype {
+            return Ok(self.clone());
+        }
+        let other = Self::empty(context, self.shape, dtype)?;
+        elementwise::cast(context, &self.buffer, &other.buffer)?;
+        Ok(other)
+    }
+
+    /// Waits for the device and copies the values back, as f32 whatever their type is.
     ///
     /// # Errors
     /// If what computed them failed.
     pub fn download(&self, context: &Context) -> Result<Vec<f32>> {
-        Ok(context.download_f32(&self.buffer)?)
+        Ok(context.download_f32(self.cast(context, Dtype::F32)?.buffer())?)
     }
 
     /// The memory.

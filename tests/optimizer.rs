@@ -1,8 +1,8 @@
 //! SGD, AdamW and the gradient's norm against loops written from torch's documentation, in f64.
 
 use crate::common::{assert_close, device, is_slow, read, uniform};
-use voxgrad::kernels::optimizer::{AdamW, Gradient, Guard, Sgd, adamw_step, gradient_norm, sgd_step};
-use voxgrad::kernels::{Buffer, Context, KernelError, elementwise};
+use voxgrad::kernels::optimizer::{AdamW, Gradient, Guard, Scale, Sgd, adamw_step, gradient_norm, sgd_step};
+use voxgrad::kernels::{Buffer, Context, KernelError, LossScale, LossScaleState, elementwise};
 
 const SGD: Sgd = Sgd { learning_rate: 0.01, momentum: 0.99, weight_decay: 3e-5, nesterov: true };
 
@@ -64,7 +64,7 @@ fn norm_equals_f64_and_names_broken_gradients() {
         let expected = values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt() / 8.0;
         let mut runs = Vec::new();
         for _ in 0..2 {
-            gradient_norm(context, &gradient, 0.125, &out).unwrap();
+            gradient_norm(context, &gradient, Scale::Fixed(8.0), &out).unwrap();
             let got = read(context, &norm);
             assert!((f64::from(got[0]) / expected - 1.0).abs() < 1e-6, "{len}: {} instead of {expected}", got[0]);
             assert_eq!(got[1], 0.0, "{len}");
@@ -75,7 +75,7 @@ fn norm_equals_f64_and_names_broken_gradients() {
         for (place, broken) in [(0, f32::NAN), (len - 1, f32::INFINITY), (len / 2, f32::NEG_INFINITY)] {
             let kept = std::mem::replace(&mut values[place], broken);
             context.write(&gradient, &values).unwrap();
-            gradient_norm(context, &gradient, 0.125, &out).unwrap();
+            gradient_norm(context, &gradient, Scale::Fixed(8.0), &out).unwrap();
             assert_eq!(read(context, &norm)[1], 1.0, "{len}: {broken} at {place} went unnoticed");
             values[place] = kept;
             if len > 1_000_000 {
@@ -112,9 +112,9 @@ fn sgd_follows_torch_over_several_steps() {
             let gradient = gradient_of(step, len);
             let scaled: Vec<f32> = gradient.iter().map(|g| g * loss_scale).collect();
             let values = context.upload_f32(&scaled).unwrap();
-            gradient_norm(context, &values, 1.0 / loss_scale, &norm).unwrap();
+            gradient_norm(context, &values, Scale::Fixed(loss_scale), &norm).unwrap();
             let guard = max_norm.map(|max_norm| Guard { norm: &norm, max_norm, skip_non_finite: true });
-            let used = Gradient { values: &values, inverse_scale: 1.0 / loss_scale, guard };
+            let used = Gradient { values: &values, scale: Scale::Fixed(loss_scale), guard };
             sgd_step(context, &sgd, &used, &parameters, &momentum).unwrap();
             let exact = to_f64(&gradient);
             reference.step(&sgd, &max_norm.map_or(exact.clone(), |m| clipped(&exact, f64::from(m))));
@@ -158,9 +158,9 @@ fn adamw_follows_torch_over_several_steps() {
         for step in 0..8 {
             let gradient = gradient_of(step, len);
             let values = context.upload_f32(&gradient).unwrap();
-            gradient_norm(context, &values, 1.0, &norm).unwrap();
+            gradient_norm(context, &values, Scale::Fixed(1.0), &norm).unwrap();
             let guard = max_norm.map(|max_norm| Guard { norm: &norm, max_norm, skip_non_finite: false });
-            let used = Gradient { values: &values, inverse_scale: 1.0, guard };
+            let used = Gradient { values: &values, scale: Scale::Fixed(1.0), guard };
             adamw_step(context, &adamw, step as u32 + 1, &used, &parameters, [&moments[0], &moments[1]]).unwrap();
             let exact = to_f64(&gradient);
             gradients.push(max_norm.map_or(exact.clone(), |m| clipped(&exact, f64::from(m))));
@@ -182,9 +182,9 @@ fn a_broken_gradient_is_skipped_when_asked() {
         gradient[500] = broken;
         let values = context.upload_f32(&gradient).unwrap();
         let norm = zeros(context, 2);
-        gradient_norm(context, &values, 1.0, &norm).unwrap();
+        gradient_norm(context, &values, Scale::Fixed(1.0), &norm).unwrap();
         let guard = Guard { norm: &norm, max_norm: 12.0, skip_non_finite: true };
-        let used = Gradient { values: &values, inverse_scale: 1.0, guard: Some(guard) };
+        let used = Gradient { values: &values, scale: Scale::Fixed(1.0), guard: Some(guard) };
         sgd_step(context, &SGD, &used, &parameters, &moments[0]).unwrap();
         adamw_step(context, &AdamW::default(), 1, &used, &parameters, [&moments[0], &moments[1]]).unwrap();
         for buffer in [&parameters, &moments[0], &moments[1]] {
@@ -207,7 +207,7 @@ fn parameters_outside_of_the_part_do_not_move() {
     // The parameters 64..128 get no gradient: neither decay nor momentum.
     for (first, len) in [(0, 64), (128, 128)] {
         let part = |buffer: &Buffer| buffer.part(first, len).unwrap();
-        let used = Gradient { values: &part(&values), inverse_scale: 1.0, guard: None };
+        let used = Gradient { values: &part(&values), scale: Scale::Fixed(1.0), guard: None };
         sgd_step(context, &SGD, &used, &part(&parameters), &part(&momentum)).unwrap();
     }
     let (after, momentum) = (read(context, &parameters), read(context, &momentum));
@@ -222,13 +222,91 @@ fn parameters_outside_of_the_part_do_not_move() {
 fn misuse_is_a_typed_error() {
     let (context, _guard) = device();
     let (a, b, norm) = (zeros(context, 8), zeros(context, 7), zeros(context, 1));
-    let used = Gradient { values: &a, inverse_scale: 1.0, guard: None };
+    let used = Gradient { values: &a, scale: Scale::Fixed(1.0), guard: None };
     assert!(matches!(sgd_step(context, &SGD, &used, &b, &b), Err(KernelError::Shape { .. })));
     assert!(matches!(sgd_step(context, &SGD, &used, &a, &b), Err(KernelError::Shape { .. })));
     let guard = Some(Guard { norm: &norm, max_norm: 12.0, skip_non_finite: false });
     let guarded = Gradient { guard, ..used };
     assert!(matches!(sgd_step(context, &SGD, &guarded, &a, &a), Err(KernelError::Shape { .. })));
-    assert!(matches!(gradient_norm(context, &a, 1.0, &norm), Err(KernelError::Shape { .. })));
+    assert!(matches!(gradient_norm(context, &a, Scale::Fixed(1.0), &norm), Err(KernelError::Shape { .. })));
     let zeroth = adamw_step(context, &AdamW::default(), 0, &used, &a, [&a, &a]);
     assert!(matches!(zeroth, Err(KernelError::Shape { .. })));
+}
+
+/// torch.amp.GradScaler: scale and usable steps after one more step.
+fn scaler_reference((scale, good): (f32, u32), broken: bool) -> (f32, u32) {
+    match broken {
+        true => (scale * 0.5, 0),
+        false if good + 1 == 2000 => (scale * 2.0, 0),
+        false => (scale, good + 1),
+    }
+}
+
+#[test]
+fn the_loss_scale_follows_torch() {
+    let (context, _guard) = device();
+    let norms = [0.0, 1.0].map(|broken| context.upload_f32(&[1.0, broken]).unwrap());
+    let mut expected = (65536.0, 0);
+    let scale = LossScale::new(context, LossScaleState::default()).unwrap();
+    // Grows twice, and in between breaks in a row, early, and one step before it would have grown.
+    let mut steps = vec![false; 2000];
+    steps.extend([true, true, false, true]);
+    steps.extend([false; 1999]);
+    steps.push(true);
+    steps.extend([false; 2003]);
+    for (i, broken) in steps.into_iter().enumerate() {
+        scale.update(context, &norms[usize::from(broken)]).unwrap();
+        expected = scaler_reference(expected, broken);
+        if broken || expected.1 < 2 || i % 500 == 0 {
+            let state = scale.state(context).unwrap();
+            assert_eq!((state.scale, state.good_steps), expected, "after step {i}");
+        }
+    }
+    // A state goes through a checkpoint as it is, and an infinite scale is never reached.
+    let state = LossScaleState { scale: f32::MAX / 1.5, good_steps: 1999 };
+    let scale = LossScale::new(context, state).unwrap();
+    assert_eq!(scale.state(context).unwrap(), state);
+    scale.update(context, &norms[0]).unwrap();
+    assert_eq!(scale.state(context).unwrap(), LossScaleState { good_steps: 0, ..state });
+    for scale in [0.0, f32::NAN, f32::INFINITY] {
+        assert!(LossScale::new(context, LossScaleState { scale, good_steps: 0 }).is_err());
+    }
+}
+
+#[test]
+fn steps_with_a_dynamic_scale_are_those_with_the_same_fixed_one() {
+    let (context, _guard) = device();
+    let len = 1003;
+    let scale = LossScale::new(context, LossScaleState { scale: 1024.0, good_steps: 7 }).unwrap();
+    let start = uniform(51, len);
+    let scaled: Vec<f32> = gradient_of(0, len).iter().map(|g| g * 1024.0).collect();
+    let mut results = Vec::new();
+    for scale in [Scale::Fixed(1024.0), Scale::Dynamic(&scale)] {
+        let values = context.upload_f32(&scaled).unwrap();
+        let parameters = context.upload_f32(&start).unwrap();
+        let [sgd, first, second] = [0; 3].map(|_| zeros(context, len));
+        let norm = zeros(context, 2);
+        gradient_norm(context, &values, scale, &norm).unwrap();
+        let guard = Guard { norm: &norm, max_norm: 12.0, skip_non_finite: true };
+        let used = Gradient { values: &values, scale, guard: Some(guard) };
+        sgd_step(context, &SGD, &used, &parameters, &sgd).unwrap();
+        adamw_step(context, &AdamW::default(), 1, &used, &parameters, [&first, &second]).unwrap();
+        results.push([&parameters, &sgd, &first, &second, &norm].map(|buffer| read(context, buffer)));
+    }
+    assert!(results[0][4][0] < 40.0, "the norm is of the scaled gradient");
+    assert_eq!(results[0], results[1]);
+
+    // An overflow: nothing moves, in no bit, and the scale is halved.
+    let mut broken = scaled;
+    broken[17] = f32::INFINITY;
+    let values = context.upload_f32(&broken).unwrap();
+    let [parameters, momentum] = [0; 2].map(|_| context.upload_f32(&start).unwrap());
+    let norm = zeros(context, 2);
+    gradient_norm(context, &values, Scale::Dynamic(&scale), &norm).unwrap();
+    let guard = Guard { norm: &norm, max_norm: 12.0, skip_non_finite: true };
+    let used = Gradient { values: &values, scale: Scale::Dynamic(&scale), guard: Some(guard) };
+    sgd_step(context, &SGD, &used, &parameters, &momentum).unwrap();
+    scale.update(context, &norm).unwrap();
+    assert_eq!((read(context, &parameters), read(context, &momentum)), (start.clone(), start));
+    assert_eq!(scale.state(context).unwrap(), LossScaleState { scale: 512.0, good_steps: 0 });
 }

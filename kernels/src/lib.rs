@@ -34,9 +34,11 @@ pub mod elementwise;
 mod error;
 pub mod instance_norm;
 pub mod loss;
+mod loss_scale;
 pub mod optimizer;
 pub mod reduce;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};
 pub use error::KernelError;
+pub use loss_scale::{LossScale, LossScaleState};

@@ -16,7 +16,7 @@
 use crate::block::strip;
 use crate::elementwise::lanes_of;
 use crate::reduce::{Path, Walk, check_count, cubes, gather_parts, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, LossScale};
 use cubecl::prelude::*;
 
 /// What a step does with the gradient's norm.
@@ -31,13 +31,36 @@ pub struct Guard<'a> {
     pub skip_non_finite: bool,
 }
 
+/// How many times too large a gradient is.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// A number that the host knows; 1 without loss scaling.
+    Fixed(f32),
+    /// What the device's state says.
+    Dynamic(&'a LossScale),
+}
+
+impl<'a> Scale<'a> {
+    /// The scalar and the buffer of a kernel's [`inverse`]. `unread` is passed where there is no state.
+    fn arguments(self, unread: &'a Buffer) -> (f32, &'a Buffer) {
+        match self {
+            Self::Fixed(scale) => (1.0 / scale, unread),
+            Self::Dynamic(scale) => (1.0, scale.buffer()),
+        }
+    }
+
+    fn is_dynamic(self) -> bool {
+        matches!(self, Self::Dynamic(_))
+    }
+}
+
 /// A gradient and how it is to be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradient<'a> {
     /// f32, in the layout of the parameters.
     pub values: &'a Buffer,
-    /// 1 / loss scale.
-    pub inverse_scale: f32,
+    /// Its loss scale, by which it is divided.
+    pub scale: Scale<'a>,
     /// Clipping and skipping; `None` takes every gradient as it is.
     pub guard: Option<Guard<'a>>,
 }
@@ -77,17 +100,25 @@ impl Default for AdamW {
 
 // ------------------------------------------------------------------------------------------------ kernels
 
+/// What a gradient is multiplied by to undo the loss scale. `state` is that of a [`LossScale`] if `dynamic`.
+#[cube]
+fn inverse(state: &[f32], fixed: f32, #[comptime] dynamic: bool) -> f32 {
+    if comptime!(dynamic) { state[1] } else { fixed }
+}
+
 /// `partial` is `[tasks, 2, width]`: sums of squares, and numbers of infinite or NaN elements.
 #[cube(launch_unchecked)]
 fn norm_parts_kernel<N: Size>(
     gradient: &[Vector<f32, N>],
+    state: &[f32],
     partial: &mut [Vector<f32, N>],
     inverse_scale: f32,
     path: &Path,
     #[comptime] tile: usize,
     #[comptime] chunked: bool,
+    #[comptime] dynamic: bool,
 ) {
-    let scale = Vector::<f32, N>::new(inverse_scale);
+    let scale = Vector::<f32, N>::new(inverse(state, inverse_scale, dynamic));
     let largest = Vector::<f32, N>::new(f32::MAX);
     let groups = path.groups;
     let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
@@ -159,6 +190,7 @@ fn admit(norm: &[f32], inverse_scale: f32, max_norm: f32, skip: u32, #[comptime]
 fn sgd_kernel<N: Size>(
     gradient: &[Vector<f32, N>],
     norm: &[f32],
+    state: &[f32],
     parameters: &mut [Vector<f32, N>],
     moment: &mut [Vector<f32, N>],
     learning_rate: f32,
@@ -170,7 +202,9 @@ fn sgd_kernel<N: Size>(
     vectors: usize,
     #[comptime] nesterov: bool,
     #[comptime] guarded: bool,
+    #[comptime] dynamic: bool,
 ) {
+    let inverse_scale = inverse(state, inverse_scale, dynamic);
     let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
     if taken {
         let (low, high) = strip(vectors);
@@ -190,6 +224,7 @@ fn sgd_kernel<N: Size>(
 fn adamw_kernel<N: Size>(
     gradient: &[Vector<f32, N>],
     norm: &[f32],
+    state: &[f32],
     parameters: &mut [Vector<f32, N>],
     first: &mut [Vector<f32, N>],
     second: &mut [Vector<f32, N>],
@@ -204,7 +239,9 @@ fn adamw_kernel<N: Size>(
     skip: u32,
     vectors: usize,
     #[comptime] guarded: bool,
+    #[comptime] dynamic: bool,
 ) {
+    let inverse_scale = inverse(state, inverse_scale, dynamic);
     let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
     if taken {
         let (low, high) = strip(vectors);
@@ -222,18 +259,13 @@ fn adamw_kernel<N: Size>(
 
 // ----------------------------------------------------------------------------------------------- launches
 
-/// L2 norm of `gradient * inverse_scale`, and whether it is usable, left on the device:
+/// L2 norm of `gradient / scale`, and whether it is usable, left on the device:
 /// `norm = [norm, 1 if some element is infinite or NaN, else 0]`, f32 `[2]`.
 ///
 /// # Errors
 /// [`KernelError::Shape`] or [`KernelError::Dtype`] if the buffers do not fit, [`KernelError::Limit`] beyond the
 /// device's index range.
-pub fn gradient_norm(
-    context: &Context,
-    gradient: &Buffer,
-    inverse_scale: f32,
-    norm: &Buffer,
-) -> Result<(), KernelError> {
+pub fn gradient_norm(context: &Context, gradient: &Buffer, scale: Scale, norm: &Buffer) -> Result<(), KernelError> {
     const OPERATION: &str = "gradient norm";
     if gradient.is_empty() {
         return Err(KernelError::shape(OPERATION, "gradient", "at least 1 element", 0));
@@ -244,6 +276,7 @@ pub fn gradient_norm(
     let walk = Walk::new(1, gradient.len(), 1, 1, context.caps());
     let partial = context.empty(walk.parts * 2 * walk.width, Dtype::F32)?;
     let (count, dim) = walk.cubes(context, OPERATION)?;
+    let (inverse_scale, state) = scale.arguments(gradient);
     // SAFETY: the walk covers the gradient's `len` elements, and `parts * 2 * width` of `partial`.
     unsafe {
         norm_parts_kernel::launch_unchecked(
@@ -252,11 +285,13 @@ pub fn gradient_norm(
             dim,
             walk.lanes,
             gradient.arg(),
+            state.arg(),
             partial.arg(),
             inverse_scale,
             walk.arg(),
             walk.tile,
             walk.chunked,
+            scale.is_dynamic(),
         );
     }
     context.launched();
@@ -295,17 +330,19 @@ pub fn sgd_step(
             step.lanes,
             gradient.values.arg(),
             step.norm.arg(),
+            step.state.arg(),
             parameters.arg(),
             momentum.arg(),
             sgd.learning_rate,
             sgd.momentum,
             sgd.weight_decay,
-            gradient.inverse_scale,
+            step.inverse_scale,
             step.max_norm,
             step.skip,
             step.vectors,
             sgd.nesterov,
             gradient.guard.is_some(),
+            gradient.scale.is_dynamic(),
         );
     }
     context.launched();
@@ -346,6 +383,7 @@ pub fn adamw_step(
             step.lanes,
             gradient.values.arg(),
             step.norm.arg(),
+            step.state.arg(),
             parameters.arg(),
             moments[0].arg(),
             moments[1].arg(),
@@ -355,11 +393,12 @@ pub fn adamw_step(
             adamw.betas[0],
             adamw.betas[1],
             adamw.epsilon,
-            gradient.inverse_scale,
+            step.inverse_scale,
             step.max_norm,
             step.skip,
             step.vectors,
             gradient.guard.is_some(),
+            gradient.scale.is_dynamic(),
         );
     }
     context.launched();
@@ -374,6 +413,9 @@ struct Step<'a> {
     vectors: usize,
     /// The guard's norm; without a guard the gradient, which the kernel then does not read as a norm.
     norm: &'a Buffer,
+    /// Of the loss scale; without one the gradient, which the kernel then does not read as a state.
+    state: &'a Buffer,
+    inverse_scale: f32,
     max_norm: f32,
     skip: u32,
 }
@@ -402,6 +444,7 @@ impl<'a> Step<'a> {
         check_count(context, operation, len)?;
         let lanes = lanes_of(context, len);
         let (count, dim) = cubes(context, operation, len / lanes)?;
-        Ok(Self { count, dim, lanes, vectors: len / lanes, norm, max_norm, skip })
+        let (inverse_scale, state) = gradient.scale.arguments(gradient.values);
+        Ok(Self { count, dim, lanes, vectors: len / lanes, norm, state, inverse_scale, max_norm, skip })
     }
 }

@@ -40,7 +40,7 @@ mod walk;
 
 pub use problem::{Level, LossSettings, Problem, Target};
 
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, LossScale};
 use pass::Pass;
 
 const OPERATION: &str = "loss";
@@ -77,6 +77,34 @@ pub fn value_and_gradient(
     scale: f32,
     loss: &Buffer,
 ) -> Result<(), KernelError> {
+    run(context, problem, labels, logits, gradients, (scale, None), loss)
+}
+
+/// The same with the factor of a [`LossScale`], which stays on the device.
+///
+/// # Errors
+/// As [`value_and_gradient`].
+pub fn value_and_scaled_gradient(
+    context: &Context,
+    problem: &Problem,
+    labels: &Buffer,
+    logits: &[&Buffer],
+    gradients: &[Gradient],
+    scale: &LossScale,
+    loss: &Buffer,
+) -> Result<(), KernelError> {
+    run(context, problem, labels, logits, gradients, (1.0, Some(scale)), loss)
+}
+
+fn run(
+    context: &Context,
+    problem: &Problem,
+    labels: &Buffer,
+    logits: &[&Buffer],
+    gradients: &[Gradient],
+    (scale, dynamic): (f32, Option<&LossScale>),
+    loss: &Buffer,
+) -> Result<(), KernelError> {
     if gradients.len() != problem.levels.len() {
         let expected = problem.levels.len();
         return Err(KernelError::shape(OPERATION, "number of gradients", expected, gradients.len()));
@@ -91,6 +119,10 @@ pub fn value_and_gradient(
         let pass = Pass::new(context, problem, level, labels, logits[level]);
         let sums = pass.sums()?;
         let coefficients = pass.finish(&sums, loss, scale, i == 0)?;
+        if let Some(dynamic) = dynamic {
+            // The gradient is linear in them.
+            dynamic.apply(context, &coefficients)?;
+        }
         pass.gradient(&sums, &coefficients, gradients[level])?;
     }
     Ok(())
