@@ -7,7 +7,7 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::kernels::Context;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
-use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
+use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Report, Settings, Trainer};
 use voxgrad::{Compat, Error, predict};
 
 const SETTINGS: Settings = Settings {
@@ -17,6 +17,7 @@ const SETTINGS: Settings = Settings {
     learning_rate: 0.01,
     momentum: 0.99,
     mirror: [true; 3],
+    precision: Precision::F32,
     seed: 5,
 };
 
@@ -44,16 +45,15 @@ fn weights(context: &Context, trainer: &Trainer) -> Vec<NamedTensor> {
     trainer.network().parameters().to_torch(context, Slot::Value).unwrap()
 }
 
-#[test]
-fn interrupted_anywhere_and_continued_from_the_file_ends_in_the_same_bits() {
+/// Stops after each of these numbers of observations, and compares with a run that was never stopped.
+fn check_continuation(settings: Settings, stops: &[usize]) {
     let (context, _guard) = device();
     let (folder, model, cases, _) = phantom();
-    let mut whole = Trainer::new(context, model.clone(), SETTINGS).unwrap();
+    let mut whole = Trainer::new(context, model.clone(), settings).unwrap();
     finish(&mut whole, &cases);
 
-    // In the middle of the first epoch's training, at its end, and in the second epoch's validation.
-    for stop in [3, 6, 15] {
-        let mut first = Trainer::new(context, model.clone(), SETTINGS).unwrap();
+    for &stop in stops {
+        let mut first = Trainer::new(context, model.clone(), settings).unwrap();
         let mut calls = 0;
         let path = folder.path().join("checkpoint.safetensors");
         loop {
@@ -76,7 +76,90 @@ fn interrupted_anywhere_and_continued_from_the_file_ends_in_the_same_bits() {
         assert_eq!(history(&second).train_losses, history(&whole).train_losses);
         assert_eq!(history(&second).val_losses, history(&whole).val_losses);
         assert_eq!(history(&second).mean_fg_dice, history(&whole).mean_fg_dice);
+        let loss_scale = |trainer: &Trainer| trainer.checkpoint().unwrap().progress.loss_scale;
+        assert_eq!(loss_scale(&second), loss_scale(&whole));
     }
+}
+
+#[test]
+fn interrupted_anywhere_and_continued_from_the_file_ends_in_the_same_bits() {
+    // In the middle of the first epoch's training, at its end, and in the second epoch's validation.
+    check_continuation(SETTINGS, &[3, 6, 15]);
+}
+
+#[test]
+fn the_loss_scale_is_continued_too() {
+    let f16 = {
+        let (context, _guard) = device();
+        if !context.caps().f16 {
+            return eprintln!("skipped: no f16 on this device");
+        }
+        let (_folder, model, cases, _) = phantom();
+        let mut trainer = Trainer::new(context, model, Settings { precision: Precision::F16, ..SETTINGS }).unwrap();
+        finish(&mut trainer, &cases);
+        trainer.checkpoint().unwrap().progress.loss_scale.unwrap()
+    };
+    let (scale, good_steps) = f16;
+    assert!(scale.log2().fract() == 0.0 && scale <= 65536.0 && good_steps <= 12, "{f16:?}");
+    check_continuation(Settings { precision: Precision::F16, ..SETTINGS }, &[4]);
+}
+
+#[test]
+fn steps_whose_gradients_overflow_change_nothing_but_the_scale() {
+    let (context, _guard) = device();
+    if !context.caps().f16 {
+        return eprintln!("skipped: no f16 on this device");
+    }
+    let (_folder, model, cases, _) = phantom();
+    let settings = Settings { precision: Precision::F16, ..SETTINGS };
+    let mut checkpoint = Trainer::new(context, model, settings).unwrap().checkpoint().unwrap();
+    checkpoint.progress.loss_scale = Some((2f32.powi(60), 5));
+    let mut trainer = Trainer::resume(context, checkpoint).unwrap();
+    let state = |trainer: &Trainer| {
+        [Slot::Value, Slot::Momentum].map(|slot| trainer.network().parameters().to_torch(context, slot).unwrap())
+    };
+    let before = state(&trainer);
+    let stop_after_three =
+        |report: Report| if report.iteration == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    assert_eq!(trainer.epoch(&cases, &cases, stop_after_three).unwrap(), Outcome::Interrupted);
+    assert_eq!(state(&trainer), before);
+    assert_eq!(trainer.checkpoint().unwrap().progress.loss_scale, Some((2f32.powi(57), 0)));
+}
+
+#[test]
+fn sixteen_bits_learn_as_well() {
+    let (context, _guard) = device();
+    if crate::common::is_slow() {
+        return eprintln!("skipped on a software device: trainings of a hundred steps");
+    }
+    let (_folder, model, cases, _) = phantom();
+    let caps = context.caps();
+    let last_loss = |precision| {
+        let settings = Settings { epochs: 4, iterations: 40, precision, ..SETTINGS };
+        let mut trainer = Trainer::new(context, model.clone(), settings).unwrap();
+        finish(&mut trainer, &cases);
+        trainer.progress().history.train_losses[3]
+    };
+    let f32_loss = last_loss(Precision::F32);
+    for (precision, there) in [(Precision::F16, caps.f16), (Precision::Bf16, caps.bf16)] {
+        if !there {
+            eprintln!("skipped: no {precision} on this device");
+            continue;
+        }
+        let loss = last_loss(precision);
+        eprintln!("loss {loss} in {precision}, {f32_loss} in f32");
+        assert!((loss - f32_loss).abs() < 0.05, "{loss} in {precision}, {f32_loss} in f32");
+    }
+}
+
+#[test]
+fn a_type_that_the_device_lacks_is_refused() {
+    let (context, _guard) = device();
+    let lacking = voxgrad::kernels::Caps { f16: false, bf16: false, ..context.caps().clone() };
+    assert!(Precision::F32.check(&lacking).is_ok());
+    let error = "f16".parse::<Precision>().unwrap().check(&lacking).unwrap_err();
+    assert!(error.to_string().contains("this device has no f16"), "{error}");
+    assert!("f8".parse::<Precision>().is_err());
 }
 
 #[test]

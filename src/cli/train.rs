@@ -15,7 +15,7 @@ use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
 use voxgrad::io;
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase, StoredCase, case_path, made_with};
 use voxgrad::report::{Overlay, write_overlay, write_progress};
-use voxgrad::train::{Checkpoint, Model, Outcome, Settings, Trainer};
+use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Settings, Trainer};
 use voxgrad::{Compat, predict as inference};
 
 /// What was typed.
@@ -60,6 +60,9 @@ pub struct Train {
     /// Axes to mirror patches along, of z,y,x = 0,1,2; `none` mirrors nothing.
     #[arg(long, default_value = "0,1,2", value_parser = axes)]
     mirror: Axes,
+    /// Type of activations and gradients: f32, f16 (with loss scaling, as nnU-Net trains on GPUs) or bf16. Weights stay f32.
+    #[arg(long, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Seed of weights and patches.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -195,6 +198,7 @@ impl Train {
                     learning_rate: self.learning_rate,
                     momentum: self.momentum,
                     mirror: self.mirror.0,
+                    precision: self.precision,
                     seed: self.seed,
                 };
                 Ok(Trainer::new(context, model, settings)?)

@@ -2,15 +2,17 @@
 //! state that can be saved between any two iterations and continued to the same bits.
 
 mod checkpoint;
+mod precision;
 
 pub use checkpoint::{Checkpoint, Model};
+pub use precision::Precision;
 
 use crate::augment::mirror;
 use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
-use crate::kernels::{Buffer, Context, Dtype};
+use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::PlainConvUNet;
 use crate::optim::{Optimizer, poly_learning_rate};
@@ -43,6 +45,9 @@ pub struct Settings {
     /// Axes (depth, height, width) along which patches are mirrored at random, and predictions averaged over mirrored
     /// copies. Leave out an axis along which left and right mean different labels.
     pub mirror: [bool; 3],
+    /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
+    #[serde(default)]
+    pub precision: Precision,
     /// Seed of initial weights, patches and mirroring.
     pub seed: u64,
 }
@@ -56,6 +61,7 @@ impl Default for Settings {
             learning_rate: 0.01,
             momentum: Optimizer::default().momentum,
             mirror: [true; 3],
+            precision: Precision::F32,
             seed: 0,
         }
     }
@@ -74,6 +80,9 @@ pub struct Progress {
     pub started: f64,
     /// Generator of training patches.
     pub random: RandomState,
+    /// Loss scale and usable steps since it last changed, where the precision needs one and training has begun.
+    #[serde(default)]
+    pub loss_scale: Option<(f32, u32)>,
     /// The finished epochs.
     pub history: History,
 }
@@ -110,6 +119,7 @@ pub struct Trainer {
     settings: Settings,
     network: PlainConvUNet,
     loss: NetworkLoss,
+    loss_scale: Option<LossScale>,
     sampler: PatchSampler,
     optimizer: Optimizer,
     random: ChaCha8Rng,
@@ -131,6 +141,7 @@ impl Trainer {
             losses: Vec::new(),
             started: now(),
             random: RandomState::of(&random),
+            loss_scale: None,
             history: History::default(),
         };
         Self::assemble(context, model, settings, network, progress)
@@ -154,7 +165,12 @@ impl Trainer {
         network: PlainConvUNet,
         progress: Progress,
     ) -> Result<Self> {
+        settings.precision.check(context.caps())?;
         let (patch, _) = model.configuration.three_dimensional()?;
+        let saved = progress.loss_scale.map(|(scale, good_steps)| LossScaleState { scale, good_steps });
+        let loss_scale = (settings.precision.needs_loss_scale())
+            .then(|| LossScale::new(context, saved.unwrap_or_default()))
+            .transpose()?;
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
@@ -168,6 +184,7 @@ impl Trainer {
             settings,
             network,
             loss,
+            loss_scale,
             progress,
         })
     }
@@ -202,7 +219,9 @@ impl Trainer {
     /// # Errors
     /// If the device has failed.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        let progress = Progress { random: RandomState::of(&self.random), ..self.progress.clone() };
+        let state = self.loss_scale.as_ref().map(|scale| scale.state(&self.context)).transpose()?;
+        let loss_scale = state.map(|state| (state.scale, state.good_steps));
+        let progress = Progress { random: RandomState::of(&self.random), loss_scale, ..self.progress.clone() };
         Checkpoint::of(&self.context, self.network.parameters(), self.model.clone(), self.settings, progress)
     }
 
@@ -259,13 +278,24 @@ impl Trainer {
     fn iteration(&mut self, cases: &[PreprocessedCase], learning_rate: f32) -> Result<Buffer> {
         self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
         mirror(&mut self.batch, self.settings.mirror, &mut self.random);
-        let (x, target) = upload(&self.context, &self.batch)?;
+        let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
         let mut tape = Tape::new(&self.context);
         let outputs = self.network.forward(&mut tape, &x, self.loss.levels())?;
-        let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
-        tape.backward(seeds)?;
-        self.optimizer.step(&self.context, self.network.parameters(), learning_rate)?;
-        Ok(loss)
+        let parameters = self.network.parameters();
+        match &self.loss_scale {
+            None => {
+                let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
+                tape.backward(seeds)?;
+                self.optimizer.step(&self.context, parameters, learning_rate)?;
+                Ok(loss)
+            }
+            Some(scale) => {
+                let (loss, seeds) = self.loss.value_and_scaled_gradient(&self.context, &target, outputs, scale)?;
+                tape.backward(seeds)?;
+                self.optimizer.scaled_step(&self.context, parameters, learning_rate, scale)?;
+                Ok(loss)
+            }
+        }
     }
 
     /// Moves losses from the device to the record and returns their mean.
@@ -297,7 +327,7 @@ impl Trainer {
         let mut losses = Vec::with_capacity(self.settings.validation_iterations);
         for iteration in 0..self.settings.validation_iterations {
             self.sampler.fill(cases, &mut random, &mut self.batch)?;
-            let (x, target) = upload(&self.context, &self.batch)?;
+            let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
             let outputs = self.network.forward(&mut Tape::inference(&self.context), &x, self.loss.levels())?;
             let loss = self.loss.value(&self.context, &target, &outputs)?;
             if let Some(finest) = outputs.first() {
@@ -314,9 +344,9 @@ impl Trainer {
 }
 
 /// A batch on the device: the image, and the label map.
-fn upload(context: &Context, batch: &Batch) -> Result<(Var, Buffer)> {
+fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Var, Buffer)> {
     let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
-    let image = Tensor::upload(context, shape, &batch.image)?;
+    let image = Tensor::upload(context, shape, &batch.image)?.cast(context, precision.dtype())?;
     Ok((Var::data(image), context.upload(&batch.target, Dtype::U8)?))
 }
 
