@@ -42,6 +42,9 @@ struct Shape {
     columns: usize,
     rows: usize,
     block: usize,
+    /// Channels of a block that are packed in one go: all on a CPU, one on a GPU, whose neighbouring units then write
+    /// neighbouring memory.
+    piece: usize,
     out_first: usize,
     taps: usize,
     taps_height: usize,
@@ -56,7 +59,7 @@ struct Shape {
     step_width: usize,
 }
 
-/// One unit packs a strip of (block, tap, channel in) triples: a few multiplications a triple, a load and a store an
+/// One unit packs a strip of pieces of (block, tap, channel in) triples: some divisions a piece, a load and a store an
 /// element.
 #[cube(launch)]
 fn pack_kernel<E: Float>(
@@ -67,10 +70,13 @@ fn pack_kernel<E: Float>(
     #[comptime] transposed: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let (low, high) = strip(s.blocks * s.taps * s.in_channels);
+    let pieces = s.block / s.piece;
+    let (low, high) = strip(s.blocks * s.taps * s.in_channels * pieces);
     for i in low..high {
-        let c = i % s.in_channels;
-        let rest = i / s.in_channels;
+        let first_lane = i % pieces * s.piece;
+        let rest = i / pieces;
+        let c = rest % s.in_channels;
+        let rest = rest / s.in_channels;
         let tap = rest % s.taps;
         let block = rest / s.taps;
         let tw = tap % s.taps_width;
@@ -97,12 +103,12 @@ fn pack_kernel<E: Float>(
         let o = block * s.block + s.out_first;
         if comptime!(transposed) {
             let from = (k * s.rows + o) * s.columns + c;
-            for lane in 0..s.block {
+            for lane in first_lane..first_lane + s.piece {
                 packed[to + lane] = E::cast_from(weights[from + lane * s.columns]);
             }
         } else {
             let from = (k * s.rows + c) * s.columns + o;
-            for lane in 0..s.block {
+            for lane in first_lane..first_lane + s.piece {
                 packed[to + lane] = E::cast_from(weights[from + lane]);
             }
         }
@@ -120,7 +126,9 @@ impl Packing {
             return Ok(packed);
         }
         let flipped = self.step.iter().any(|&step| step < 0);
-        let units = context.caps().cube_units();
+        let caps = context.caps();
+        let units = caps.cube_units();
+        let piece = if caps.cores.is_some() { self.block } else { 1 };
         let shape = ShapeLaunch::new(
             self.out_count / self.block,
             in_channels,
@@ -128,6 +136,7 @@ impl Packing {
             self.columns,
             self.rows,
             self.block,
+            piece,
             self.out_first,
             taps,
             self.taps[1],
@@ -143,7 +152,7 @@ impl Packing {
         );
         pack_kernel::launch(
             context.client(),
-            context.grid("weight packing", context.caps().strips(length / self.block, 1), units)?,
+            context.grid("weight packing", caps.strips(length / piece, 1), units)?,
             CubeDim::new_1d(units),
             weights.arg(),
             packed.arg(),
