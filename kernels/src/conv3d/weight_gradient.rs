@@ -13,7 +13,7 @@
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::igemm;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, elementwise};
 use cubecl::prelude::*;
 
 pub(super) const OPERATION: &str = "weight gradient";
@@ -293,6 +293,15 @@ impl WeightGradient<'_> {
         if let Some(plan) = igemm::Plan::choose(caps, dtype, layout, self.rows, usize::MAX, self.columns) {
             let (parts, splits) = igemm::weight_gradient::launch(self, plan, context)?;
             return self.add_parts(context, &parts, splits);
+        }
+        if caps.cores.is_some() && dtype != Dtype::F32 {
+            // A CPU spends more on converting each number as often as it is used than on a copy.
+            let [strided, dense] = [self.strided, self.dense].map(|buffer| -> Result<Buffer, KernelError> {
+                let wide = context.empty(buffer.len(), Dtype::F32)?;
+                elementwise::cast(context, buffer, &wide)?;
+                Ok(wide)
+            });
+            return WeightGradient { strided: &strided?, dense: &dense?, ..*self }.launch(context);
         }
         let lanes = widest_vector(caps, self.columns);
         let blocks = self.columns / lanes;
