@@ -75,6 +75,12 @@ fn image_and_label_of_different_shape() {
 }
 
 #[test]
+fn a_precision_that_there_is_not() {
+    let folder = dataset(|_| ());
+    refused(folder.path(), &["--precision", "f8"], &["--precision", "`f8`", "f32, f16 or bf16"]);
+}
+
+#[test]
 fn a_nan_in_an_image() {
     let folder = dataset(|folder| {
         for case in 0..2 {
