@@ -104,8 +104,8 @@ pub fn forward(
         bias.expect(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
     }
     let (dtype, caps) = (x.dtype(), context.caps());
-    let method = Method::choose(caps, dtype, problem.channels_in, problem.channels_out, problem.in_dims[2]);
-    let (block, dtype) = method.packing(dtype, problem.channels_out);
+    let method = Method::choose(caps, dtype, [problem.channels_in, 0], problem.channels_out, problem.in_dims[2]);
+    let (block, split, dtype) = method.packing(dtype, problem.channels_out);
     for position in parities(problem.stride) {
         let packed = Packing {
             kernel: problem.stride,
@@ -118,6 +118,7 @@ pub fn forward(
             out_first: 0,
             out_count: problem.channels_out,
             block,
+            split,
             first_input: problem.channels_in,
             dtype,
         }
@@ -159,8 +160,8 @@ pub fn backward_data(
 ) -> Result<(), KernelError> {
     problem.check(dx, Some(w), dy)?;
     let (dtype, caps) = (dy.dtype(), context.caps());
-    let method = Method::choose(caps, dtype, problem.channels_out, problem.channels_in, problem.in_dims[2]);
-    let (block, dtype) = method.packing(dtype, problem.channels_in);
+    let method = Method::choose(caps, dtype, [problem.channels_out, 0], problem.channels_in, problem.in_dims[2]);
+    let (block, split, dtype) = method.packing(dtype, problem.channels_in);
     let packed = Packing {
         kernel: problem.stride,
         rows: problem.channels_in,
@@ -172,6 +173,7 @@ pub fn backward_data(
         out_first: 0,
         out_count: problem.channels_in,
         block,
+        split,
         first_input: problem.channels_out,
         dtype,
     }

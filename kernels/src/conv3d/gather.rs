@@ -14,6 +14,10 @@
 //! The weights are packed beforehand (`pack.rs`) into the order in which a tile reads them, which also
 //! flips and transposes them. Positions outside of `x` count as zero; whole rows outside are skipped.
 //!
+//! Where a result has fewer channels than a register has lanes, a register holds several partial sums of each: `split`
+//! neighbouring gathered values are loaded at once and repeated over the channels, lane `g * split + k` sums the products
+//! of channel `g` with every `split`-th value from the `k`-th on, and the lanes of a channel are added at the end.
+//!
 //! Bytes: `x` is read once per block of output channels from cache, `y` is written once. Arithmetic bound:
 //! with `width * vectors` independent sums a core's multiply-add units stay busy.
 
@@ -32,6 +36,8 @@ pub(crate) struct Plan {
     width: usize,
     /// Vectors of output channels that one tile holds in registers.
     vectors: usize,
+    /// Partial sums of a channel in a vector.
+    split: usize,
     /// Whether a second input continues the channels of the first.
     second_input: bool,
     bias: bool,
@@ -46,13 +52,17 @@ pub(crate) struct Tile {
     pub vectors: usize,
     /// Outputs along the width in a tile.
     pub width: usize,
+    /// Partial sums of each channel in a register of `lanes * split` lanes.
+    pub split: usize,
 }
 
 impl Tile {
     /// Chooses the tile. Measured on CPUs: 6 x 2 vectors is the fastest; more sums than about 12 spill registers of
     /// AVX2, fewer than 8 leave the multiply-add units waiting for each other. A GPU has registers for 8 x 4 vectors of 4,
     /// which need half the loads of 6 x 2: 2.7 times as fast on Mesa's software driver.
-    pub fn choose(caps: &Caps, channels_out: usize, count: usize) -> Self {
+    ///
+    /// `gathered` are the channels of each input: a split has to divide all of them.
+    pub fn choose(caps: &Caps, channels_out: usize, count: usize, gathered: [usize; 2]) -> Self {
         let lanes = widest_vector(caps, channels_out);
         let sums = if caps.cores.is_some() { (caps.registers * 3 / 4).min(12) } else { 32 };
         let blocks = channels_out / lanes;
@@ -66,7 +76,7 @@ impl Tile {
         let cost = |width: usize| count.div_ceil(width) * (width * vectors).max(8);
         let widest = (sums / vectors).clamp(1, count.max(1));
         let width = (1..=widest).rev().min_by_key(|&w| cost(w)).unwrap_or(1);
-        Self { lanes, vectors, width }
+        Self { lanes, vectors, width, split: split_for(caps, lanes, gathered) }
     }
 
     /// Channels in a tile.
@@ -85,21 +95,22 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    /// Tensor cores where [`igemm::Plan::choose`] allows them for sums over `channels_in` channels. Arguments as in
+    /// Tensor cores where [`igemm::Plan::choose`] allows them for sums over the gathered channels. Arguments as in
     /// [`Tile::choose`].
-    pub fn choose(caps: &Caps, dtype: Dtype, channels_in: usize, channels_out: usize, count: usize) -> Self {
+    pub fn choose(caps: &Caps, dtype: Dtype, gathered: [usize; 2], channels_out: usize, count: usize) -> Self {
+        let channels_in = gathered[0].max(gathered[1]);
         let (layout, voxels) = (igemm::VOXELS_BY_CHANNELS, usize::MAX);
         match igemm::Plan::choose(caps, dtype, layout, voxels, channels_in, channels_out) {
             Some(plan) => Self::TensorCores(plan),
-            None => Self::Direct(Tile::choose(caps, channels_out, count)),
+            None => Self::Direct(Tile::choose(caps, channels_out, count, gathered)),
         }
     }
 
-    /// Result channels of a block of packed weights, of `channels_out` in all, and the weights' type.
-    pub fn packing(&self, dtype: Dtype, channels_out: usize) -> (usize, Dtype) {
+    /// Result channels of a block of packed weights, of `channels_out` in all, their partial sums, and the weights' type.
+    pub fn packing(&self, dtype: Dtype, channels_out: usize) -> (usize, usize, Dtype) {
         match self {
-            Self::Direct(tile) => (tile.channels(), Dtype::F32),
-            Self::TensorCores(_) => (channels_out, dtype),
+            Self::Direct(tile) => (tile.channels(), tile.split, Dtype::F32),
+            Self::TensorCores(_) => (channels_out, 1, dtype),
         }
     }
 }
@@ -111,6 +122,16 @@ pub(crate) fn widest_vector(caps: &Caps, channels: usize) -> usize {
         lanes /= 2;
     }
     lanes
+}
+
+/// How many channels of the other tensor a vector of `lanes` channels is filled up with, so that it is a whole register:
+/// as many as divide all of `channels`. Only on CPUs; a GPU has no lanes to fill.
+pub(crate) fn split_for(caps: &Caps, lanes: usize, channels: [usize; 2]) -> usize {
+    let mut split = if caps.cores.is_some() { caps.lanes.next_power_of_two() / lanes } else { 1 };
+    while channels.iter().any(|count| !count.is_multiple_of(split)) {
+        split /= 2;
+    }
+    split
 }
 
 /// One launch of the kernel. Axes are depth, height, width.
@@ -172,19 +193,19 @@ pub(super) struct Shape {
 
 /// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
 #[cube(launch)]
-fn gather_kernel<E: Float, N: Size>(
-    x: &[E],
-    second: &[E],
+fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
+    x: &[Vector<E, K>],
+    second: &[Vector<E, K>],
     weights: &[Vector<f32, N>],
-    bias: &[Vector<f32, N>],
-    y: &mut [Vector<E, N>],
+    bias: &[Vector<f32, G>],
+    y: &mut [Vector<E, G>],
     shape: Shape,
     #[comptime] plan: Plan,
     #[define(E)] _dtype: ElemType,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);
-    let lanes = N::value();
+    let lanes = G::value();
     let in_channels = shape.channels + shape.second_channels;
     let taps = shape.taps_depth * shape.taps_height * shape.taps_width;
     let blocks = shape.channels_out / (lanes * vectors);
@@ -206,7 +227,7 @@ fn gather_kernel<E: Float, N: Size>(
         let od = jd * shape.out_step_depth + shape.out_offset_depth;
         let oh = jh * shape.out_step_height + shape.out_offset_height;
         let out_row = ((n * shape.out_depth + od) * shape.out_height + oh) * shape.out_width;
-        let first_weight = block * taps * in_channels * vectors;
+        let first_weight = block * taps * (in_channels / plan.split) * vectors;
 
         let first_tile = segment * shape.tiles_in_segment;
         let last_tile = (first_tile + shape.tiles_in_segment).min(tiles);
@@ -215,28 +236,17 @@ fn gather_kernel<E: Float, N: Size>(
             // tile ever lies outside.
             let j0 = (tile * width).min(shape.count_width - width);
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(width * vectors));
-            if comptime!(plan.bias) {
-                #[unroll]
-                for v in 0..vectors {
-                    let b = bias[block * vectors + v];
-                    #[unroll]
-                    for i in 0..width {
-                        sums[i * vectors + v] = b;
-                    }
-                }
-            } else {
-                // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
-                #[unroll]
-                for i in 0..comptime!(width * vectors) {
-                    sums[i] = Vector::new(0.0f32);
-                }
+            // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
+            #[unroll]
+            for i in 0..comptime!(width * vectors) {
+                sums[i] = Vector::new(0.0f32);
             }
 
-            add_taps::<E, N>(&mut sums, x, weights, &shape, shape.channels, first_weight, n, jd, jh, j0, plan);
+            add_taps::<E, N, K>(&mut sums, x, weights, &shape, shape.channels, first_weight, n, jd, jh, j0, plan);
             if comptime!(plan.second_input) {
-                let second_weight = first_weight + taps * shape.channels * vectors;
+                let second_weight = first_weight + taps * (shape.channels / plan.split) * vectors;
                 let channels = shape.second_channels;
-                add_taps::<E, N>(&mut sums, second, weights, &shape, channels, second_weight, n, jd, jh, j0, plan);
+                add_taps::<E, N, K>(&mut sums, second, weights, &shape, channels, second_weight, n, jd, jh, j0, plan);
             }
 
             #[unroll]
@@ -245,10 +255,46 @@ fn gather_kernel<E: Float, N: Size>(
                 let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
                 #[unroll]
                 for v in 0..vectors {
-                    y[first + v] = Vector::cast_from(sums[i * vectors + v]);
+                    let mut sum = add_split::<N, G>(sums[i * vectors + v], plan.split);
+                    if comptime!(plan.bias) {
+                        sum += bias[block * vectors + v];
+                    }
+                    y[first + v] = Vector::cast_from(sum);
                 }
             }
         }
+    }
+}
+
+/// `[g, k]` to `[g]`: the sum of each channel's `split` lanes.
+#[cube]
+fn add_split<N: Size, G: Size>(partial: Vector<f32, N>, #[comptime] split: usize) -> Vector<f32, G> {
+    let mut sum = Vector::<f32, G>::new(0.0f32);
+    #[unroll]
+    for k in 0..split {
+        let mut part = Vector::<f32, G>::empty();
+        #[unroll]
+        for g in 0..G::value() {
+            part.insert(g, partial.extract(g * split + k));
+        }
+        sum += part;
+    }
+    sum
+}
+
+/// `[k]` to `[g, k]`: the values once for each channel.
+#[cube]
+pub(crate) fn repeat<E: Float, N: Size, K: Size>(values: Vector<E, K>, #[comptime] split: usize) -> Vector<f32, N> {
+    if comptime!(split == 1) {
+        Vector::new(f32::cast_from(values.extract(0usize)))
+    } else {
+        let values = Vector::<f32, K>::cast_from(values);
+        let mut repeated = Vector::<f32, N>::empty();
+        #[unroll]
+        for lane in 0..N::value() {
+            repeated.insert(lane, values.extract(comptime!(lane % split)));
+        }
+        repeated
     }
 }
 
@@ -258,9 +304,9 @@ fn gather_kernel<E: Float, N: Size>(
 /// `base + i * step * channels` on. Only the first and the last output of a tile can reach out of the row.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
-fn add_taps<E: Float, N: Size>(
+fn add_taps<E: Float, N: Size, K: Size>(
     sums: &mut Array<Vector<f32, N>>,
-    x: &[E],
+    x: &[Vector<E, K>],
     weights: &[Vector<f32, N>],
     shape: &Shape,
     channels: usize,
@@ -276,6 +322,8 @@ fn add_taps<E: Float, N: Size>(
     let taps = shape.taps_width;
     let step = shape.in_step_width;
     let pad = shape.pad_width;
+    // From here on everything is counted in groups of `split` values.
+    let channels = channels / plan.split;
     let run = taps * channels;
 
     // The part of the run that is inside the row, for the first and the last output. Positions are counted from the
@@ -300,14 +348,11 @@ fn add_taps<E: Float, N: Size>(
                         for e in 0..run {
                             #[unroll]
                             for i in 0..width {
-                                let value = f32::cast_from(x[base + i * step * channels + e]);
+                                let value = repeat::<E, N, K>(x[base + i * step * channels + e], plan.split);
                                 #[unroll]
                                 for v in 0..vectors {
-                                    sums[i * vectors + v] = fma(
-                                        Vector::new(value),
-                                        weights[weight + e * vectors + v],
-                                        sums[i * vectors + v],
-                                    );
+                                    sums[i * vectors + v] =
+                                        fma(value, weights[weight + e * vectors + v], sums[i * vectors + v]);
                                 }
                             }
                         }
@@ -325,14 +370,14 @@ fn add_taps<E: Float, N: Size>(
                                 }
                                 // What lies outside is read from the row's begin and replaced.
                                 let at = row + select(valid, at - pad * channels, 0usize);
-                                let value = select(valid, f32::cast_from(x[at]), 0.0f32);
+                                let mut value = Vector::<f32, N>::new(0.0f32);
+                                if valid {
+                                    value = repeat::<E, N, K>(x[at], plan.split);
+                                }
                                 #[unroll]
                                 for v in 0..vectors {
-                                    sums[i * vectors + v] = fma(
-                                        Vector::new(value),
-                                        weights[weight + e * vectors + v],
-                                        sums[i * vectors + v],
-                                    );
+                                    sums[i * vectors + v] =
+                                        fma(value, weights[weight + e * vectors + v], sums[i * vectors + v]);
                                 }
                             }
                         }
@@ -365,6 +410,7 @@ impl Gather<'_> {
         let plan = Plan {
             width: tile.width,
             vectors: tile.vectors,
+            split: tile.split,
             second_input: self.second.is_some(),
             bias: self.bias.is_some(),
         };
@@ -373,6 +419,8 @@ impl Gather<'_> {
             context.client(),
             count,
             CubeDim::new_1d(units),
+            tile.lanes * tile.split,
+            tile.split,
             tile.lanes,
             self.input.arg(),
             second.arg(),

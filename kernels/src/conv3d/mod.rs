@@ -131,8 +131,8 @@ impl Problem {
     }
 
     fn method(&self, dtype: Dtype, caps: &Caps) -> Method {
-        let channels_in = self.channels_in.max(self.second_channels);
-        Method::choose(caps, dtype, channels_in, self.channels_out, self.out_dims()[2])
+        let gathered = [self.channels_in, self.second_channels];
+        Method::choose(caps, dtype, gathered, self.channels_out, self.out_dims()[2])
     }
 
     fn pad(&self) -> [usize; 3] {
@@ -176,7 +176,7 @@ pub fn forward(
     y.expect(OPERATION, "output", problem.output_len(), x.dtype())?;
     let out_dims = problem.out_dims();
     let method = problem.method(x.dtype(), context.caps());
-    let (block, dtype) = method.packing(x.dtype(), problem.channels_out);
+    let (block, split, dtype) = method.packing(x.dtype(), problem.channels_out);
     let packed = Packing {
         kernel: problem.kernel,
         rows: problem.channels_in + problem.second_channels,
@@ -188,6 +188,7 @@ pub fn forward(
         out_first: 0,
         out_count: problem.channels_out,
         block,
+        split,
         first_input: problem.channels_in,
         dtype,
     }
@@ -271,8 +272,8 @@ fn data_gradient_of_parity(
     let count: [usize; 3] =
         std::array::from_fn(|a| (problem.in_dims[a] + problem.stride[a] - 1 - parity[a]) / problem.stride[a]);
     let taps: [usize; 3] = std::array::from_fn(|a| axes[a].0.len());
-    let method = Method::choose(context.caps(), dy.dtype(), problem.channels_out, channels, count[2]);
-    let (block, dtype) = method.packing(dy.dtype(), channels);
+    let method = Method::choose(context.caps(), dy.dtype(), [problem.channels_out, 0], channels, count[2]);
+    let (block, split, dtype) = method.packing(dy.dtype(), channels);
     let packed = Packing {
         kernel: problem.kernel,
         rows: problem.channels_in + problem.second_channels,
@@ -286,6 +287,7 @@ fn data_gradient_of_parity(
         out_first: first_channel,
         out_count: channels,
         block,
+        split,
         first_input: problem.channels_out,
         dtype,
     }

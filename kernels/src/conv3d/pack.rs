@@ -1,6 +1,7 @@
 //! Rearranges weights into the order in which a tile of the gather kernel reads them:
 //! `[block of output channels][input][tap][channel in][channel out inside the block]`, f32 or the type that the
-//! products are computed in.
+//! products are computed in; where a tile splits its sums (`gather.rs`), groups of `split` channels in come innermost:
+//! `[..][channel in / split][channel out][split]`.
 //!
 //! On the way it picks taps (for one parity of a strided data gradient), flips them and exchanges input
 //! and output channels. Weights are small: this costs one pass over them.
@@ -28,6 +29,8 @@ pub(crate) struct Packing {
     pub out_count: usize,
     /// Result channels in a block.
     pub block: usize,
+    /// Partial sums of a result in the tile.
+    pub split: usize,
     /// How many of the gathered channels the first of two inputs has; all of them without a second.
     pub first_input: usize,
     /// Type of the packed weights.
@@ -45,6 +48,7 @@ struct Shape {
     /// Channels of a block that are packed in one go: all on a CPU, one on a GPU, whose neighbouring units then write
     /// neighbouring memory.
     piece: usize,
+    split: usize,
     out_first: usize,
     taps: usize,
     taps_height: usize,
@@ -99,17 +103,19 @@ fn pack_kernel<E: Float>(
         let before = select(second, s.taps * s.first_input, 0usize);
         let channels = select(second, s.in_channels - s.first_input, s.first_input);
         let channel = select(second, c - s.first_input, c);
-        let to = (block * s.taps * s.in_channels + before + tap * channels + channel) * s.block;
+        let position = block * s.taps * s.in_channels + before + tap * channels + channel;
+        let group = position / s.split;
+        let to = group * s.split * s.block + position % s.split;
         let o = block * s.block + s.out_first;
         if comptime!(transposed) {
             let from = (k * s.rows + o) * s.columns + c;
             for lane in first_lane..first_lane + s.piece {
-                packed[to + lane] = E::cast_from(weights[from + lane * s.columns]);
+                packed[to + lane * s.split] = E::cast_from(weights[from + lane * s.columns]);
             }
         } else {
             let from = (k * s.rows + c) * s.columns + o;
             for lane in first_lane..first_lane + s.piece {
-                packed[to + lane] = E::cast_from(weights[from + lane]);
+                packed[to + lane * s.split] = E::cast_from(weights[from + lane]);
             }
         }
     }
@@ -137,6 +143,7 @@ impl Packing {
             self.rows,
             self.block,
             piece,
+            self.split,
             self.out_first,
             taps,
             self.taps[1],

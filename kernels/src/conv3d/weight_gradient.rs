@@ -6,12 +6,15 @@
 //! For a convolution `strided` is the input and `dense` the output's gradient; for a transposed convolution
 //! it is the other way round, and a second launch stores the result transposed.
 //!
+//! Where the dense tensor has fewer channels than a register has lanes, a register holds the products of several row
+//! channels: `split` neighbouring ones are loaded at once, and lane `c * split + r` belongs to column `c` and row `r`.
+//!
 //! The sums run over `chunk`s of rows that stay in a core's cache while all tiles pass over them. Where
 //! tiles are fewer than units, the rows are split; each split sums into a part of its own, and the second
 //! launch adds the parts in a fixed order.
 
 use crate::block::strip;
-use crate::conv3d::gather::widest_vector;
+use crate::conv3d::gather::{repeat, split_for, widest_vector};
 use crate::conv3d::igemm;
 use crate::{Buffer, Context, Dtype, KernelError, elementwise};
 use cubecl::prelude::*;
@@ -21,8 +24,10 @@ pub(super) const OPERATION: &str = "weight gradient";
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
-    /// Channels of the strided tensor in a tile.
+    /// Groups of `split` channels of the strided tensor in a tile.
     rows: usize,
+    /// Channels of the strided tensor in a vector.
+    split: usize,
     /// Vectors of channels of the dense tensor in a tile.
     vectors: usize,
     /// Outputs along the width that are summed apart and added at the end: enough independent sums to keep the
@@ -88,19 +93,20 @@ struct Shape {
 }
 
 #[cube(launch)]
-fn weight_gradient_kernel<E: Float, N: Size>(
-    strided: &[E],
-    dense: &[Vector<E, N>],
-    gradient: &mut [Vector<f32, N>],
+fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
+    strided: &[Vector<E, K>],
+    dense: &[Vector<E, G>],
+    gradient: &mut [Vector<f32, G>],
     s: Shape,
     #[comptime] plan: Plan,
     #[define(E)] _dtype: ElemType,
 ) {
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);
-    let lanes = N::value();
+    let lanes = G::value();
+    let row_groups = s.rows / plan.split;
     let taps = s.taps_depth * s.taps_height * s.taps_width;
-    let row_blocks = s.rows.div_ceil(tile_rows);
+    let row_blocks = row_groups.div_ceil(tile_rows);
     let column_blocks = s.columns / (lanes * vectors);
     let tiles = taps * row_blocks * column_blocks;
 
@@ -149,7 +155,7 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                     if valid {
                         let plane = n * s.in_depth + id - s.pad_depth;
                         let in_row = (plane * s.in_height + ih - s.pad_height) * s.in_width;
-                        let position = (in_row + low * step + tw - pad) * s.rows;
+                        let position = (in_row + low * step + tw - pad) * row_groups;
                         let d = (row * s.out_width + low) * (s.columns / lanes) + column_block * vectors;
                         let outputs = high - low;
                         let groups = outputs / apart;
@@ -157,14 +163,14 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                             #[unroll]
                             for a in 0..apart {
                                 let j = group * apart + a;
-                                add_output::<E, N>(
+                                add_output::<E, N, K, G>(
                                     &mut sums,
                                     strided,
                                     dense,
-                                    position + j * step * s.rows,
+                                    position + j * step * row_groups,
                                     d + j * (s.columns / lanes),
                                     r0,
-                                    s.rows,
+                                    row_groups,
                                     a,
                                     plan,
                                 );
@@ -172,14 +178,14 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                         }
                         if comptime!(plan.apart > 1) {
                             for j in groups * apart..outputs {
-                                add_output::<E, N>(
+                                add_output::<E, N, K, G>(
                                     &mut sums,
                                     strided,
                                     dense,
-                                    position + j * step * s.rows,
+                                    position + j * step * row_groups,
                                     d + j * (s.columns / lanes),
                                     r0,
-                                    s.rows,
+                                    row_groups,
                                     0usize,
                                     plan,
                                 );
@@ -200,19 +206,23 @@ fn weight_gradient_kernel<E: Float, N: Size>(
                 let base = split * s.part + (s.first + tap * s.tap_stride) / lanes + column_block * vectors;
                 #[unroll]
                 for r in 0..tile_rows {
-                    if r0 + r < s.rows {
+                    if r0 + r < row_groups {
                         #[unroll]
                         for v in 0..vectors {
-                            let i = base + (r0 + r) * (s.row_stride / lanes) + v;
                             let mut sum = sums[r * vectors + v];
                             #[unroll]
                             for a in 1..apart {
                                 sum += sums[(a * tile_rows + r) * vectors + v];
                             }
-                            if chunk == 0 {
-                                gradient[i] = sum;
-                            } else {
-                                gradient[i] += sum;
+                            #[unroll]
+                            for k in 0..plan.split {
+                                let i = base + ((r0 + r) * plan.split + k) * (s.row_stride / lanes) + v;
+                                let sum = take_lanes::<N, G>(sum, k, plan.split);
+                                if chunk == 0 {
+                                    gradient[i] = sum;
+                                } else {
+                                    gradient[i] += sum;
+                                }
                             }
                         }
                     }
@@ -222,13 +232,40 @@ fn weight_gradient_kernel<E: Float, N: Size>(
     }
 }
 
+/// `[c, k]` to `[c]`: the lanes of row `k`.
+#[cube]
+fn take_lanes<N: Size, G: Size>(
+    sums: Vector<f32, N>,
+    #[comptime] k: usize,
+    #[comptime] split: usize,
+) -> Vector<f32, G> {
+    let mut taken = Vector::<f32, G>::empty();
+    #[unroll]
+    for c in 0..G::value() {
+        taken.insert(c, sums.extract(c * split + k));
+    }
+    taken
+}
+
+/// `[c]` to `[c, k]`: each value `split` times.
+#[cube]
+fn stretch<E: Float, N: Size, G: Size>(values: Vector<E, G>, #[comptime] split: usize) -> Vector<f32, N> {
+    let values = Vector::<f32, G>::cast_from(values);
+    let mut stretched = Vector::<f32, N>::empty();
+    #[unroll]
+    for lane in 0..N::value() {
+        stretched.insert(lane, values.extract(comptime!(lane / split)));
+    }
+    stretched
+}
+
 /// Adds one output's products to the sums of number `a`.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
-fn add_output<E: Float, N: Size>(
+fn add_output<E: Float, N: Size, K: Size, G: Size>(
     sums: &mut Array<Vector<f32, N>>,
-    strided: &[E],
-    dense: &[Vector<E, N>],
+    strided: &[Vector<E, K>],
+    dense: &[Vector<E, G>],
     position: usize,
     d: usize,
     r0: usize,
@@ -238,6 +275,11 @@ fn add_output<E: Float, N: Size>(
 ) {
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);
+    let mut columns = Array::<Vector<f32, N>>::new(vectors);
+    #[unroll]
+    for v in 0..vectors {
+        columns[v] = stretch::<E, N, G>(dense[d + v], plan.split);
+    }
     #[unroll]
     for r in 0..tile_rows {
         let mut channel = r0 + r;
@@ -245,11 +287,11 @@ fn add_output<E: Float, N: Size>(
             // The last tile repeats the last channel; its surplus sums are not stored.
             channel = channel.min(rows - 1);
         }
-        let value = f32::cast_from(strided[position + channel]);
+        let value = repeat::<E, N, K>(strided[position + channel], plan.split);
         #[unroll]
         for v in 0..vectors {
             let i = comptime!((a * tile_rows + r) * vectors + v);
-            sums[i] = fma(Vector::new(value), Vector::cast_from(dense[d + v]), sums[i]);
+            sums[i] = fma(value, columns[v], sums[i]);
         }
     }
 }
@@ -310,11 +352,12 @@ impl WeightGradient<'_> {
             b if b % 3 == 0 => 3,
             _ => 1,
         };
-        let rows = (8 / vectors).min(self.rows).max(1);
+        let split = split_for(caps, lanes, [self.rows, 0]);
+        let rows = (8 / vectors).min(self.rows / split).max(1);
         let apart = (8 / (rows * vectors)).max(1);
         let taps: usize = self.taps.iter().product();
         let out_rows = self.batch * self.out_dims[0] * self.out_dims[1];
-        let tiles = taps * self.rows.div_ceil(rows) * (blocks / vectors);
+        let tiles = taps * (self.rows / split).div_ceil(rows) * (blocks / vectors);
         if tiles == 0 {
             return Ok(());
         }
@@ -342,7 +385,7 @@ impl WeightGradient<'_> {
             Some(_) => (0, self.rows * self.columns, self.columns),
             None => (self.first, self.tap_stride, self.row_stride),
         };
-        let plan = Plan { rows, vectors, apart, ragged: !self.rows.is_multiple_of(rows) };
+        let plan = Plan { rows, split, vectors, apart, ragged: !(self.rows / split).is_multiple_of(rows) };
         let shape = ShapeLaunch::new(
             self.rows,
             self.columns,
@@ -375,6 +418,8 @@ impl WeightGradient<'_> {
             context.client(),
             context.grid(OPERATION, groups * splits, units)?,
             CubeDim::new_1d(units),
+            lanes * split,
+            split,
             lanes,
             self.strided.arg(),
             self.dense.arg(),
