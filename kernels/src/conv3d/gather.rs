@@ -57,14 +57,15 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
-    /// Chooses the tile. Measured on CPUs: 6 x 2 vectors is the fastest; more sums than about 12 spill registers of
-    /// AVX2, fewer than 8 leave the multiply-add units waiting for each other. A GPU has registers for 8 x 4 vectors of 4,
+    /// Chooses the tile. Measured on CPUs: with 16 registers (AVX2) 6 x 2 vectors is the fastest, more sums than about 12
+    /// spill; with 32 (AVX-512) it is 12 x 2, or what divides the row best below that, while single vectors gain nothing
+    /// beyond 12. Fewer than 8 sums leave the multiply-add units waiting for each other. A GPU has registers for 8 x 4 vectors of 4,
     /// which need half the loads of 6 x 2: 2.7 times as fast on Mesa's software driver.
     ///
     /// `gathered` are the channels of each input: a split has to divide all of them.
     pub fn choose(caps: &Caps, channels_out: usize, count: usize, gathered: [usize; 2]) -> Self {
         let lanes = widest_vector(caps, channels_out);
-        let sums = if caps.cores.is_some() { (caps.registers * 3 / 4).min(12) } else { 32 };
+        let sums = if caps.cores.is_some() { (caps.registers * 3 / 4).min(24) } else { 32 };
         let blocks = channels_out / lanes;
         let vectors = match blocks {
             b if b % 4 == 0 && caps.cores.is_none() => 4,
@@ -74,7 +75,7 @@ impl Tile {
         };
         // Estimated cycles of one row: the outputs that its last two tiles share are computed twice.
         let cost = |width: usize| count.div_ceil(width) * (width * vectors).max(8);
-        let widest = (sums / vectors).clamp(1, count.max(1));
+        let widest = (sums / vectors).min(12).clamp(1, count.max(1));
         let width = (1..=widest).rev().min_by_key(|&w| cost(w)).unwrap_or(1);
         Self { lanes, vectors, width, split: split_for(caps, lanes, gathered) }
     }

