@@ -86,6 +86,9 @@ mod planner;
 /// Preprocessed cases on disk, and damage to them.
 mod store;
 
+/// nnU-Net's own preprocessed cases.
+mod b2nd;
+
 /// From a raw dataset to preprocessed cases on the command line.
 mod dataset_cli;
 

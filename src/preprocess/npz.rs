@@ -29,6 +29,20 @@ pub fn read_npz(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result
         parse(&npy).map_err(|problem| bad(&format!("{name}: {problem}")))
     };
     let (data, seg) = (array("data.npy")?, array("seg.npy")?);
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    from_arrays(path, name, data, seg, labels, spacing)
+}
+
+/// The case of nnU-Net's arrays: image `(c, z, y, x)`, labels `(1, z, y, x)`.
+pub(super) fn from_arrays(
+    path: &Path,
+    name: String,
+    data: Array4<f32>,
+    seg: Array4<f32>,
+    labels: &LabelManager,
+    spacing: [f64; 3],
+) -> Result<PreprocessedCase> {
+    let bad = |problem: &str| Error::StoredCase { path: path.into(), problem: problem.into() };
     let (channels, depth, height, width) = data.dim();
     if channels == 0 || seg.dim() != (1, depth, height, width) {
         return Err(bad("`data` and `seg` differ in shape"));
@@ -40,7 +54,7 @@ pub fn read_npz(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result
     }
     let seg = seg.mapv(|label| label as i16);
     Ok(PreprocessedCase {
-        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        name,
         class_locations: ClassLocations::sample(seg.view(), labels),
         data,
         seg,

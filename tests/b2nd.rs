@@ -1,0 +1,91 @@
+//! nnU-Net's preprocessed arrays, written by Blosc2 in Python, and damage to them.
+
+use crate::common::data;
+use ndarray::{Array3, Array4};
+use proptest::prelude::*;
+use std::path::Path;
+use voxgrad::Error;
+use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::preprocess::{PreprocessedCase, read_b2nd};
+
+const SHAPE: (usize, usize, usize, usize) = (2, 13, 22, 17);
+const READABLE: [&str; 7] = ["nnunet", "lz4", "lz4hc_plain", "zstd", "zlib", "blosclz", "many_chunks"];
+
+fn read(path: &Path) -> voxgrad::Result<PreprocessedCase> {
+    let json = r#"{"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0, "one": 1, "two": 2},
+                   "numTraining": 1, "file_ending": ".nii.gz"}"#;
+    let labels = LabelManager::new(&DatasetJson::parse("d".as_ref(), json).unwrap()).unwrap();
+    read_b2nd(path, &labels, [1.0; 3])
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    data("b2nd").join(format!("{name}.b2nd"))
+}
+
+/// The formula of scripts/make_b2nd_fixtures.py.
+fn image() -> Array4<f32> {
+    Array4::from_shape_fn(SHAPE, |(c, z, y, x)| match (c, z % 2) {
+        (1, _) if z < 8 => 0.0,
+        (_, 0) => ((c + 1) * (z + 2 * y)) as f32,
+        _ => ((z * 31 + y * 17 + x * 7) % 101) as f32 / 8.0 - 6.0,
+    })
+}
+
+fn seg() -> Array3<i16> {
+    Array3::from_shape_fn((SHAPE.1, SHAPE.2, SHAPE.3), |(z, y, _)| ((z / 3 + y / 4) % 4) as i16 - 1)
+}
+
+#[test]
+fn every_compressor_gives_the_same_case() {
+    for name in READABLE {
+        let case = read(&fixture(name)).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(case.name, name);
+        assert_eq!(case.data, image(), "{name}");
+        assert_eq!(case.seg, seg(), "{name}");
+        assert!(case.class_locations.foreground.iter().all(|(_, voxels)| voxels.len() > 100), "{name}");
+    }
+}
+
+#[test]
+fn what_nnunet_never_writes_is_named() {
+    let error = read(&fixture("bitshuffle")).unwrap_err().to_string();
+    assert!(error.contains("bitshuffle.b2nd") && error.contains("filtered in another way"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.b2nd");
+    std::fs::copy(fixture("lz4"), &path).unwrap();
+    let error = read(&path).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("x_seg.b2nd")), "{error}");
+    std::fs::write(&path, "no frame").unwrap();
+    assert!(read(&path).unwrap_err().to_string().contains("not a Blosc2 frame"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Frames have no checksums, so damage may go unnoticed; it never panics or yields another shape.
+    #[test]
+    fn damaged_frames_do_not_panic(
+        which in 0..READABLE.len(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        front in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+        cuts in prop::bool::weighted(0.2),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = std::fs::read(fixture(READABLE[which])).unwrap();
+        for (at, value) in changes {
+            let length = if front { bytes.len().min(400) } else { bytes.len() };
+            bytes[at.index(length)] = value;
+        }
+        if cuts {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let path = folder.path().join("x.b2nd");
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::copy(fixture("lz4_seg"), folder.path().join("x_seg.b2nd")).unwrap();
+        match read(&path) {
+            Ok(case) => prop_assert_eq!(&case.data.shape()[1..], case.seg.shape()),
+            Err(error) => prop_assert!(matches!(error, Error::StoredCase { .. }), "{}", error),
+        }
+    }
+}
