@@ -3,16 +3,15 @@
 //! nnU-Net's rules: cases uniformly with replacement; the last third of a batch is centred on a foreground voxel; with an
 //! ignore label every other patch is centred on an annotated voxel, because a patch without annotation teaches nothing.
 
-use std::borrow::Borrow;
-
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::Compat;
 use crate::error::{Error, Result};
-use crate::patch::{copy_image, copy_target};
-use crate::preprocess::PreprocessedCase;
+use crate::preprocess::ClassLocations;
+
+pub use crate::patch::{ChunkCache, PatchSource, StoredPatches};
 
 /// Share of a batch that is forced to show foreground.
 pub const FOREGROUND_OVERSAMPLING: f64 = 0.33;
@@ -97,38 +96,28 @@ impl PatchSampler {
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`Error::NoCases`], or [`Error::ChannelCount`] if cases differ in their channels.
-    pub fn fill<C: Borrow<PreprocessedCase>>(
-        &self,
-        cases: &[C],
-        rng: &mut ChaCha8Rng,
-        batch: &mut Batch,
-    ) -> Result<()> {
-        let first = cases.first().ok_or(Error::NoCases)?.borrow();
-        let channels = first.data.dim().0;
+    /// [`Error::NoCases`], [`Error::ChannelCount`] if cases differ in their channels, or what reading a case gives.
+    pub fn fill<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
+        let channels = cases.first().ok_or(Error::NoCases)?.channels();
         batch.reshape(self.batch_size, self.patch, channels);
         for index in 0..self.batch_size {
-            let case = cases[rng.random_range(0..cases.len())].borrow();
-            if case.data.dim().0 != channels {
-                return Err(Error::ChannelCount {
-                    case: case.name.clone(),
-                    found: case.data.dim().0,
-                    expected: channels,
-                });
+            let case = &cases[rng.random_range(0..cases.len())];
+            if case.channels() != channels {
+                let (case, found) = (case.name().into(), case.channels());
+                return Err(Error::ChannelCount { case, found, expected: channels });
             }
             let start = self.start(case, self.is_forced(index), rng);
             let (image, target) = batch.sample_mut(index);
-            copy_image(case.data.view(), start, self.patch, image);
-            copy_target(case.seg.view(), start, self.patch, target);
+            case.copy_patch(start, self.patch, image, target)?;
         }
         Ok(())
     }
 
     /// First voxel of a patch of a case; negative, or beyond `shape - patch`, where the patch hangs over the image.
-    pub fn start(&self, case: &PreprocessedCase, forced: bool, rng: &mut ChaCha8Rng) -> [isize; 3] {
-        let shape: [usize; 3] = case.seg.dim().into();
+    pub fn start(&self, case: &impl PatchSource, forced: bool, rng: &mut ChaCha8Rng) -> [isize; 3] {
+        let shape = case.shape();
         let bounds: [[isize; 2]; 3] = std::array::from_fn(|axis| self.bounds(axis, shape[axis]));
-        match self.centre(case, forced, rng) {
+        match self.centre(case.class_locations(), forced, rng) {
             None => bounds.map(|[low, high]| low + rng.random_range(0..=(high - low).unsigned_abs()) as isize),
             Some(voxel) => std::array::from_fn(|axis| {
                 let [low, high] = bounds[axis];
@@ -150,8 +139,7 @@ impl PatchSampler {
     }
 
     /// The voxel a patch is centred on, if it is centred on one.
-    fn centre(&self, case: &PreprocessedCase, forced: bool, rng: &mut ChaCha8Rng) -> Option<[u32; 3]> {
-        let locations = &case.class_locations;
+    fn centre(&self, locations: &ClassLocations, forced: bool, rng: &mut ChaCha8Rng) -> Option<[u32; 3]> {
         let annotated = locations.annotated.as_ref().filter(|list| !list.is_empty());
         let mut list = annotated;
         if forced {

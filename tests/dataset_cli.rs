@@ -318,3 +318,70 @@ fn training_takes_a_prepared_dataset() {
     assert!(output.join("checkpoint_final.safetensors").exists());
     place.refuses(&[&["train"], &small[..], &rest].concat(), &["<DATASET>"]);
 }
+
+#[test]
+fn nnunets_class_names_and_flags() {
+    let place = Place::with_spheres("Dataset007_Spheres", 1);
+    let known = ["-fpe", "DatasetFingerprintExtractor", "--verbose", "--no_pbar"];
+    let said = place.succeeds(&[&["fingerprint", "-d", "7"], &known[..]].concat());
+    assert!(said.contains("measured case_000"), "{said}");
+    place.succeeds(&["plan", "-d", "7", "-preprocessor_name", "DefaultPreprocessor", "-overwrite_plans_name", "mine"]);
+    let both = ["plan-and-preprocess", "-d", "7"];
+    let refused = |flag: &str, expected: &str| {
+        place.refuses(&[&both[..], &[flag, "Mine"]].concat(), &["Mine", expected]);
+    };
+    refused("-fpe", "DatasetFingerprintExtractor");
+    refused("-preprocessor_name", "DefaultPreprocessor");
+}
+
+/// Without -o, results lie where nnU-Net has them; the patches come from the preprocessed case on disk.
+#[test]
+fn training_by_number_writes_nnunets_layout() {
+    let place = Place::with_spheres("Dataset007_Spheres", 2);
+    place.succeeds(&["preprocess", "-d", "7"]);
+    let short = ["--device", "cpu", "--epochs", "1", "--iterations", "2", "--validation-iterations", "1"];
+    let train = [&["train", "-d", "7", "-f", "all", "--disable_tta"], &short[..]].concat();
+    place.succeeds(&train);
+    let folder = place.path("results/Dataset007_Spheres/voxgradTrainer__nnUNetPlans__3d_fullres");
+    for file in ["plans.json", "dataset.json", "fold_all/checkpoint_final.safetensors", "fold_all/progress.png"] {
+        assert!(folder.join(file).is_file(), "no {file}");
+    }
+    assert!(folder.join("fold_all/validation/summary.json").is_file());
+    assert_eq!(json(&folder.join("plans.json")), json(&place.path("preprocessed/Dataset007_Spheres/nnUNetPlans.json")));
+    place.refuses(&train, &["checkpoint_final", "--continue"]);
+    place.succeeds(&[&train[..], &["--c"]].concat());
+
+    // Plans by name, of another name.
+    let plans = place.path("preprocessed/Dataset007_Spheres/nnUNetPlans.json");
+    let mut other = json(&plans);
+    other["plans_name"] = "other".into();
+    fs::write(plans.with_file_name("other.json"), other.to_string()).unwrap();
+    place.succeeds(&[&train[..], &["-p", "other"]].concat());
+    let folder = place.path("results/Dataset007_Spheres/voxgradTrainer__other__3d_fullres/fold_all");
+    assert!(folder.join("checkpoint_final.safetensors").is_file());
+    let result = Command::new(env!("CARGO_BIN_EXE_voxgrad"))
+        .args(["train", "-d", "7"])
+        .env("nnUNet_raw", place.path("raw"))
+        .env("nnUNet_preprocessed", place.path("preprocessed"))
+        .env_remove("nnUNet_results")
+        .output()
+        .unwrap();
+    assert!(text(&result.stderr).contains("nnUNet_results"), "{}", text(&result.stderr));
+}
+
+/// Cases that nnU-Net has preprocessed are trained on as they are; damage to one shows that they are read.
+#[test]
+fn training_reads_nnunets_preprocessed_cases() {
+    let place = Place::with_spheres("Dataset007_Spheres", 1);
+    let folder = place.path("preprocessed/Dataset007_Spheres/nnUNetPlans_3d_fullres");
+    fs::create_dir(&folder).unwrap();
+    for (from, to) in [("one_channel", "case_000"), ("one_channel_seg", "case_000_seg")] {
+        fs::copy(data("b2nd").join(format!("{from}.b2nd")), folder.join(format!("{to}.b2nd"))).unwrap();
+    }
+    let short = ["--device", "cpu", "--epochs", "1", "--iterations", "1", "--validation-iterations", "1"];
+    let train = [&["train", "-d", "7", "-f", "all", "--disable_tta"], &short[..]].concat();
+    place.succeeds(&train);
+    fs::write(folder.join("case_000.b2nd"), "damaged").unwrap();
+    fs::remove_dir_all(place.path("results/Dataset007_Spheres")).unwrap();
+    place.refuses(&train, &["case_000.b2nd", "not a Blosc2 frame"]);
+}

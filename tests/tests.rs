@@ -89,6 +89,9 @@ mod store;
 /// nnU-Net's own preprocessed cases.
 mod b2nd;
 
+/// Patches of cases on disk.
+mod patches;
+
 /// From a raw dataset to preprocessed cases on the command line.
 mod dataset_cli;
 

@@ -206,6 +206,6 @@ fn no_training_cases_is_an_error() {
     let (context, _guard) = device();
     let (_folder, model, _, _) = phantom();
     let mut trainer = Trainer::new(context, model, SETTINGS).unwrap();
-    let error = trainer.epoch(&[], &[], |_| ControlFlow::Continue(())).unwrap_err();
+    let error = trainer.epoch::<PreprocessedCase>(&[], &[], |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, Error::NoCases), "{error}");
 }

@@ -2,6 +2,7 @@
 
 use super::{progress_bar, summary};
 use anyhow::Context as _;
+use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::fingerprint::Fingerprint;
 use voxgrad::dataset::folders::{Folders, Located};
@@ -42,9 +43,36 @@ impl FolderArguments {
     }
 }
 
+/// What is shown while cases are worked on.
+#[derive(clap::Args)]
+pub struct Shown {
+    /// Print a line for every case that is done.
+    #[arg(long)]
+    verbose: bool,
+    /// Show no progress bar.
+    #[arg(long, visible_alias = "no_pbar")]
+    no_progress_bar: bool,
+}
+
+impl Shown {
+    fn bar(&self, what: &'static str, length: usize) -> ProgressBar {
+        if self.no_progress_bar { ProgressBar::hidden() } else { progress_bar(what, length) }
+    }
+
+    fn done(&self, bar: &ProgressBar, what: &str, case: &str) {
+        bar.set_message(case.to_owned());
+        bar.inc(1);
+        if self.verbose {
+            bar.suspend(|| println!("{what} {case}"));
+        }
+    }
+}
+
 /// How to read the cases.
 #[derive(clap::Args)]
 pub struct Reading {
+    #[command(flatten)]
+    shown: Shown,
     /// Cases that are worked on, and kept in memory, at a time; all processor cores unless given. Fewer need less memory.
     #[arg(long, visible_alias = "np", value_name = "N")]
     workers: Option<usize>,
@@ -74,6 +102,9 @@ pub struct Planning {
     /// ExperimentPlanner (nnU-Net's default), or nnUNetPlannerResEncM, nnUNetPlannerResEncL, nnUNetPlannerResEncXL.
     #[arg(long, visible_alias = "pl", default_value = "ExperimentPlanner", value_name = "PLANNER")]
     planner: String,
+    /// The preprocessor that the plans name; nnU-Net's default is the only one.
+    #[arg(long, value_name = "NAME", default_value = "DefaultPreprocessor", value_parser = ["DefaultPreprocessor"])]
+    preprocessor_name: String,
     /// GPU memory in GB that training may use: more gives larger patches. The planner's own (8, 24 or 40) unless given.
     #[arg(long, value_name = "GB")]
     gpu_memory_target: Option<f64>,
@@ -101,6 +132,16 @@ impl Planning {
         })
     }
 }
+
+/// What measures a dataset.
+#[derive(clap::Args)]
+pub struct Measuring {
+    /// nnU-Net's fingerprint extractor; its default is the only one.
+    #[arg(long, visible_alias = "fpe", value_name = "NAME", default_value = EXTRACTOR, value_parser = [EXTRACTOR])]
+    fingerprint_extractor: String,
+}
+
+const EXTRACTOR: &str = "DatasetFingerprintExtractor";
 
 /// Configurations to preprocess.
 #[derive(clap::Args)]
@@ -133,6 +174,8 @@ impl Configurations {
 pub struct Verify {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 /// `voxgrad fingerprint`.
@@ -140,6 +183,8 @@ pub struct Verify {
 pub struct MakeFingerprint {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    measuring: Measuring,
     #[command(flatten)]
     reading: Reading,
     /// Check the dataset first and report everything that is wrong with it.
@@ -180,6 +225,8 @@ pub struct PlanAndPreprocess {
     #[command(flatten)]
     configurations: Configurations,
     #[command(flatten)]
+    measuring: Measuring,
+    #[command(flatten)]
     reading: Reading,
     /// Check the dataset first and report everything that is wrong with it.
     #[arg(long)]
@@ -194,7 +241,7 @@ impl Verify {
     pub fn run(self) -> anyhow::Result<()> {
         let mut bad = 0;
         for located in self.which.located()? {
-            bad += usize::from(check(&located)? > 0);
+            bad += usize::from(check(&located, &self.shown)? > 0);
         }
         anyhow::ensure!(bad == 0, "{bad} of {} datasets cannot be used as they are", self.which.datasets.len());
         Ok(())
@@ -205,7 +252,7 @@ impl MakeFingerprint {
     /// Measures all datasets.
     pub fn run(self) -> anyhow::Result<()> {
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located)?;
+            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
             let target = Target::new(&self.which, &located)?;
             fingerprint(&target, &self.reading)?;
         }
@@ -245,7 +292,7 @@ impl PlanAndPreprocess {
     pub fn run(self) -> anyhow::Result<()> {
         let planner = self.planning.planner()?;
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located)?;
+            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
             let target = Target::new(&self.which, &located)?;
             let measured = fingerprint(&target, &self.reading)?;
             let plans = plan(&target, &planner, &measured)?;
@@ -281,16 +328,16 @@ impl Target {
     }
 }
 
-fn check_if(wanted: bool, located: &Located) -> anyhow::Result<()> {
-    anyhow::ensure!(!wanted || check(located)? == 0, "{} cannot be used as it is", located.name);
+fn check_if(wanted: bool, located: &Located, shown: &Shown) -> anyhow::Result<()> {
+    anyhow::ensure!(!wanted || check(located, shown)? == 0, "{} cannot be used as it is", located.name);
     Ok(())
 }
 
 /// Prints what is wrong with a dataset and returns how much that is.
-fn check(located: &Located) -> anyhow::Result<usize> {
-    let bar = progress_bar("verifying", 0);
+fn check(located: &Located, shown: &Shown) -> anyhow::Result<usize> {
+    let bar = shown.bar("verifying", 0);
     bar.set_length(Dataset::inspect(located.raw()?).map_or(0, |(dataset, _)| dataset.cases.len() as u64));
-    let result = verify::verify(located.raw()?, |_| bar.inc(1));
+    let result = verify::verify(located.raw()?, |case| shown.done(&bar, "read", case));
     bar.finish_and_clear();
     let found = match result {
         Ok(found) => found,
@@ -318,9 +365,10 @@ fn fingerprint(target: &Target, reading: &Reading) -> anyhow::Result<Fingerprint
         println!("{}: using the fingerprint in {} (--clean measures again)", target.name, file.display());
         return Ok(earlier);
     }
-    let bar = progress_bar("measuring", target.dataset.cases.len());
+    let bar = reading.shown.bar("measuring", target.dataset.cases.len());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(reading.workers()).build().context("starting threads")?;
-    let measured = pool.install(|| Fingerprint::extract(&target.dataset, reading.compat(), |_| bar.inc(1)))?;
+    let done = |case: &str| reading.shown.done(&bar, "measured", case);
+    let measured = pool.install(|| Fingerprint::extract(&target.dataset, reading.compat(), done))?;
     bar.finish_and_clear();
     measured.write(&file)?;
     println!("{}: wrote {}", target.name, file.display());
@@ -383,10 +431,9 @@ fn preprocess(
         if reading.clean && folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
         }
-        let bar = progress_bar("preprocessing", target.dataset.cases.len());
+        let bar = reading.shown.bar("preprocessing", target.dataset.cases.len());
         let reports = preprocess_folder(&target.dataset, &preprocessor, &folder, reading.workers(), |case| {
-            bar.set_message(case.to_owned());
-            bar.inc(1);
+            reading.shown.done(&bar, "preprocessed", case);
         })?;
         bar.finish_and_clear();
         let (mut good, mut failures) = (Vec::new(), 0);

@@ -3,16 +3,20 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 10] = [
+const SPELLINGS: [(&str, &str); 14] = [
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
+    ("-fpe", "--fingerprint-extractor"),
+    ("-preprocessor_name", "--preprocessor-name"),
     ("-gpu_memory_target", "--gpu-memory-target"),
     ("-overwrite_target_spacing", "--overwrite-target-spacing"),
     ("-overwrite_plans_name", "--overwrite-plans-name"),
     ("-plans_name", "--plans-name"),
     ("--verify_dataset_integrity", "--verify-dataset-integrity"),
     ("--no_pp", "--no-preprocessing"),
+    ("--no_pbar", "--no-progress-bar"),
+    ("-device", "--device"),
     ("--disable_tta", "--disable-tta"),
 ];
 

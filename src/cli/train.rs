@@ -4,6 +4,7 @@ use super::prepare::FolderArguments;
 use super::{DeviceArgument, evaluate, predict, progress_bar};
 use anyhow::Context as _;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
 use voxgrad::io;
-use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase, StoredCase, case_path, made_with};
+use voxgrad::preprocess::{Preprocessor, RawCase, case_path, label_counts, made_with, read_b2nd, read_npz};
 use voxgrad::report::{Overlay, write_overlay, write_progress};
+use voxgrad::sample::{ChunkCache, PatchSource, StoredPatches};
 use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Settings, Trainer};
 use voxgrad::{Compat, predict as inference};
 
@@ -30,11 +32,15 @@ pub struct Train {
     id: Option<String>,
     #[command(flatten)]
     folders: FolderArguments,
-    /// Folder for checkpoints, pictures, predictions and scores.
-    #[arg(short, long, value_name = "FOLDER")]
+    /// Folder for checkpoints, pictures, predictions and scores. With -d, unless given, nnU-Net's place in the folder of
+    /// results: DATASET/voxgradTrainer__PLANS__CONFIGURATION/fold_FOLD.
+    #[arg(short, long = "output", value_name = "FOLDER", required_unless_present = "id")]
+    output_given: Option<PathBuf>,
+    /// The output folder, once it is known.
+    #[arg(skip)]
     output: PathBuf,
-    /// nnU-Net's plans; nnUNetPlans.json in the dataset folder unless given.
-    #[arg(short, long, value_name = "FILE")]
+    /// nnU-Net's plans: a file, or with -d the name of plans beside the preprocessed cases; nnUNetPlans unless given.
+    #[arg(short, long, value_name = "PLANS")]
     plans: Option<PathBuf>,
     /// Configuration of the plans.
     #[arg(short, long, default_value = "3d_fullres")]
@@ -94,26 +100,33 @@ fn axes(text: &str) -> Result<Axes, String> {
     Ok(axes)
 }
 
+/// Unpacked chunks of preprocessed cases that are kept in memory: 512 MiB.
+const CACHE_BYTES: usize = 512 << 20;
+/// This program's name in the place of nnU-Net's trainer class.
+const TRAINER: &str = "voxgradTrainer";
 const LATEST: &str = "checkpoint_latest.safetensors";
 const BEST: &str = "checkpoint_best.safetensors";
 const FINAL: &str = "checkpoint_final.safetensors";
 
 impl Train {
     /// Trains, predicts, scores.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
         let source = self.source()?;
         let dataset = Dataset::open(&source.raw)?;
         let split = self.split(&dataset, &source)?;
         let model = self.model(&dataset, &source)?;
         let device = self.device.open()?;
-        std::fs::create_dir_all(&self.output).with_context(|| format!("creating {}", self.output.display()))?;
+        self.make_output(&model, &source)?;
 
         let preprocessor =
             Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;
         let stored = source.prepared.join(&model.configuration.data_identifier);
-        let training = preprocess(&dataset, &split.train, &preprocessor, &stored)?;
-        let validation = preprocess(&dataset, &split.val, &preprocessor, &stored)?;
+        let cache = ChunkCache::new(CACHE_BYTES);
+        let training = preprocess(&dataset, &split.train, &preprocessor, &stored, &cache)?;
+        let validation = preprocess(&dataset, &split.val, &preprocessor, &stored, &cache)?;
         report_annotation(&training, &model)?;
+        let [training, validation] =
+            [training, validation].map(|cases| cases.into_iter().map(|case| case.source).collect::<Vec<_>>());
 
         let mut trainer = self.trainer(&device.context, model)?;
         println!(
@@ -135,7 +148,8 @@ impl Train {
         predict::predict_cases(&device.context, trainer.network(), trainer.model(), &files, &folder, &settings, false)?;
         let references = self.reference.clone().unwrap_or_else(|| source.raw.join("labelsTr"));
         let (labels, ending) = (&trainer.model().labels, &dataset.json.file_ending);
-        let summary = self.output.join("summary.json");
+        // In nnU-Net's layout the scores lie beside the predictions.
+        let summary = if self.output_given.is_some() { &self.output } else { &folder }.join("summary.json");
         // The references may hold more cases than this fold's.
         let result = evaluate::score(&references, &folder, ending, labels, true, &summary)?;
         evaluate::print(&result, labels);
@@ -154,15 +168,54 @@ impl Train {
             (Some(id), _) => {
                 let folders = self.folders.folders();
                 let located = folders.locate(id)?;
-                Ok(Source { raw: located.raw()?.into(), prepared: folders.preprocessed_of(&located.name)? })
+                let prepared = folders.preprocessed_of(&located.name)?;
+                let results = match self.output_given {
+                    None => Some(folders.results_of(&located.name)?),
+                    Some(_) => None,
+                };
+                Ok(Source { raw: located.raw()?.into(), prepared, results })
             }
-            (None, Some(folder)) => Ok(Source { raw: folder.clone(), prepared: folder.clone() }),
+            (None, Some(folder)) => Ok(Source { raw: folder.clone(), prepared: folder.clone(), results: None }),
             (None, None) => anyhow::bail!("name a dataset folder, or a dataset with -d"),
         }
     }
 
+    /// Makes the output folder. In nnU-Net's layout the folder above it holds what all folds share.
+    fn make_output(&mut self, model: &Model, source: &Source) -> anyhow::Result<()> {
+        let create =
+            |folder: &Path| std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()));
+        if let Some(given) = &self.output_given {
+            self.output = given.clone();
+            return create(given);
+        }
+        let results = source.results.as_ref().context("name an output folder with -o")?;
+        let folder = results.join(format!("{TRAINER}__{}__{}", model.plans.plans_name, self.configuration));
+        self.output = folder.join(format!("fold_{}", self.fold));
+        create(&self.output)?;
+        let plans = self.plans_path(source);
+        let plans = std::fs::read(&plans).with_context(|| format!("reading {}", plans.display()))?;
+        io::write_atomically(&folder.join("plans.json"), &plans)?;
+        io::write_json(&folder.join("dataset.json"), model.dataset.source())?;
+        let fingerprint = source.prepared.join("dataset_fingerprint.json");
+        if let Ok(bytes) = std::fs::read(&fingerprint) {
+            io::write_atomically(&folder.join("dataset_fingerprint.json"), &bytes)?;
+        }
+        println!("results: {}", self.output.display());
+        Ok(())
+    }
+
+    fn plans_path(&self, source: &Source) -> PathBuf {
+        match &self.plans {
+            Some(name) if self.id.is_some() && !name.is_file() => {
+                source.prepared.join(format!("{}.json", name.display()))
+            }
+            Some(file) => file.clone(),
+            None => source.prepared.join("nnUNetPlans.json"),
+        }
+    }
+
     fn model(&self, dataset: &Dataset, source: &Source) -> anyhow::Result<Model> {
-        let path = self.plans.clone().unwrap_or_else(|| source.prepared.join("nnUNetPlans.json"));
+        let path = self.plans_path(source);
         let plans = Plans::read(&path).context("reading the plans (--plans FILE names another file)")?;
         Ok(Model::new(plans, &self.configuration, dataset.json.clone())?)
     }
@@ -210,8 +263,8 @@ impl Train {
     fn fit(
         &self,
         trainer: &mut Trainer,
-        training: &[PreprocessedCase],
-        validation: &[PreprocessedCase],
+        training: &[Box<dyn PatchSource + Send + Sync>],
+        validation: &[Box<dyn PatchSource + Send + Sync>],
     ) -> anyhow::Result<bool> {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
@@ -353,49 +406,61 @@ fn case_files<'a>(dataset: &'a Dataset, names: &[String]) -> anyhow::Result<Vec<
         .collect()
 }
 
-/// Reads cases in parallel: from `stored` where they are there, else from the raw files, which are preprocessed then.
+/// A case to cut patches from, and how many voxels have each label.
+struct Prepared {
+    source: Box<dyn PatchSource + Send + Sync>,
+    label_counts: BTreeMap<i16, u64>,
+}
+
+/// Opens cases in parallel: in the folder `stored` as voxgrad or nnU-Net has preprocessed them, else from the raw files,
+/// which are preprocessed then. Of voxgrad's own files patches are read as they are needed.
 fn preprocess(
     dataset: &Dataset,
     names: &[String],
     preprocessor: &Preprocessor,
     stored: &Path,
-) -> anyhow::Result<Vec<PreprocessedCase>> {
+    cache: &Arc<ChunkCache>,
+) -> anyhow::Result<Vec<Prepared>> {
     let files = case_files(dataset, names)?;
     let bar = progress_bar("reading", files.len());
-    let cases = files
-        .par_iter()
-        .map(|case| {
-            let file = case_path(stored, &case.name);
-            if file.exists() {
-                let stored = StoredCase::open(&file)?;
-                if !made_with(&stored, preprocessor) {
-                    anyhow::bail!("{} was made with other settings; run `voxgrad preprocess` again", file.display());
-                }
-                bar.inc(1);
-                return Ok(stored.read()?);
+    let open = |case: &CaseFiles| -> anyhow::Result<Prepared> {
+        let file = case_path(stored, &case.name);
+        if file.exists() {
+            let patches = StoredPatches::open(&file, cache)?;
+            if !made_with(patches.case(), preprocessor) {
+                anyhow::bail!("{} was made with other settings; run `voxgrad preprocess` again", file.display());
             }
-            let raw = RawCase::read(case, &dataset.labels)?;
-            raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
-            let case = preprocessor.run(raw);
-            bar.inc(1);
-            Ok(case?)
-        })
-        .collect();
+            return Ok(Prepared { label_counts: patches.case().label_counts(), source: Box::new(patches) });
+        }
+        let theirs = |ending: &str| Some(stored.join(format!("{}{ending}", case.name))).filter(|file| file.exists());
+        let case = match (theirs(".b2nd"), theirs(".npz")) {
+            (Some(file), _) => read_b2nd(&file, &dataset.labels, preprocessor.spacing)?,
+            (None, Some(file)) => read_npz(&file, &dataset.labels, preprocessor.spacing)?,
+            (None, None) => {
+                let raw = RawCase::read(case, &dataset.labels)?;
+                raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
+                preprocessor.run(raw)?
+            }
+        };
+        Ok(Prepared { label_counts: label_counts(case.seg.view()), source: Box::new(case) })
+    };
+    let cases = files.par_iter().map(|case| open(case).inspect(|_| bar.inc(1))).collect();
     bar.finish_and_clear();
     cases
 }
 
 /// Says how much is annotated, and refuses a dataset of which nothing is.
-fn report_annotation(cases: &[PreprocessedCase], model: &Model) -> anyhow::Result<()> {
+fn report_annotation(cases: &[Prepared], model: &Model) -> anyhow::Result<()> {
     let Some(ignore) = model.labels.ignore_label() else { return Ok(()) };
-    let (mut annotated, mut all) = (0usize, 0usize);
+    let (mut annotated, mut all) = (0, 0);
     for case in cases {
-        let here = case.seg.iter().filter(|&&label| label != ignore).count();
+        let voxels: u64 = case.label_counts.values().sum();
+        let here = voxels - case.label_counts.get(&ignore).unwrap_or(&0);
         if here == 0 {
-            eprintln!("warning: case {} has no annotated voxel: nothing is learned from it", case.name);
+            eprintln!("warning: case {} has no annotated voxel: nothing is learned from it", case.source.name());
         }
         annotated += here;
-        all += case.seg.len();
+        all += voxels;
     }
     if annotated == 0 {
         anyhow::bail!(
@@ -408,8 +473,9 @@ fn report_annotation(cases: &[PreprocessedCase], model: &Model) -> anyhow::Resul
     Ok(())
 }
 
-/// Where a dataset's files are.
+/// Where a dataset's files are, and where its results go unless an output folder is given.
 struct Source {
     raw: PathBuf,
     prepared: PathBuf,
+    results: Option<PathBuf>,
 }

@@ -17,4 +17,4 @@ pub use crop::{BoundingBox, crop_to_nonzero, nonzero_mask};
 pub use folder::{CaseReport, case_path, made_with, preprocess_folder};
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
-pub use store::StoredCase;
+pub use store::{StoredCase, label_counts};

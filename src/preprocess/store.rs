@@ -291,10 +291,8 @@ impl StoredCase {
     /// [`Error::StoredBox`] for a box that leaves the volume, else as [`read`](Self::read).
     pub fn data(&self, start: [usize; 3], size: [usize; 3]) -> Result<Array4<f32>> {
         let mut data = Array4::zeros((self.channels(), size_in(self, start, size)?[0], size[1], size[2]));
-        let mut file = self.reader()?;
-        let per_channel = self.header.chunks().count();
         for (channel, target) in data.axis_iter_mut(Axis(0)).enumerate() {
-            self.fill(&mut file, 1 + channel * per_channel, start, target, f32::from_le_bytes)?;
+            self.fill(channel, start, target, f32::from_le_bytes)?;
         }
         Ok(data)
     }
@@ -305,42 +303,70 @@ impl StoredCase {
     /// As [`data`](Self::data).
     pub fn seg(&self, start: [usize; 3], size: [usize; 3]) -> Result<Array3<i16>> {
         let mut seg = Array3::zeros(size_in(self, start, size)?);
-        let first = 1 + self.channels() * self.header.chunks().count();
-        self.fill(&mut self.reader()?, first, start, seg.view_mut(), i16::from_le_bytes)?;
+        self.fill(self.channels(), start, seg.view_mut(), i16::from_le_bytes)?;
         Ok(seg)
     }
 
-    /// Copies the parts of all chunks that touch the box; `first` is the block of the volume's first chunk.
+    /// Copies the parts of all chunks that touch the box; the labels are the channel after the last.
     fn fill<T: Copy, const N: usize>(
         &self,
-        file: &mut File,
-        first: usize,
+        channel: usize,
         start: [usize; 3],
         mut target: ArrayViewMut3<T>,
         decode: impl Fn([u8; N]) -> T,
     ) -> Result<()> {
-        let chunks = self.header.chunks();
         let (depth, height, width) = target.dim();
         let wanted = [start[0]..start[0] + depth, start[1]..start[1] + height, start[2]..start[2] + width];
-        for index in 0..chunks.count() {
-            let range = chunks.range(index);
-            let common: [Range<usize>; 3] = std::array::from_fn(|axis| {
-                range[axis].start.max(wanted[axis].start)..range[axis].end.min(wanted[axis].end)
-            });
-            if common.iter().any(Range::is_empty) {
-                continue;
-            }
-            let extent = range.clone().map(|r| r.len());
-            let bytes = self.block::<N>(file, first + index, extent.iter().product::<usize>() * N)?;
+        let mut file = self.reader()?;
+        for chunk in self.touching(&wanted) {
+            let (bytes, _) = self.chunk_from::<N>(&mut file, channel, &chunk)?;
             let values = bytes.as_chunks::<N>().0.iter().map(|&word| decode(word)).collect();
-            let chunk = Array3::from_shape_vec(extent, values).map_err(|_| self.bad("a chunk has another length"))?;
+            let values =
+                Array3::from_shape_vec(chunk.extent(), values).map_err(|_| self.bad("a chunk has another length"))?;
+            let common: [Range<usize>; 3] = std::array::from_fn(|axis| {
+                chunk.range[axis].start.max(wanted[axis].start)..chunk.range[axis].end.min(wanted[axis].end)
+            });
             let relative = |from: &[Range<usize>; 3]| -> [Range<usize>; 3] {
                 std::array::from_fn(|axis| common[axis].start - from[axis].start..common[axis].end - from[axis].start)
             };
             let [z, y, x] = relative(&wanted);
-            target.slice_mut(s![z, y, x]).assign(&cut(chunk.view(), &relative(&range)));
+            target.slice_mut(s![z, y, x]).assign(&cut(values.view(), &relative(&chunk.range)));
         }
         Ok(())
+    }
+
+    /// The chunks that have voxels in a box inside the volume.
+    pub(crate) fn touching(&self, wanted: &[Range<usize>; 3]) -> Vec<Chunk> {
+        let chunks = self.header.chunks();
+        let [_, height, width] = chunks.grid();
+        let [z, y, x] = std::array::from_fn(|axis| {
+            let Range { start, end } = wanted[axis];
+            if start >= end { 0..0 } else { start / chunks.chunk[axis]..end.div_ceil(chunks.chunk[axis]) }
+        });
+        let mut touching = Vec::with_capacity(z.len() * y.len() * x.len());
+        for plane in z {
+            for row in y.clone() {
+                let first = (plane * height + row) * width;
+                touching.extend(x.clone().map(|x| Chunk { index: first + x, range: chunks.range(first + x) }));
+            }
+        }
+        touching
+    }
+
+    /// The block that holds a chunk of a channel; the labels are the channel after the last.
+    pub(crate) fn block_of(&self, channel: usize, chunk: &Chunk) -> usize {
+        1 + channel * self.header.chunks().count() + chunk.index
+    }
+
+    /// The values of a chunk, `N` little-endian bytes each, and how many bytes were read for them.
+    pub(crate) fn chunk<const N: usize>(&self, channel: usize, chunk: &Chunk) -> Result<(Vec<u8>, u64)> {
+        self.chunk_from::<N>(&mut self.reader()?, channel, chunk)
+    }
+
+    fn chunk_from<const N: usize>(&self, file: &mut File, channel: usize, chunk: &Chunk) -> Result<(Vec<u8>, u64)> {
+        let block = self.block_of(channel, chunk);
+        let bytes = self.block::<N>(file, block, chunk.extent().iter().product::<usize>() * N)?;
+        Ok((bytes, self.blocks.get(block).map_or(0, |block| u64::from(block.length))))
     }
 
     fn reader(&self) -> Result<File> {
@@ -411,6 +437,19 @@ impl Header {
     }
 }
 
+/// A chunk of the volume: its number in C order, and its voxels.
+#[derive(Debug, Clone)]
+pub(crate) struct Chunk {
+    index: usize,
+    pub(crate) range: [Range<usize>; 3],
+}
+
+impl Chunk {
+    fn extent(&self) -> [usize; 3] {
+        self.range.clone().map(|range| range.len())
+    }
+}
+
 /// How a volume is cut into chunks: C order, the last along an axis is shorter.
 struct Chunks {
     shape: [usize; 3],
@@ -454,7 +493,7 @@ fn size_in(case: &StoredCase, start: [usize; 3], size: [usize; 3]) -> Result<[us
 }
 
 /// How many voxels have each label that occurs.
-pub(super) fn label_counts(seg: ArrayView3<i16>) -> BTreeMap<i16, u64> {
+pub fn label_counts(seg: ArrayView3<i16>) -> BTreeMap<i16, u64> {
     let mut counts = BTreeMap::new();
     for &label in seg {
         *counts.entry(label).or_insert(0) += 1;
@@ -465,12 +504,20 @@ pub(super) fn label_counts(seg: ArrayView3<i16>) -> BTreeMap<i16, u64> {
 /// Regroups the bytes of `N`-byte values and compresses them.
 fn compress<const N: usize>(bytes: &[u8]) -> Vec<u8> {
     let words = bytes.as_chunks::<N>().0;
-    let grouped: Vec<u8> = (0..N).flat_map(|byte| words.iter().map(move |word| word[byte])).collect();
+    let mut grouped = Vec::with_capacity(bytes.len());
+    for byte in 0..N {
+        grouped.extend(words.iter().map(|word| word[byte]));
+    }
     lz4_flex::block::compress(&grouped)
 }
 
 /// Undoes the regrouping.
 fn interleave<const N: usize>(grouped: &[u8]) -> Vec<u8> {
     let values = grouped.len() / N;
-    (0..values).flat_map(|value| (0..N).map(move |byte| grouped[byte * values + value])).collect()
+    let planes: [&[u8]; N] = std::array::from_fn(|byte| &grouped[byte * values..][..values]);
+    let mut words = vec![[0; N]; values];
+    for (value, word) in words.iter_mut().enumerate() {
+        *word = planes.map(|plane| plane[value]);
+    }
+    words.into_flattened()
 }

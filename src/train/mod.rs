@@ -16,8 +16,7 @@ use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::PlainConvUNet;
 use crate::optim::{Optimizer, poly_learning_rate};
-use crate::preprocess::PreprocessedCase;
-use crate::sample::{Batch, PatchSampler, RandomState};
+use crate::sample::{Batch, PatchSampler, PatchSource, RandomState};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
 use rand::SeedableRng;
@@ -230,10 +229,10 @@ impl Trainer {
     /// # Errors
     /// [`Error::NoCases`] without training cases, [`Error::Diverged`] if the loss is no longer finite, or what the
     /// device reports.
-    pub fn epoch(
+    pub fn epoch<S: PatchSource>(
         &mut self,
-        training: &[PreprocessedCase],
-        validation: &[PreprocessedCase],
+        training: &[S],
+        validation: &[S],
         mut observe: impl FnMut(Report) -> ControlFlow<()>,
     ) -> Result<Outcome> {
         let epoch = self.progress.epoch;
@@ -275,7 +274,7 @@ impl Trainer {
     }
 
     /// One SGD step on one random batch; the loss stays on the device.
-    fn iteration(&mut self, cases: &[PreprocessedCase], learning_rate: f32) -> Result<Buffer> {
+    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Buffer> {
         self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
         mirror(&mut self.batch, self.settings.mirror, &mut self.random);
         let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
@@ -315,9 +314,9 @@ impl Trainer {
 
     /// Mean loss and pseudo Dice of random validation patches; `None` if interrupted. The patches of an epoch are the
     /// same however often training was interrupted before.
-    fn validate(
+    fn validate<S: PatchSource>(
         &mut self,
-        cases: &[PreprocessedCase],
+        cases: &[S],
         observe: &mut impl FnMut(Report) -> ControlFlow<()>,
     ) -> Result<Option<(f64, Vec<f64>)>> {
         let epoch = self.progress.epoch;

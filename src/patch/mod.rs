@@ -1,6 +1,82 @@
-//! Copying boxes of voxels between a volume and channels-last patch buffers.
+//! Patches: boxes of voxels in channels-last buffers, cut out of cases in memory or on disk.
+
+mod stored;
 
 use ndarray::{ArrayView3, ArrayView4};
+
+use crate::error::Result;
+use crate::preprocess::{ClassLocations, PreprocessedCase};
+
+pub use stored::{ChunkCache, StoredPatches};
+
+/// A case that patches can be cut out of.
+pub trait PatchSource {
+    /// Case identifier.
+    fn name(&self) -> &str;
+
+    /// Number of image channels.
+    fn channels(&self) -> usize;
+
+    /// Depth, height, width.
+    fn shape(&self) -> [usize; 3];
+
+    /// The sampled voxels of each class, which patches are centred on.
+    fn class_locations(&self) -> &ClassLocations;
+
+    /// Copies a box of `patch` voxels from `start`, which may hang over the volume: the image into
+    /// `[depth, height, width, channels]`, the labels into `[depth, height, width]`. What lies outside the volume is 0,
+    /// and so is label -1. Both buffers are written completely.
+    ///
+    /// # Errors
+    /// If the case is read from a disk, what reading it may give.
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()>;
+}
+
+impl PatchSource for PreprocessedCase {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn channels(&self) -> usize {
+        self.data.dim().0
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.seg.dim().into()
+    }
+
+    fn class_locations(&self) -> &ClassLocations {
+        &self.class_locations
+    }
+
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
+        copy_image(self.data.view(), start, patch, image);
+        copy_target(self.seg.view(), start, patch, target);
+        Ok(())
+    }
+}
+
+impl<S: PatchSource + ?Sized> PatchSource for Box<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn channels(&self) -> usize {
+        (**self).channels()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        (**self).shape()
+    }
+
+    fn class_locations(&self) -> &ClassLocations {
+        (**self).class_locations()
+    }
+
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
+        (**self).copy_patch(start, patch, image, target)
+    }
+}
 
 /// Overlap of the range `[start, start + length)` with `[0, bound)`: offset into the range, offset into the bound, count.
 fn overlap(start: isize, length: usize, bound: usize) -> (usize, usize, usize) {
