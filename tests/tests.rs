@@ -92,6 +92,9 @@ mod b2nd;
 /// Patches of cases on disk.
 mod patches;
 
+/// Mutated NIfTI files, for as long as one likes.
+mod fuzz;
+
 /// From a raw dataset to preprocessed cases on the command line.
 mod dataset_cli;
 
