@@ -67,7 +67,17 @@ pub fn read_channels(path: &Path) -> Result<Vec<Image>> {
 }
 
 fn image(path: &Path, header: &Header, bytes: &[u8]) -> Result<Image> {
-    let data = values(header, bytes).map(|v| v as f32).collect();
+    let data = match header.scalar {
+        // The usual types without the detour through a call for every voxel.
+        Scalar::U8 => scaled(header, bytes.iter().map(|&v| f64::from(v))),
+        Scalar::I16 if !header.big_endian => {
+            scaled(header, bytes.as_chunks().0.iter().map(|&b| f64::from(i16::from_le_bytes(b))))
+        }
+        Scalar::F32 if !header.big_endian => {
+            scaled(header, bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))))
+        }
+        _ => values(header, bytes).map(|v| v as f32).collect(),
+    };
     Ok(Image {
         data: array(path, header.shape(), data)?,
         geometry: Geometry::from_header(header.spacing, header.fields.clone()),
@@ -144,6 +154,14 @@ fn write_volume<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Ge
         }
     }
     Ok(())
+}
+
+fn scaled(header: &Header, stored: impl Iterator<Item = f64>) -> Vec<f32> {
+    let (slope, intercept) = (header.slope, header.intercept);
+    match (slope, intercept) == (1.0, 0.0) {
+        true => stored.map(|v| v as f32).collect(),
+        false => stored.map(|v| (v * slope + intercept) as f32).collect(),
+    }
 }
 
 /// Scaled values of all voxels in file order.

@@ -21,46 +21,57 @@ pub fn nonzero_mask(data: ArrayView4<f32>) -> Array3<bool> {
     mask
 }
 
-/// Zero voxels connected to the border, by flood fill.
+/// Zero voxels connected to the border, by flood fill, a run along x at a time.
 fn outside(mask: &Array3<bool>) -> Array3<bool> {
     let (depth, height, width) = mask.dim();
-    let mut outside = Array3::from_elem(mask.dim(), false);
+    // What is inside, or has been filled.
+    let mut closed: Vec<bool> = mask.iter().copied().collect();
     let mut pending = Vec::new();
-    let reach = |z: usize, y: usize, x: usize, outside: &mut Array3<bool>| {
-        let new = !mask[[z, y, x]] && !outside[[z, y, x]];
-        if new {
-            outside[[z, y, x]] = true;
-        }
-        new
-    };
     for z in 0..depth {
         for y in 0..height {
             let edge_row = z == 0 || z + 1 == depth || y == 0 || y + 1 == height;
             // Inside, only the ends of a row touch the border.
             let step = if edge_row { 1 } else { (width - 1).max(1) };
-            for x in (0..width).step_by(step) {
-                if reach(z, y, x, &mut outside) {
-                    pending.push([z, y, x]);
-                }
+            pending.extend((0..width).step_by(step).map(|x| (z, y, x)));
+            // Each row's border at once: the list stays short.
+            while let Some((z, y, x)) = pending.pop() {
+                fill_run(&mut closed, [depth, height, width], [z, y, x], &mut pending);
             }
         }
     }
-    while let Some([z, y, x]) = pending.pop() {
-        let neighbours = [
-            (z > 0).then(|| [z - 1, y, x]),
-            (z + 1 < depth).then(|| [z + 1, y, x]),
-            (y > 0).then(|| [z, y - 1, x]),
-            (y + 1 < height).then(|| [z, y + 1, x]),
-            (x > 0).then(|| [z, y, x - 1]),
-            (x + 1 < width).then(|| [z, y, x + 1]),
-        ];
-        for voxel @ [z, y, x] in neighbours.into_iter().flatten() {
-            if reach(z, y, x, &mut outside) {
-                pending.push(voxel);
-            }
-        }
+    let mut outside = Array3::from_elem(mask.dim(), false);
+    for ((outside, closed), inside) in outside.iter_mut().zip(closed).zip(mask) {
+        *outside = closed && !inside;
     }
     outside
+}
+
+/// Fills the run of open voxels around one, and lists where runs begin beside it in the four rows around.
+fn fill_run(
+    closed: &mut [bool],
+    [depth, height, width]: [usize; 3],
+    [z, y, x]: [usize; 3],
+    pending: &mut Vec<(usize, usize, usize)>,
+) {
+    let first = (z * height + y) * width;
+    let row = &mut closed[first..first + width];
+    if row[x] {
+        return;
+    }
+    let start = row[..x].iter().rposition(|&closed| closed).map_or(0, |at| at + 1);
+    let end = row[x..].iter().position(|&closed| closed).map_or(width, |at| x + at);
+    row[start..end].fill(true);
+    let rows = [
+        (z > 0).then(|| (z - 1, y)),
+        (z + 1 < depth).then(|| (z + 1, y)),
+        (y > 0).then(|| (z, y - 1)),
+        (y + 1 < height).then(|| (z, y + 1)),
+    ];
+    for (z, y) in rows.into_iter().flatten() {
+        let first = (z * height + y) * width;
+        let row = &closed[first..first + width];
+        pending.extend((start..end).filter(|&x| !row[x] && (x == start || row[x - 1])).map(|x| (z, y, x)));
+    }
 }
 
 /// The smallest box that holds all true voxels; the whole volume if there is none.

@@ -7,7 +7,7 @@
 //! Strongly anisotropic volumes are resampled slice by slice, and between slices by the nearest one, because
 //! interpolating across thick slices invents anatomy.
 
-use ndarray::{Array3, Array4, ArrayView1, ArrayViewMut1, Axis, Zip};
+use ndarray::{Array3, Array4, Axis};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -153,26 +153,59 @@ fn interpolate(mut volume: Array3<f64>, grid: &Grid, order: Order) -> Array3<f64
     volume
 }
 
+/// Lines that are interpolated together, so that the recursive filter keeps the processor's vectors full.
+const LINES: usize = 16;
+
 fn along_axis(volume: Array3<f64>, axis: usize, length: usize, order: Order) -> Array3<f64> {
-    let from = volume.len_of(Axis(axis));
     let mut shape: [usize; 3] = volume.dim().into();
+    let from = shape[axis];
+    // In memory: for every index before the axis, for every index along it, `inner` values.
+    let inner: usize = shape[axis + 1..].iter().product();
+    let lines = shape[..axis].iter().product::<usize>() * inner;
     shape[axis] = length;
     let mut resampled = Array3::zeros(shape);
     let positions: Vec<f64> = (0..length).map(|i| (i as f64 + 0.5) * (from as f64 / length as f64) - 0.5).collect();
-    let lines = Zip::from(resampled.lanes_mut(Axis(axis))).and(volume.lanes(Axis(axis)));
-    match order {
-        Order::Linear => {
-            let taps: Vec<_> = positions.iter().map(|&p| linear_taps(p, from)).collect();
-            lines.for_each(|mut to, from| {
-                for (value, [(a, wa), (b, wb)]) in to.iter_mut().zip(&taps) {
-                    *value = wa * from[*a] + wb * from[*b];
-                }
-            });
+    let linear: Vec<_> = positions.iter().map(|&p| linear_taps(p, from)).collect();
+    let cubic: Vec<_> = positions.iter().map(|&p| cubic_taps(p)).collect();
+    let padding = if order == Order::Cubic { PADDING } else { 0 };
+    let mut padded = vec![[0.0; LINES]; from + 2 * padding];
+    let volume = volume.as_standard_layout();
+    let (Some(source), Some(target)) = (volume.as_slice(), resampled.as_slice_mut()) else {
+        return resampled; // both are in standard layout
+    };
+    for first in (0..lines).step_by(LINES) {
+        let count = LINES.min(lines - first);
+        let start = |line: usize, length: usize| (first + line) / inner * length * inner + (first + line) % inner;
+        for line in 0..count {
+            let values = source[start(line, from)..].iter().step_by(inner).take(from);
+            padded[padding..].iter_mut().zip(values).for_each(|(row, value)| row[line] = *value);
         }
-        Order::Cubic => {
-            let taps: Vec<_> = positions.iter().map(|&p| cubic_taps(p)).collect();
-            let mut padded = vec![0.0; from + 2 * PADDING];
-            lines.for_each(|to, from| cubic_line(to, from, &taps, &mut padded));
+        let mut put = |at: usize, values: [f64; LINES]| {
+            for (line, value) in values[..count].iter().enumerate() {
+                target[start(line, length) + at * inner] = *value;
+            }
+        };
+        match order {
+            Order::Linear => {
+                for (at, [(a, wa), (b, wb)]) in linear.iter().enumerate() {
+                    let (a, b) = (&padded[*a], &padded[*b]);
+                    put(at, std::array::from_fn(|line| wa * a[line] + wb * b[line]));
+                }
+            }
+            Order::Cubic => {
+                let (low, high) = (padded[padding], padded[padding + from - 1]);
+                padded[..padding].fill(low);
+                padded[padding + from..].fill(high);
+                spline_coefficients(&mut padded);
+                for (at, (first, weights)) in cubic.iter().enumerate() {
+                    let near = &padded[*first..*first + 4];
+                    let mut sums = [0.0; LINES];
+                    for (coefficients, weight) in near.iter().zip(weights) {
+                        (0..LINES).for_each(|line| sums[line] += coefficients[line] * weight);
+                    }
+                    put(at, sums);
+                }
+            }
         }
     }
     resampled
@@ -196,40 +229,33 @@ fn cubic_taps(position: f64) -> (usize, [f64; 4]) {
     ((first + (PADDING - 1) as f64) as usize, weights)
 }
 
-fn cubic_line(mut to: ArrayViewMut1<f64>, from: ArrayView1<f64>, taps: &[(usize, [f64; 4])], padded: &mut [f64]) {
-    let last = from.len() - 1;
-    for (i, value) in padded.iter_mut().enumerate() {
-        *value = from[i.saturating_sub(PADDING).min(last)];
-    }
-    spline_coefficients(padded);
-    for (value, (first, weights)) in to.iter_mut().zip(taps) {
-        let near = &padded[*first..*first + 4];
-        *value = near.iter().zip(weights).map(|(c, w)| c * w).sum();
-    }
-}
-
-/// Coefficients of the cubic B-spline through the values, with mirrored ends: one causal and one anticausal pass.
-fn spline_coefficients(line: &mut [f64]) {
-    let last = line.len() - 1;
+/// Coefficients of the cubic B-splines through the values of every line, with mirrored ends: one causal and one anticausal
+/// pass.
+fn spline_coefficients(lines: &mut [[f64; LINES]]) {
+    let last = lines.len() - 1;
     // The mirrored signal's geometric sum in closed form.
-    let mut first = line[0] + POLE.powi(last as i32) * line[last];
+    let end = POLE.powi(last as i32);
+    let mut first = std::array::from_fn::<f64, LINES, _>(|line| lines[0][line] + end * lines[last][line]);
     let (mut forward, mut backward) = (POLE, POLE.powi(2 * last as i32 - 1));
-    for &value in &line[1..last] {
-        first += (forward + backward) * value;
+    for row in &lines[1..last] {
+        (0..LINES).for_each(|line| first[line] += (forward + backward) * row[line]);
         forward *= POLE;
         backward /= POLE;
     }
-    line[0] = first / (1.0 - POLE.powi(2 * last as i32));
+    let divisor = 1.0 - POLE.powi(2 * last as i32);
+    lines[0] = first.map(|value| value / divisor);
     for i in 1..=last {
-        line[i] += POLE * line[i - 1];
+        let before = lines[i - 1];
+        (0..LINES).for_each(|line| lines[i][line] += POLE * before[line]);
     }
-    line[last] = POLE / (POLE * POLE - 1.0) * (line[last] + POLE * line[last - 1]);
+    let before = lines[last - 1];
+    let factor = POLE / (POLE * POLE - 1.0);
+    lines[last] = std::array::from_fn(|line| factor * (lines[last][line] + POLE * before[line]));
     for i in (0..last).rev() {
-        line[i] = POLE * (line[i + 1] - line[i]);
+        let after = lines[i + 1];
+        (0..LINES).for_each(|line| lines[i][line] = POLE * (after[line] - lines[i][line]));
     }
-    for value in line {
-        *value *= 6.0;
-    }
+    lines.iter_mut().flatten().for_each(|value| *value *= 6.0);
 }
 
 /// A spline overshoots at edges; upstream clamps to the input's range, of each slice where slices are separate.
