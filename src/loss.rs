@@ -40,7 +40,7 @@ impl NetworkLoss {
         batch_dice: bool,
     ) -> Result<Self> {
         let target = if labels.has_regions() {
-            let members = |group: &crate::dataset::LabelGroup| group.members().iter().map(|&l| l as u8).collect();
+            let members = |group: &crate::dataset::LabelGroup| group.members().iter().map(|&l| l as u16).collect();
             Target::Regions {
                 labels: labels.all_labels().len(),
                 regions: labels.foreground().iter().map(members).collect(),
@@ -48,7 +48,7 @@ impl NetworkLoss {
         } else {
             Target::Labels { classes: labels.all_labels().len() }
         };
-        let ignore = labels.ignore_label().map(|label| label as u8);
+        let ignore = labels.ignore_label().map(|label| label as u16);
         let settings = LossSettings::new(target, ignore, batch_dice);
         let weights = deep_supervision_weights(network.levels());
         // The last one or more levels of weight 0 are not computed at all.
@@ -68,7 +68,7 @@ impl NetworkLoss {
     }
 
     /// Loss and the gradients of the outputs. `target` is the u8 label map `[batch, depth, height, width]`. The loss
-    /// stays on the device: `[total, (B)CE, Dice, Dice of each class]`.
+    /// stays on the device: `[total, (B)CE, Dice, Dice of each class.., (B)CE part of each channel..]`.
     ///
     /// # Errors
     /// If outputs or target have other shapes than the loss was made for.
@@ -108,10 +108,11 @@ impl NetworkLoss {
             .map(|output| Tensor::empty(context, output.tensor().shape(), output.tensor().buffer().dtype()))
             .collect::<Result<Vec<_>>>()?;
         let into: Vec<Gradient> = gradients.iter().map(|g| Gradient::Into(g.buffer())).collect();
+        let annotation = target.into();
         match scale {
-            None => loss::value_and_gradient(context, &self.problem, target, &logits, &into, 1.0, &value)?,
+            None => loss::value_and_gradient(context, &self.problem, &annotation, &logits, &into, 1.0, &value)?,
             Some(scale) => {
-                loss::value_and_scaled_gradient(context, &self.problem, target, &logits, &into, scale, &value)?
+                loss::value_and_scaled_gradient(context, &self.problem, &annotation, &logits, &into, scale, &value)?
             }
         }
         Ok((value, outputs.into_iter().zip(gradients).collect()))
@@ -124,7 +125,7 @@ impl NetworkLoss {
     pub fn value(&self, context: &Context, target: &Buffer, outputs: &[Var]) -> Result<Buffer> {
         let value = context.empty(self.problem.loss_len(), Dtype::F32)?;
         let logits: Vec<&Buffer> = outputs.iter().map(|output| output.tensor().buffer()).collect();
-        loss::value(context, &self.problem, target, &logits, &value)?;
+        loss::value(context, &self.problem, &target.into(), &logits, &value)?;
         Ok(value)
     }
 }

@@ -41,7 +41,7 @@ pub fn items() -> Vec<Item> {
                         Target::Labels { classes } => *classes,
                         Target::Regions { labels, .. } => *labels,
                     };
-                    let settings = LossSettings::new(target.clone(), Some(declared as u8), false);
+                    let settings = LossSettings::new(target.clone(), Some(declared as u16), false);
                     let level = Level { dims, weight: 1.0 };
                     let problem = |weight_ce, weight_dice| {
                         let settings = LossSettings { weight_ce, weight_dice, ..settings.clone() };
@@ -57,12 +57,20 @@ pub fn items() -> Vec<Item> {
                     Box::new(move || {
                         let both = |problem: &Problem, gradient| {
                             let gradient = [Gradient::Into(gradient)];
-                            loss::value_and_gradient(&context, problem, &labels, &[&logits], &gradient, 1.0, &value)
-                                .expect("loss");
+                            loss::value_and_gradient(
+                                &context,
+                                problem,
+                                &(&labels).into(),
+                                &[&logits],
+                                &gradient,
+                                1.0,
+                                &value,
+                            )
+                            .expect("loss");
                         };
                         match pass {
                             Pass::Forward => {
-                                loss::value(&context, &problem, &labels, &[&logits], &value).expect("loss");
+                                loss::value(&context, &problem, &(&labels).into(), &[&logits], &value).expect("loss");
                             }
                             Pass::ForwardBackward => both(&problem, &into),
                             Pass::Unfused => {

@@ -38,7 +38,7 @@ mod sigmoid;
 mod softmax;
 mod walk;
 
-pub use problem::{Level, LossSettings, Problem, Target};
+pub use problem::{Annotation, DiceSettings, Entropy, Level, LossSettings, Problem, Target};
 
 use crate::{Buffer, Context, Dtype, KernelError, LossScale};
 use pass::Pass;
@@ -56,14 +56,16 @@ pub enum Gradient<'a> {
 
 /// The loss and its gradient with respect to the logits of all levels.
 ///
-/// * `labels`: u8, `[batch, depth, height, width]`.
+/// * `annotation`: labels, and what else is known of the voxels; a buffer of labels alone by `(&labels).into()`.
 /// * `logits`, `gradients`: one for each level of the problem, `[batch, depth, height, width, classes]` of that
 ///   level; those of a level of weight 0 are neither checked nor touched.
 /// * `scale`: factor on the gradient alone, for f16 training; else 1.
 /// * `loss`: f32, [`Problem::loss_len`] values, overwritten, each summed over the levels with their weights:
-///   `[total, ce or bce, dice, Dice coefficient of each class]`. `ce` and `dice` (negative, -1 at best) are
-///   without `weight_ce` and `weight_dice`. For labels the coefficients begin with class 1, for regions with
-///   the first. Without `batch_dice` they are the means over the samples.
+///   `[total, ce or bce, dice, Dice coefficient of each Dice class.., cross-entropy part of each channel..]`.
+///   `ce` and `dice` (negative, -1 at best) are without `weight_ce` and `weight_dice`. For labels the coefficients
+///   begin with class 1 (with class 0 if the background has a term), for regions with the first. Without batch
+///   Dice they are the means over the samples in which the class has a term, and 0 where there is none. The
+///   cross-entropy parts sum to `ce`: of labels that of the voxels with label c, of regions that of region c.
 ///
 /// # Errors
 /// [`KernelError::Shape`] or [`KernelError::Dtype`] for a buffer that does not fit, [`KernelError::Unsupported`]
@@ -71,13 +73,13 @@ pub enum Gradient<'a> {
 pub fn value_and_gradient(
     context: &Context,
     problem: &Problem,
-    labels: &Buffer,
+    annotation: &Annotation,
     logits: &[&Buffer],
     gradients: &[Gradient],
     scale: f32,
     loss: &Buffer,
 ) -> Result<(), KernelError> {
-    run(context, problem, labels, logits, gradients, (scale, None), loss)
+    run(context, problem, annotation, logits, gradients, (scale, None), loss)
 }
 
 /// The same with the factor of a [`LossScale`], which stays on the device.
@@ -87,19 +89,19 @@ pub fn value_and_gradient(
 pub fn value_and_scaled_gradient(
     context: &Context,
     problem: &Problem,
-    labels: &Buffer,
+    annotation: &Annotation,
     logits: &[&Buffer],
     gradients: &[Gradient],
     scale: &LossScale,
     loss: &Buffer,
 ) -> Result<(), KernelError> {
-    run(context, problem, labels, logits, gradients, (1.0, Some(scale)), loss)
+    run(context, problem, annotation, logits, gradients, (1.0, Some(scale)), loss)
 }
 
 fn run(
     context: &Context,
     problem: &Problem,
-    labels: &Buffer,
+    annotation: &Annotation,
     logits: &[&Buffer],
     gradients: &[Gradient],
     (scale, dynamic): (f32, Option<&LossScale>),
@@ -109,14 +111,14 @@ fn run(
         let expected = problem.levels.len();
         return Err(KernelError::shape(OPERATION, "number of gradients", expected, gradients.len()));
     }
-    check_buffers(context, problem, labels, logits, loss)?;
+    check_buffers(context, problem, annotation, logits, loss)?;
     for level in active(problem) {
         if let Gradient::Into(buffer) = gradients[level] {
             buffer.expect(OPERATION, "gradient", problem.logits_len(level), logits[level].dtype())?;
         }
     }
     for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, labels, logits[level]);
+        let pass = Pass::new(context, problem, level, annotation.labels, logits[level]);
         let sums = pass.sums()?;
         let coefficients = pass.finish(&sums, loss, scale, i == 0)?;
         if let Some(dynamic) = dynamic {
@@ -135,13 +137,13 @@ fn run(
 pub fn value(
     context: &Context,
     problem: &Problem,
-    labels: &Buffer,
+    annotation: &Annotation,
     logits: &[&Buffer],
     loss: &Buffer,
 ) -> Result<(), KernelError> {
-    check_buffers(context, problem, labels, logits, loss)?;
+    check_buffers(context, problem, annotation, logits, loss)?;
     for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, labels, logits[level]);
+        let pass = Pass::new(context, problem, level, annotation.labels, logits[level]);
         let sums = pass.sums()?;
         pass.finish(&sums, loss, 1.0, i == 0)?;
     }
@@ -155,7 +157,7 @@ fn active(problem: &Problem) -> impl Iterator<Item = usize> {
 fn check_buffers(
     context: &Context,
     problem: &Problem,
-    labels: &Buffer,
+    annotation: &Annotation,
     logits: &[&Buffer],
     loss: &Buffer,
 ) -> Result<(), KernelError> {
@@ -164,7 +166,17 @@ fn check_buffers(
         return Err(KernelError::shape(OPERATION, "number of logit buffers", expected, logits.len()));
     }
     let voxels: usize = problem.dims.iter().product();
-    labels.expect(OPERATION, "labels", problem.batch * voxels, Dtype::U8)?;
+    let settings = &problem.settings;
+    let unfinished = settings.entropy != Entropy::Mean
+        || settings.dice.background
+        || settings.dice.clip_tp.is_some()
+        || settings.target.channels() > 255
+        || annotation.missing.is_some()
+        || annotation.weights.is_some();
+    if unfinished {
+        return Err(KernelError::Unsupported { operation: OPERATION, feature: "kernel for this variant" });
+    }
+    annotation.labels.expect(OPERATION, "labels", problem.batch * voxels, Dtype::U8)?;
     loss.expect(OPERATION, "loss", problem.loss_len(), Dtype::F32)?;
     for level in active(problem) {
         let (buffer, caps) = (logits[level], context.caps());

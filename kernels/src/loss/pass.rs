@@ -45,7 +45,7 @@ impl Plan {
             classes,
             regions: matches!(target, Target::Regions { .. }),
             walkers: if threads { 1 } else { caps.cube_units() as usize },
-            skip: settings.ignore.is_some(),
+            skip: !settings.ignore.is_empty(),
             full,
             // Four classes of eight lanes are about 150 operations; more only cost compile time.
             unroll: classes <= if threads { 4 } else { REGISTER_CLASSES },
@@ -119,7 +119,7 @@ impl<'a> Pass<'a> {
             height,
             width,
             settings.target.labels() as u32,
-            settings.ignore.map_or(u32::MAX, u32::from),
+            u32::MAX,
         )
     }
 
@@ -298,9 +298,9 @@ impl<'a> Pass<'a> {
         let finish = Finish {
             classes,
             sum_slots: self.sum_slots(),
-            first_dice: settings.target.first_dice(),
-            batch_dice: settings.batch_dice,
-            channel_mean: self.plan.regions && settings.ignore.is_none(),
+            first_dice: settings.first_dice(),
+            batch_dice: settings.dice.batch,
+            channel_mean: self.plan.regions && settings.ignore.is_empty(),
             overwrite,
         };
         let weights = WeightsLaunch::new(
@@ -308,7 +308,7 @@ impl<'a> Pass<'a> {
             self.problem.levels[self.level].weight,
             settings.weight_ce,
             settings.weight_dice,
-            settings.smooth,
+            settings.dice.smooth,
             scale,
         );
         // A thread is faster than two for so little.

@@ -7,7 +7,7 @@ use crate::{Buffer, Context, Dtype, KernelError};
 /// What the channels of the logits mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Exclusive classes: channel k is the score of label k, label 0 is background. 1 to 255 classes.
+    /// Exclusive classes: channel k is the score of label k, label 0 is background. 1 to 1024 classes.
     Labels {
         /// Number of channels, and of labels from 0 on.
         classes: usize,
@@ -16,8 +16,8 @@ pub enum Target {
     Regions {
         /// Number of labels from 0 on, background included; larger ones in the map are treated as ignored.
         labels: usize,
-        /// For every region the labels that belong to it. 1 to 255 regions.
-        regions: Vec<Vec<u8>>,
+        /// For every region the labels that belong to it. 1 to 1024 regions.
+        regions: Vec<Vec<u16>>,
     },
 }
 
@@ -30,18 +30,8 @@ impl Target {
         }
     }
 
-    /// Number of classes with a Dice term: without the background for labels, all for regions.
-    pub fn dice_classes(&self) -> usize {
-        self.channels() - self.first_dice()
-    }
-
-    pub(super) fn first_dice(&self) -> usize {
-        // With one class only there would be no term at all: nnU-Net has no such case.
-        usize::from(matches!(self, Self::Labels { classes } if *classes > 1))
-    }
-
     /// Labels that count, from 0 on.
-    pub(super) fn labels(&self) -> usize {
+    pub fn labels(&self) -> usize {
         match self {
             Self::Labels { classes } => *classes,
             Self::Regions { labels, .. } => *labels,
@@ -49,28 +39,99 @@ impl Target {
     }
 }
 
+/// How the (binary) cross-entropies of the voxels become one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Entropy {
+    /// nnU-Net's: the mean over the annotated voxels. For regions with a declared ignore label the sum over all
+    /// regions divided by the number of annotated voxels, so that it grows with the number of regions; without
+    /// one the mean over voxels and regions.
+    Mean,
+    /// Regions only: the mean over annotated voxels and regions, whether or not an ignore label is declared.
+    MeanOverRegions,
+    /// Labels only, nnU-Net's `TopKLoss`: the mean of the `percent` % largest of *all* voxels of the batch, where
+    /// ignored voxels count as 0. That are `voxels * percent / 100` voxels without the fraction, at least one.
+    TopK {
+        /// More than 0, at most 100. nnU-Net: 10.
+        percent: f32,
+    },
+}
+
+/// How the Dice term is formed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DiceSettings {
+    /// Sum I, P, G over the batch before dividing.
+    pub batch: bool,
+    /// Labels: the background (class 0) has a Dice term too. Regions, and a single class, always have all terms.
+    pub background: bool,
+    /// Added to numerator and denominator. nnU-Net: 1e-5.
+    pub smooth: f32,
+    /// Least value of the intersection I; what is raised to it has no gradient of its own. nnU-Net: none.
+    pub clip_tp: Option<f32>,
+}
+
 /// Which loss.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossSettings {
     /// Meaning of the channels.
     pub target: Target,
-    /// The label of voxels that nobody annotated, if the data set declares one. It changes the denominator of
-    /// the binary cross-entropy of regions even where no voxel has it.
-    pub ignore: Option<u8>,
-    /// Sum I, P, G over the batch before dividing.
-    pub batch_dice: bool,
-    /// Factor of the (binary) cross-entropy. nnU-Net: 1.
+    /// The labels of voxels that nobody annotated, as far as the data set declares them; none of them may be one
+    /// of the target's labels. Every label beyond the target's is treated as ignored, listed here or not; but with
+    /// none listed the kernels expect annotated voxels and look for no gaps to skip, and [`Entropy::Mean`] of
+    /// regions has another denominator.
+    pub ignore: Vec<u16>,
+    /// How cross-entropies become one number.
+    pub entropy: Entropy,
+    /// The Dice term.
+    pub dice: DiceSettings,
+    /// Factor of the (binary) cross-entropy; with 0 it is not computed and reported as 0. nnU-Net: 1.
     pub weight_ce: f32,
-    /// Factor of the Dice term. nnU-Net: 1.
+    /// Factor of the Dice term; with 0 it is not computed and reported as 0. nnU-Net: 1.
     pub weight_dice: f32,
-    /// Added to numerator and denominator of Dice. nnU-Net: 1e-5.
-    pub smooth: f32,
 }
 
 impl LossSettings {
     /// nnU-Net's settings for a target.
-    pub fn new(target: Target, ignore: Option<u8>, batch_dice: bool) -> Self {
-        Self { target, ignore, batch_dice, weight_ce: 1.0, weight_dice: 1.0, smooth: 1e-5 }
+    pub fn new(target: Target, ignore: Option<u16>, batch_dice: bool) -> Self {
+        Self {
+            target,
+            ignore: ignore.into_iter().collect(),
+            entropy: Entropy::Mean,
+            dice: DiceSettings { batch: batch_dice, background: false, smooth: 1e-5, clip_tp: None },
+            weight_ce: 1.0,
+            weight_dice: 1.0,
+        }
+    }
+
+    /// Number of classes with a Dice term: all regions; of labels those without the background, unless it is
+    /// asked for.
+    pub fn dice_classes(&self) -> usize {
+        self.target.channels() - self.first_dice()
+    }
+
+    pub(super) fn first_dice(&self) -> usize {
+        // With one class only there would be no term at all: nnU-Net has no such case.
+        usize::from(matches!(self.target, Target::Labels { classes } if classes > 1) && !self.dice.background)
+    }
+}
+
+/// What is known about the voxels: labels, and optionally which classes nobody looked for and how much a voxel
+/// counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Annotation<'a> {
+    /// `[batch, depth, height, width]` at full resolution: u8, or u16 where labels exceed 255.
+    pub labels: &'a Buffer,
+    /// For every sample the set of classes (regions) that nobody annotated in it: `[batch, ceil(channels / 32)]`,
+    /// bit `c % 32` of word `c / 32`. Background (label 0 of [`Target::Labels`]) cannot be missing, and of regions
+    /// not all.
+    pub missing: Option<&'a [u32]>,
+    /// Weights of the voxels, `[batch, depth, height, width]` at full resolution: u8 (255 is 1), f16 or f32, finite.
+    /// A voxel whose weight is 0 (or negative, or not a number) is ignored.
+    pub weights: Option<&'a Buffer>,
+}
+
+impl<'a> From<&'a Buffer> for Annotation<'a> {
+    fn from(labels: &'a Buffer) -> Self {
+        Self { labels, missing: None, weights: None }
     }
 }
 
@@ -134,7 +195,7 @@ impl Problem {
 
     /// Length of the loss vector, see [`value_and_gradient`](super::value_and_gradient).
     pub fn loss_len(&self) -> usize {
-        3 + self.settings.target.dice_classes()
+        3 + self.settings.dice_classes() + self.settings.target.channels()
     }
 
     /// Number of logits of a level.
@@ -153,22 +214,47 @@ impl Problem {
     }
 }
 
+/// The most classes or regions.
+const MOST_CHANNELS: usize = 1024;
+/// The most labels: what 16 bits hold.
+const MOST_LABELS: usize = 1 << 16;
+
 fn check_settings(settings: &LossSettings) -> Result<(), KernelError> {
-    let channels = settings.target.channels();
-    if !(1..=255).contains(&channels) {
-        return Err(KernelError::shape(OPERATION, "classes or regions", "1 to 255", channels));
+    let wrong = |what, expected: &str, actual: &dyn std::fmt::Debug| {
+        Err(KernelError::shape(OPERATION, what, format_args!("{expected}"), actual))
+    };
+    let (channels, labels) = (settings.target.channels(), settings.target.labels());
+    if !(1..=MOST_CHANNELS).contains(&channels) {
+        return wrong("classes or regions", "1 to 1024", &channels);
     }
-    if let Target::Regions { labels, regions } = &settings.target {
-        if !(1..=256).contains(labels) {
-            return Err(KernelError::shape(OPERATION, "labels", "1 to 256", labels));
-        }
-        if let Some(label) = regions.iter().flatten().find(|label| usize::from(**label) >= *labels) {
-            return Err(KernelError::shape(OPERATION, "label of a region", format!("below {labels}"), label));
+    if !(1..=MOST_LABELS).contains(&labels) {
+        return wrong("labels", "1 to 65536", &labels);
+    }
+    if let Target::Regions { regions, .. } = &settings.target {
+        if let Some(label) = regions.iter().flatten().find(|label| usize::from(**label) >= labels) {
+            return wrong("label of a region", "a declared label", label);
         }
     }
-    let weights = [settings.weight_ce, settings.weight_dice, settings.smooth];
-    if !weights.iter().all(|w| w.is_finite()) || settings.smooth < 0.0 {
-        return Err(KernelError::shape(OPERATION, "weights and smooth", "finite, smooth >= 0", weights));
+    if let Some(label) = settings.ignore.iter().find(|label| usize::from(**label) < labels) {
+        return wrong("ignored label", "none of the target's labels", label);
+    }
+    match (settings.entropy, &settings.target) {
+        (Entropy::MeanOverRegions, Target::Labels { .. }) => {
+            return wrong("entropy", "one of labels", &settings.entropy);
+        }
+        (Entropy::TopK { .. }, Target::Regions { .. }) => return wrong("entropy", "one of regions", &settings.entropy),
+        (Entropy::TopK { percent }, _) if !(percent > 0.0 && percent <= 100.0) => {
+            return wrong("percent of the largest cross-entropies", "above 0, at most 100", &percent);
+        }
+        _ => (),
+    }
+    let DiceSettings { smooth, clip_tp, .. } = settings.dice;
+    if [smooth, clip_tp.unwrap_or(0.0)].iter().any(|s| !(s.is_finite() && *s >= 0.0)) {
+        return wrong("smooth and clip_tp", "finite and >= 0", &(smooth, clip_tp));
+    }
+    let weights = [settings.weight_ce, settings.weight_dice];
+    if weights.iter().any(|w| !w.is_finite()) || weights == [0.0; 2] {
+        return wrong("weight_ce and weight_dice", "finite and not both 0", &weights);
     }
     Ok(())
 }
@@ -195,7 +281,7 @@ fn axis_table(dims: [usize; 3], level: [usize; 3]) -> Vec<u32> {
 fn region_table(target: &Target) -> Vec<u32> {
     let Target::Regions { regions, .. } = target else { return vec![0] };
     let words = regions.len().div_ceil(32);
-    let mut table = vec![0; 257 * words];
+    let mut table = vec![0; (target.labels() + 1).max(257) * words];
     for (region, labels) in regions.iter().enumerate() {
         for label in labels {
             table[usize::from(*label) * words + region / 32] |= 1 << (region % 32);
