@@ -1,7 +1,9 @@
 //! Buffers, grids and the errors of a device.
 
-use crate::common::device;
-use voxgrad::kernels::{Dtype, KernelError};
+use crate::common::{device, read, uniform};
+use half::bf16;
+use voxgrad::kernels::loss::{Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
+use voxgrad::kernels::{Buffer, Dtype, KernelError, elementwise};
 
 #[test]
 fn upload_and_download_are_inverse() {
@@ -36,12 +38,53 @@ fn misuse_is_a_typed_error() {
 }
 
 #[test]
-fn large_grids_spread_over_two_axes_and_cover_everything() {
+fn handles_of_another_program_become_buffers_if_they_fit() {
     let (context, _guard) = device();
-    for items in [0usize, 1, 63, 64, 65, 70_000 * 64, 5_000_000 * 64] {
-        let cubecl::CubeCount::Static(x, y, z) = context.grid("test", items, 64).unwrap() else { panic!() };
-        let [max_x, max_y] = context.caps().max_cubes;
-        assert!(x <= max_x && y <= max_y && z == 1);
-        assert!(u64::from(x) * u64::from(y) * 64 >= items as u64);
+    let values: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+    let handle = context.upload_f32(&values).unwrap().handle().clone();
+    let wrap = |handle, len| Buffer::from_handle(handle, len, Dtype::F32);
+    assert_eq!(context.download_f32(&wrap(handle.clone(), 1000).unwrap()).unwrap(), values);
+    // A part of a longer handle is cut to its length: kernels ask the handle for it.
+    let inner = wrap(handle.clone().offset_start(512), 100).unwrap();
+    assert_eq!(inner.handle().size_in_used(), 400);
+    assert_eq!(context.download_f32(&inner).unwrap(), &values[128..228]);
+    elementwise::fill(context, &inner, -1.0).unwrap();
+    let changed = context.download_f32(&wrap(handle.clone(), 1000).unwrap()).unwrap();
+    assert!(changed.iter().enumerate().all(|(i, v)| *v == if (128..228).contains(&i) { -1.0 } else { i as f32 }));
+    for (handle, len) in [(handle.clone(), 1001), (handle.clone(), usize::MAX), (handle.offset_start(4), 10)] {
+        assert!(matches!(wrap(handle, len).unwrap_err(), KernelError::Shape { .. }));
+    }
+}
+
+#[test]
+fn bf16_logits_work_on_the_cpu_runtime_of_linux() {
+    // This test program exports the routine that processors without an instruction for bf16 need.
+    let (context, _guard) = device();
+    if context.caps().cores.is_none() || !cfg!(target_os = "linux") {
+        return println!("skipped: not the CPU runtime on Linux");
+    }
+    assert!(context.caps().bf16);
+    let (dims, classes) = ([4, 5, 6], 3);
+    let settings = LossSettings::new(Target::Labels { classes }, Some(3), false);
+    let problem = Problem::new(context, &settings, 1, dims, &[Level { dims, weight: 1.0 }]).unwrap();
+    let labels: Vec<u8> = (0..120).map(|v| v % 4).collect();
+    let labels = context.upload(&labels, Dtype::U8).unwrap();
+    let half: Vec<bf16> = uniform(1, 120 * classes).iter().map(|z| bf16::from_f32(4.0 * z)).collect();
+    let exact: Vec<f32> = half.iter().map(|z| z.to_f32()).collect();
+    let run = |logits: Buffer| {
+        let gradient = context.empty(logits.len(), logits.dtype()).unwrap();
+        let value = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+        let into = [Gradient::Into(&gradient)];
+        value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, 1.0, &value).unwrap();
+        (read(context, &value), gradient)
+    };
+    let (value, gradient) = run(context.upload_f32(&exact).unwrap());
+    let (half_value, half_gradient) = run(context.upload(&half, Dtype::Bf16).unwrap());
+    let totals = 5; // the total, its two parts, and a coefficient each of two foreground classes
+    assert_eq!(value[..totals], half_value[..totals]);
+    // The gradient is rounded once, to the nearest of 8 significant bits.
+    let half_gradient = context.download::<bf16>(&half_gradient).unwrap();
+    for (g, h) in read(context, &gradient).iter().zip(half_gradient) {
+        assert_eq!(h, bf16::from_f32(*g));
     }
 }

@@ -84,7 +84,8 @@ impl Caps {
             max_buffer: properties.memory.max_page_size,
             memory: properties.memory.max_memory(),
             f16: has(FloatKind::F16),
-            bf16: has(FloatKind::BF16) && (hardware.num_cpu_cores.is_none() || host_rounds_to_bf16()),
+            // The CPU runtime says so on every machine.
+            bf16: has(FloatKind::BF16) && (hardware.num_cpu_cores.is_none() || crate::bf16::on_cpu()),
             tensor_cores,
         }
     }
@@ -103,15 +104,4 @@ impl Caps {
             None => items.div_ceil(items_per_unit.max(1)).clamp(1, 1 << 20),
         }
     }
-}
-
-/// Whether the CPU has an instruction that rounds f32 to bf16. Without one, the CPU runtime's compiler calls a library
-/// function that a Rust program does not have, and its kernels fail when they are launched.
-fn host_rounds_to_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
 }

@@ -63,17 +63,27 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Wraps memory of somebody else's CubeCL program, without a copy.
+    /// The first `len` elements of memory of somebody else's CubeCL program, without a copy. What lies behind them is
+    /// neither read nor written.
     ///
     /// # Errors
-    /// [`KernelError::Shape`] if `handle` is smaller than `len` elements.
+    /// [`KernelError::Shape`] if `handle` is smaller than `len` elements, or does not begin at a multiple of
+    /// [`ALIGNMENT`](Self::ALIGNMENT) bytes of its allocation.
     pub fn from_handle(handle: Handle, len: usize, dtype: Dtype) -> Result<Self, KernelError> {
-        let bytes = (len * dtype.size()) as u64;
-        if handle.size_in_used() < bytes {
-            return Err(KernelError::shape("buffer", "bytes of the handle", bytes, handle.size_in_used()));
+        let (first, available) = (handle.offset_start.unwrap_or(0), handle.size_in_used());
+        if first % Self::ALIGNMENT != 0 {
+            return Err(KernelError::shape("buffer", "first byte of the handle", "a multiple of 256", first));
         }
-        Ok(Self { handle, len, dtype })
+        let Some(behind) = available.checked_sub((len as u64).saturating_mul(dtype.size() as u64)) else {
+            let expected = format_args!("room for {len} of {dtype:?}");
+            return Err(KernelError::shape("buffer", "bytes of the handle", expected, available));
+        };
+        // Kernels take a slice's length from the handle.
+        Ok(Self { handle: handle.offset_end(behind), len, dtype })
     }
+
+    /// Buffers begin at multiples of this many bytes of an allocation: the strictest demand among the runtimes.
+    pub const ALIGNMENT: u64 = 256;
 
     /// The memory itself.
     pub fn handle(&self) -> &Handle {
@@ -95,20 +105,20 @@ impl Buffer {
         self.dtype
     }
 
-    /// Part of the buffer, sharing its memory. `start` times the element size must be a multiple of 256
-    /// bytes (the strictest alignment among the runtimes).
+    /// Part of the buffer, sharing its memory. `start` times the element size must be a multiple of
+    /// [`ALIGNMENT`](Self::ALIGNMENT).
     ///
     /// # Errors
     /// [`KernelError::Shape`] if the part does not lie inside the buffer or is not aligned.
     pub fn part(&self, start: usize, len: usize) -> Result<Self, KernelError> {
-        let (first, size) = (start * self.dtype.size(), self.dtype.size());
-        if first % 256 != 0 {
+        let end = start.saturating_add(len);
+        if end > self.len {
+            return Err(KernelError::shape("buffer part", "end", format_args!("<= {}", self.len), end));
+        }
+        let (first, behind) = (start * self.dtype.size(), (self.len - end) * self.dtype.size());
+        if first as u64 % Self::ALIGNMENT != 0 {
             return Err(KernelError::shape("buffer part", "first byte", "a multiple of 256", first));
         }
-        if start + len > self.len {
-            return Err(KernelError::shape("buffer part", "end", format_args!("<= {}", self.len), start + len));
-        }
-        let behind = (self.len - start - len) * size;
         let handle = self.handle.clone().offset_start(first as u64).offset_end(behind as u64);
         Ok(Self { handle, len, dtype: self.dtype })
     }
@@ -165,7 +175,7 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Takes over an existing client, one's own or another engine's.
+    /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
         Self { client, caps, launches: Arc::new(AtomicU32::new(0)) }

@@ -17,6 +17,8 @@
 //! CubeCL's CPU runtime the units of a cube are the threads, so a plan there has as many units as the
 //! machine has cores, each with a long strip or a large register tile; on a GPU strips are short and
 //! units are many.
+//!
+//! How to call them from another engine: [`embedding`].
 #![warn(missing_docs)]
 #![allow(
     clippy::manual_div_ceil,
@@ -25,12 +27,15 @@
     reason = "kernels have neither iterators over slices nor copies of them"
 )]
 
+mod bf16;
 mod block;
 mod caps;
 mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
 pub mod elementwise;
+#[doc = include_str!("../EMBEDDING.md")]
+pub mod embedding {}
 mod error;
 pub mod instance_norm;
 pub mod loss;
