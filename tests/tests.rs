@@ -100,3 +100,6 @@ mod dataset_cli;
 
 /// Planted errors for compute-sanitizer.
 mod sanitizer;
+
+/// Compilation for CUDA, without a device.
+mod ptx;

@@ -1,0 +1,92 @@
+//! Every kernel that two whole networks launch, handed to `ptx/driver.c` in place of a CUDA driver: that they compile for
+//! an NVIDIA GPU, and respect its limits, needs none. `scripts/ptx_check.sh` runs this and assembles what it wrote.
+
+use crate::common::{assert_no_device_panic, device};
+use std::path::Path;
+use voxgrad::dataset::plans::Plans;
+use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::kernels::{Context, Dtype};
+use voxgrad::loss::NetworkLoss;
+use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
+use voxgrad::optim::Optimizer;
+use voxgrad::tape::{Tape, Var};
+use voxgrad::tensor::{Shape, Tensor};
+
+/// A network in training, and what it is trained with.
+struct Work {
+    network: UNetShape,
+    labels: LabelManager,
+    batch: usize,
+    patch: [usize; 3],
+    batch_dice: bool,
+}
+
+/// nnU-Net's 3d_fullres plan for BraTS on 24 GB: four contrasts, patches of 128^3, six stages, three nested regions.
+fn brats(ignore: &str) -> Work {
+    let json = format!(
+        r#"{{"channel_names": {{"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}}, "numTraining": 1251,
+        "file_ending": ".nii.gz", "regions_class_order": [1, 2, 3],
+        "labels": {{"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3{ignore}}}}}"#
+    );
+    let labels = LabelManager::new(&DatasetJson::parse(Path::new("dataset.json"), &json).unwrap()).unwrap();
+    let stage = |(i, features)| Stage {
+        features,
+        kernel: [3; 3],
+        stride: if i == 0 { [1; 3] } else { [2; 3] },
+        encoder_blocks: 2,
+        decoder_blocks: 2,
+    };
+    let stages = [32, 64, 128, 256, 320, 320].into_iter().enumerate().map(stage).collect();
+    let network = UNetShape { channels_in: 4, heads: labels.num_segmentation_heads(), stages, bias: true };
+    Work { network, labels, batch: 2, patch: [128; 3], batch_dice: true }
+}
+
+/// The network of the demo.
+fn hippocampus() -> Work {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus");
+    let plans = Plans::read(&folder.join("nnUNetPlans.json")).unwrap();
+    let labels = LabelManager::new(&DatasetJson::read(&folder.join("dataset.json")).unwrap()).unwrap();
+    let configuration = plans.configuration("3d_fullres").unwrap();
+    let heads = labels.num_segmentation_heads();
+    let network = UNetShape::from_plans(&configuration.architecture.arch_kwargs, 1, heads).unwrap();
+    let patch = configuration.patch_size[..].try_into().unwrap();
+    Work { network, labels, batch: configuration.batch_size, patch, batch_dice: configuration.batch_dice }
+}
+
+/// A training step, a validation step, and the prediction of one patch.
+fn launch(context: &Context, work: Work) {
+    let Work { network, labels, batch, patch, batch_dice } = work;
+    let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
+    let upload = |batch| Tensor::upload(context, shape(batch), &vec![0.0; shape(batch).len()]).unwrap();
+    let (x, one) = (Var::data(upload(batch)), Var::data(upload(1)));
+    let voxels = batch * patch.iter().product::<usize>();
+    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
+    let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
+    let network = PlainConvUNet::new(context, network.clone(), 1).unwrap();
+
+    let mut tape = Tape::new(context);
+    let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
+    let (value, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
+    tape.backward(seeds).unwrap();
+    let norm = Optimizer::default().step(context, network.parameters(), 0.01).unwrap();
+    let [values, ..] = network.parameters().trained().unwrap();
+    context.finish([&value, &norm, &values]).unwrap();
+
+    let outputs = network.forward(&mut Tape::inference(context), &x, loss.levels()).unwrap();
+    let value = loss.value(context, &target, &outputs).unwrap();
+    context.finish([&value]).unwrap();
+    let outputs = network.forward(&mut Tape::inference(context), &one, 1).unwrap();
+    outputs[0].tensor().download(context).unwrap();
+    assert_no_device_panic();
+}
+
+#[test]
+fn kernels_of_whole_networks_compile_for_cuda() {
+    if std::env::var_os("CUDA_STUB_FOLDER").is_none() {
+        return println!("skipped: this is for scripts/ptx_check.sh");
+    }
+    let (context, _guard) = device();
+    launch(context, hippocampus());
+    launch(context, brats(""));
+    launch(context, brats(r#", "ignore": 4"#));
+}
