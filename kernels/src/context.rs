@@ -71,7 +71,7 @@ impl Buffer {
     /// [`ALIGNMENT`](Self::ALIGNMENT) bytes of its allocation.
     pub fn from_handle(handle: Handle, len: usize, dtype: Dtype) -> Result<Self, KernelError> {
         let (first, available) = (handle.offset_start.unwrap_or(0), handle.size_in_used());
-        if first % Self::ALIGNMENT != 0 {
+        if !first.is_multiple_of(Self::ALIGNMENT) {
             return Err(KernelError::shape("buffer", "first byte of the handle", "a multiple of 256", first));
         }
         let Some(behind) = available.checked_sub((len as u64).saturating_mul(dtype.size() as u64)) else {
@@ -116,7 +116,7 @@ impl Buffer {
             return Err(KernelError::shape("buffer part", "end", format_args!("<= {}", self.len), end));
         }
         let (first, behind) = (start * self.dtype.size(), (self.len - end) * self.dtype.size());
-        if first as u64 % Self::ALIGNMENT != 0 {
+        if !(first as u64).is_multiple_of(Self::ALIGNMENT) {
             return Err(KernelError::shape("buffer part", "first byte", "a multiple of 256", first));
         }
         let handle = self.handle.clone().offset_start(first as u64).offset_end(behind as u64);
