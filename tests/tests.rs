@@ -11,6 +11,9 @@ mod conv3d;
 /// Convolutions of 16-bit activations.
 mod conv_half;
 
+/// Winograd's convolution beside the direct one.
+mod winograd;
+
 /// Transposed convolution and its gradients.
 mod conv_transpose3d;
 

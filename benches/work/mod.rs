@@ -5,6 +5,7 @@ mod loss;
 mod norm;
 pub mod peak;
 mod step;
+mod winograd;
 
 use voxgrad::device;
 use voxgrad::kernels::{Buffer, Context};
@@ -40,18 +41,22 @@ fn device_choice() -> String {
     std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
 
-/// The items of a group: conv, norm, loss, step, size, or all of them but size.
+/// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two.
 pub fn items(group: &str) -> Vec<Item> {
     let all = [
         ("conv", conv::items as fn() -> Vec<Item>),
         ("norm", norm::items),
         ("loss", loss::items),
         ("step", step::items),
+        ("winograd", winograd::items),
     ];
     if group == "size" {
         return step::sizes();
     }
-    all.into_iter().filter(|(name, _)| group == "all" || group == *name).flat_map(|(_, items)| items()).collect()
+    all.into_iter()
+        .filter(|(name, _)| *name == group || group == "all" && *name != "winograd")
+        .flat_map(|(_, items)| items())
+        .collect()
 }
 
 /// `len` values of a fixed pattern, uniform in [-1, 1).

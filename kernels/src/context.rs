@@ -166,6 +166,7 @@ pub struct Context {
     client: Client,
     caps: Arc<Caps>,
     launches: Arc<AtomicU32>,
+    exact: bool,
 }
 
 impl std::fmt::Debug for Context {
@@ -178,7 +179,19 @@ impl Context {
     /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
-        Self { client, caps, launches: Arc::new(AtomicU32::new(0)) }
+        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), exact: false }
+    }
+
+    /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
+    /// default convolutions may use Winograd's algorithm, which is faster and rounds a little more.
+    pub fn with_exact(mut self, exact: bool) -> Self {
+        self.exact = exact;
+        self
+    }
+
+    /// Whether [`Context::with_exact`] was set.
+    pub fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// CubeCL's client.

@@ -7,11 +7,13 @@ pub(crate) mod gather;
 pub(crate) mod igemm;
 pub(crate) mod pack;
 pub(crate) mod weight_gradient;
+mod winograd;
 
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use gather::{Gather, Method};
 use pack::Packing;
 use weight_gradient::WeightGradient;
+use winograd::convolution::Convolution;
 
 const OPERATION: &str = "conv3d";
 
@@ -152,6 +154,46 @@ impl Problem {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// The products of the definition, added up in registers.
+    Direct,
+    /// Winograd's F(2, 3) along each axis of three taps: fewer products, a little more rounding.
+    Winograd,
+}
+
+/// What is computed for a [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The output.
+    Forward,
+    /// The gradient of the inputs.
+    DataGradient,
+    /// The gradient of the weights.
+    WeightGradient,
+}
+
+/// The algorithm that is the faster one on a device with `caps`, for tensors of `dtype`.
+pub fn algorithm(problem: &Problem, pass: Pass, dtype: Dtype, caps: &Caps) -> Algorithm {
+    let fits = caps.cores.is_some()
+        && dtype == Dtype::F32
+        && problem.stride == [1; 3]
+        && matches!(problem.kernel, [1 | 3, 3, 3])
+        && pass != Pass::WeightGradient;
+    let channels = [problem.channels_in, problem.second_channels, problem.channels_out];
+    if fits && channels.iter().all(|c| c.is_multiple_of(16)) && problem.channels_out >= 32 {
+        Algorithm::Winograd
+    } else {
+        Algorithm::Direct
+    }
+}
+
+/// As [`algorithm`], but always direct where the caller wants exactness.
+fn algorithm_in(context: &Context, problem: &Problem, pass: Pass, dtype: Dtype) -> Algorithm {
+    if context.is_exact() { Algorithm::Direct } else { algorithm(problem, pass, dtype, context.caps()) }
+}
+
 /// `y = conv(x, w) + bias`.
 ///
 /// `x`: `[batch, in_dims, channels_in]`, `second`: the same with its own channels, `w`: f32
@@ -177,7 +219,7 @@ pub fn forward(
     let out_dims = problem.out_dims();
     let method = problem.method(x.dtype(), context.caps());
     let (block, split, dtype) = method.packing(x.dtype(), problem.channels_out);
-    let packed = Packing {
+    let packing = Packing {
         kernel: problem.kernel,
         rows: problem.channels_in + problem.second_channels,
         columns: problem.channels_out,
@@ -191,13 +233,28 @@ pub fn forward(
         split,
         first_input: problem.channels_in,
         dtype,
+    };
+    let second = second.map(|second| (second, problem.second_channels));
+    if algorithm_in(context, problem, Pass::Forward, x.dtype()) == Algorithm::Winograd {
+        return Convolution {
+            batch: problem.batch,
+            dims: problem.in_dims,
+            input: x,
+            channels_in: problem.channels_in,
+            second,
+            deep: problem.kernel[0] == 3,
+            bias,
+            output: y,
+            channels_out: problem.channels_out,
+        }
+        .launch(context, w, packing);
     }
-    .run(context, w)?;
+    let packed = packing.run(context, w)?;
     Gather {
         batch: problem.batch,
         input: x,
         channels_in: problem.channels_in,
-        second: second.map(|second| (second, problem.second_channels)),
+        second,
         in_dims: problem.in_dims,
         weights: &packed,
         bias,
@@ -235,7 +292,36 @@ pub fn backward_data(
     dy.expect(OPERATION, "gradient of the output", problem.output_len(), dx.dtype())?;
     let outputs =
         [Some((dx, 0, problem.channels_in)), second_dx.map(|d| (d, problem.channels_in, problem.second_channels))];
+    let winograd = algorithm_in(context, problem, Pass::DataGradient, dx.dtype()) == Algorithm::Winograd;
     for (dx, first_channel, channels) in outputs.into_iter().flatten() {
+        if winograd {
+            let packing = Packing {
+                kernel: problem.kernel,
+                rows: problem.channels_in + problem.second_channels,
+                columns: problem.channels_out,
+                taps: problem.kernel,
+                first: problem.kernel.map(|k| k - 1),
+                step: [-1; 3],
+                transposed: true,
+                out_first: first_channel,
+                out_count: channels,
+                block: channels,
+                first_input: problem.channels_out,
+            };
+            Convolution {
+                batch: problem.batch,
+                dims: problem.in_dims,
+                input: dy,
+                channels_in: problem.channels_out,
+                second: None,
+                deep: problem.kernel[0] == 3,
+                bias: None,
+                output: dx,
+                channels_out: channels,
+            }
+            .launch(context, w, packing)?;
+            continue;
+        }
         for parity in parities(problem.stride) {
             data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity)?;
         }

@@ -1,0 +1,406 @@
+//! The convolution itself: for each block of tiles the input's points, their products with the weights' points, and the
+//! outputs. Serves the forward pass and, with flipped and transposed weights, the gradient of the input.
+
+use super::tiles::{To, Window, transform};
+use super::{Extents, Grid, PLANE, POINTS, block_of, weights};
+use crate::block::strip;
+use crate::conv3d::gather::widest_vector;
+use crate::conv3d::pack::Packing;
+use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use cubecl::prelude::*;
+
+const OPERATION: &str = "winograd convolution";
+
+/// What is compiled into one instance of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Tiles that one product holds in registers.
+    rows: usize,
+    /// Vectors of output channels that one product holds in registers.
+    vectors: usize,
+    /// Whether the kernel has three taps along the depth, else one.
+    deep: bool,
+    /// Whether a second input continues the channels of the first.
+    second_input: bool,
+    bias: bool,
+}
+
+#[derive(CubeType, CubeLaunch)]
+struct Shape {
+    /// Vectors of channels of the inputs.
+    vectors_first: usize,
+    vectors_second: usize,
+    channels_in: usize,
+    /// Vectors of channels of the output.
+    vectors_out: usize,
+    /// Parts of the output channels that are worked on apart.
+    groups: usize,
+    tiles: usize,
+    /// Tiles of a block, and blocks.
+    block: usize,
+    blocks: usize,
+    /// Distance of points and of units in the scratch of the input's points, and of the products, in vectors.
+    input_stride: usize,
+    product_stride: usize,
+    sums_stride: usize,
+}
+
+/// One unit computes a strip of (group of output channels, block of tiles) pairs, with scratch of its own.
+#[cube(launch)]
+fn convolution_kernel<I: Size, O: Size>(
+    x: &[Vector<f32, I>],
+    second: &[Vector<f32, I>],
+    weights: &[Vector<f32, O>],
+    bias: &[Vector<f32, O>],
+    y: &mut [Vector<f32, O>],
+    input_points: &mut [Vector<f32, I>],
+    products: &mut [Vector<f32, O>],
+    sums: &mut [Vector<f32, O>],
+    grid: Grid,
+    s: Shape,
+    #[comptime] plan: Plan,
+) {
+    let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
+    let group_vectors = s.vectors_out / s.groups;
+    let vectors_in = s.vectors_first + s.vectors_second;
+    let input_base = ABSOLUTE_POS * PLANE * s.input_stride;
+    let product_base = ABSOLUTE_POS * PLANE * s.product_stride;
+    let sums_base = ABSOLUTE_POS * s.sums_stride;
+
+    let (low, high) = strip(s.groups * s.blocks);
+    for item in low..high {
+        let first_vector = item / s.blocks * group_vectors;
+        let first_tile = item % s.blocks * s.block;
+        let last_tile = (first_tile + s.block).min(s.tiles);
+        for depth_point in 0..depth_points {
+            let to = To { base: input_base, point_stride: s.input_stride, tile_stride: vectors_in };
+            transform::<I>(
+                x,
+                input_points,
+                &grid,
+                s.vectors_first,
+                depth_point,
+                first_tile,
+                last_tile,
+                &to,
+                Window::Input,
+                plan.deep,
+            );
+            if comptime!(plan.second_input) {
+                let to =
+                    To { base: input_base + s.vectors_first, point_stride: s.input_stride, tile_stride: vectors_in };
+                transform::<I>(
+                    second,
+                    input_points,
+                    &grid,
+                    s.vectors_second,
+                    depth_point,
+                    first_tile,
+                    last_tile,
+                    &to,
+                    Window::Input,
+                    plan.deep,
+                );
+            }
+            multiply::<I, O>(
+                &*input_points,
+                weights,
+                products,
+                &s,
+                input_base,
+                product_base,
+                depth_point,
+                first_vector,
+                last_tile - first_tile,
+                plan,
+            );
+            finish::<O>(
+                &*products,
+                sums,
+                bias,
+                y,
+                &grid,
+                &s,
+                product_base,
+                sums_base,
+                depth_point,
+                first_vector,
+                first_tile,
+                last_tile,
+                plan,
+            );
+        }
+    }
+}
+
+/// At each point of one point along the depth, `[tiles, channels in] x [channels in, channels out of the group]`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn multiply<I: Size, O: Size>(
+    input_points: &[Vector<f32, I>],
+    weights: &[Vector<f32, O>],
+    products: &mut [Vector<f32, O>],
+    s: &Shape,
+    input_base: usize,
+    product_base: usize,
+    depth_point: usize,
+    first_vector: usize,
+    tiles: usize,
+    #[comptime] plan: Plan,
+) {
+    let rows = comptime!(plan.rows);
+    let vectors = comptime!(plan.vectors);
+    let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
+    let scalars = input_points.with_vector_size::<Const<1>>();
+    let group_vectors = s.vectors_out / s.groups;
+    for point in 0..PLANE {
+        let points = (input_base + point * s.input_stride) * I::value();
+        for block in 0..group_vectors / vectors {
+            let weight_block = first_vector / vectors + block;
+            let weight = ((weight_block * depth_points + depth_point) * PLANE + point) * s.channels_in * vectors;
+            let to = product_base + point * s.product_stride + block * vectors;
+            // The last rows of a block's last product belong to no tile: there is room for them, and nobody reads them.
+            for first in range_stepped(0, tiles, rows) {
+                let from = points + first * s.channels_in;
+                let mut sums = Array::<Vector<f32, O>>::new(comptime!(rows * vectors));
+                for c in 0..s.channels_in {
+                    #[unroll]
+                    for r in 0..rows {
+                        let value = scalars[from + r * s.channels_in + c].extract(0usize);
+                        #[unroll]
+                        for v in 0..vectors {
+                            sums[r * vectors + v] =
+                                fma(Vector::new(value), weights[weight + c * vectors + v], sums[r * vectors + v]);
+                        }
+                    }
+                }
+                #[unroll]
+                for r in 0..rows {
+                    #[unroll]
+                    for v in 0..vectors {
+                        products[to + (first + r) * group_vectors + v] = sums[r * vectors + v];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// From products to outputs: along the width and the height at once; along the depth, the sums of a tile's near outputs
+/// are complete after three points, those of its far ones after four.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn finish<O: Size>(
+    products: &[Vector<f32, O>],
+    sums: &mut [Vector<f32, O>],
+    bias: &[Vector<f32, O>],
+    y: &mut [Vector<f32, O>],
+    grid: &Grid,
+    s: &Shape,
+    product_base: usize,
+    sums_base: usize,
+    depth_point: usize,
+    first_vector: usize,
+    first_tile: usize,
+    last_tile: usize,
+    #[comptime] plan: Plan,
+) {
+    let group_vectors = s.vectors_out / s.groups;
+    let mut tile = first_tile;
+    while tile < last_tile {
+        let first = tile % grid.tiles_width;
+        let row = tile / grid.tiles_width;
+        let oh = row % grid.tiles_height * 2;
+        let row = row / grid.tiles_height;
+        let tile_depth = row % grid.tiles_depth;
+        let n = row / grid.tiles_depth;
+        let run = (grid.tiles_width - first).min(last_tile - tile);
+
+        for i in 0..run {
+            for vector in 0..group_vectors {
+                let from = product_base + (tile - first_tile + i) * group_vectors + vector;
+                let plane = plane_of_outputs::<O>(products, from, s.product_stride);
+                let mut to_store = Array::<Vector<f32, O>>::new(4usize);
+                let mut od = tile_depth;
+                let mut complete = true.runtime();
+                if comptime!(plan.deep) {
+                    od = tile_depth * 2 + depth_point - 2;
+                    complete = depth_point >= 2;
+                    let at = sums_base + ((tile - first_tile + i) * group_vectors + vector) * 8;
+                    #[unroll]
+                    for k in 0..4usize {
+                        if depth_point == 0 {
+                            sums[at + k] = plane[k];
+                        } else if depth_point == 1 {
+                            sums[at + k] += plane[k];
+                            sums[at + 4 + k] = plane[k];
+                        } else if depth_point == 2 {
+                            to_store[k] = sums[at + k] + plane[k];
+                            sums[at + 4 + k] -= plane[k];
+                        } else {
+                            to_store[k] = sums[at + 4 + k] - plane[k];
+                        }
+                    }
+                } else {
+                    #[unroll]
+                    for k in 0..4usize {
+                        to_store[k] = plane[k];
+                    }
+                }
+                if complete && od < grid.depth {
+                    let mut shift = Vector::<f32, O>::zeroed();
+                    if comptime!(plan.bias) {
+                        shift = bias[first_vector + vector];
+                    }
+                    let ow = (first + i) * 2;
+                    #[unroll]
+                    for k in 0..4usize {
+                        let h = oh + comptime!(k / 2);
+                        let w = ow + comptime!(k % 2);
+                        if h < grid.height && w < grid.width {
+                            let position = ((n * grid.depth + od) * grid.height + h) * grid.width + w;
+                            store(y, position * s.vectors_out + first_vector + vector, to_store[k] + shift);
+                        }
+                    }
+                }
+            }
+        }
+        tile += run;
+    }
+}
+
+/// `Aᵀ` along the width and the height: `[height, width]` of 2 x 2 outputs.
+#[cube]
+fn plane_of_outputs<O: Size>(products: &[Vector<f32, O>], from: usize, point_stride: usize) -> Array<Vector<f32, O>> {
+    let mut rows = Array::<Vector<f32, O>>::new(8usize);
+    #[unroll]
+    for h in 0..POINTS {
+        let m1 = products[from + (h * POINTS + 1) * point_stride];
+        let m2 = products[from + (h * POINTS + 2) * point_stride];
+        rows[h * 2] = products[from + h * POINTS * point_stride] + (m1 + m2);
+        rows[h * 2 + 1] = (m1 - m2) - products[from + (h * POINTS + 3) * point_stride];
+    }
+    let mut plane = Array::<Vector<f32, O>>::new(4usize);
+    #[unroll]
+    for w in 0..2usize {
+        plane[w] = rows[w] + (rows[2 + w] + rows[4 + w]);
+        plane[2 + w] = (rows[2 + w] - rows[4 + w]) - rows[6 + w];
+    }
+    plane
+}
+
+/// One vector of outputs: what a fused epilogue would look at.
+#[cube]
+fn store<O: Size>(y: &mut [Vector<f32, O>], at: usize, value: Vector<f32, O>) {
+    y[at] = value;
+}
+
+/// One convolution of stride 1 with "same" padding, all f32. Axes are depth, height, width.
+pub(crate) struct Convolution<'a> {
+    pub batch: usize,
+    pub dims: [usize; 3],
+    /// `[batch, dims, channels_in]`; the channels of the second input continue the first's.
+    pub input: &'a Buffer,
+    pub channels_in: usize,
+    pub second: Option<(&'a Buffer, usize)>,
+    /// Whether the kernel has three taps along the depth, else one.
+    pub deep: bool,
+    pub bias: Option<&'a Buffer>,
+    pub output: &'a Buffer,
+    pub channels_out: usize,
+}
+
+impl Convolution<'_> {
+    /// Tiles of a block: the fewest that make reading the weights' points cheap, or as many as fit a core's cache.
+    fn block(&self, caps: &Caps) -> usize {
+        let channels_in = self.channels_in + self.second.map_or(0, |(_, channels)| channels);
+        let bytes_of_tile = (PLANE * (channels_in + self.channels_out) + 8 * self.channels_out) * 4;
+        let most = (BLOCK_BYTES / bytes_of_tile).clamp(48, 192);
+        let extents = Extents::new(self.batch, self.dims, self.deep);
+        block_of(extents.count(), caps.cores.unwrap_or(1) as usize, most)
+    }
+
+    /// Launches the kernels. `packing` says how to pack `weights`; its block and split are set here, and the channels of both inputs follow
+    /// each other.
+    pub fn launch(&self, context: &Context, weights: &Buffer, packing: Packing) -> Result<(), KernelError> {
+        let caps = context.caps();
+        let extents = Extents::new(self.batch, self.dims, self.deep);
+        let tiles = extents.count();
+        if tiles == 0 {
+            return Ok(());
+        }
+        let (second, second_channels) = self.second.unwrap_or((self.input, 0));
+        let channels_in = self.channels_in + second_channels;
+        let lanes_in = widest_vector(caps, self.channels_in).min(widest_vector(caps, second_channels));
+        let lanes_out = widest_vector(caps, self.channels_out);
+        let vectors_out = self.channels_out / lanes_out;
+        let vectors = match vectors_out {
+            v if v % 2 == 0 => 2,
+            v if v % 3 == 0 => 3,
+            _ => 1,
+        };
+        let weight_blocks = vectors_out / vectors;
+        let packed = Packing { block: vectors * lanes_out, split: 1, first_input: channels_in, ..packing }
+            .run(context, weights)?;
+        let points = weights::points_of(context, &packed, weight_blocks, channels_in, vectors, lanes_out, self.deep)?;
+
+        let units = caps.cube_units() as usize;
+        let block = self.block(caps);
+        let blocks = tiles.div_ceil(block);
+        let groups = 1;
+        let rows = rows_of(caps, vectors, block);
+        let room = block.next_multiple_of(rows);
+        // One vector more than is needed: points at a distance of a large power of two would share few lines of a cache.
+        let input_stride = room * (channels_in / lanes_in) + 1;
+        let product_stride = room * (vectors_out / groups) + 1;
+        let sums_stride = if self.deep { block * (vectors_out / groups) * 8 } else { 0 };
+        let input_points = context.empty(units * PLANE * input_stride * lanes_in, Dtype::F32)?;
+        let products = context.empty(units * PLANE * product_stride * lanes_out, Dtype::F32)?;
+        let sums = context.empty((units * sums_stride * lanes_out).max(1), Dtype::F32)?;
+        let plan =
+            Plan { rows, vectors, deep: self.deep, second_input: self.second.is_some(), bias: self.bias.is_some() };
+        let shape = ShapeLaunch::new(
+            self.channels_in / lanes_in,
+            second_channels / lanes_in,
+            channels_in,
+            vectors_out,
+            groups,
+            tiles,
+            block,
+            blocks,
+            input_stride,
+            product_stride,
+            sums_stride,
+        );
+        convolution_kernel::launch(
+            context.client(),
+            context.grid(OPERATION, units, units as u32)?,
+            CubeDim::new_1d(units as u32),
+            lanes_in,
+            lanes_out,
+            self.input.arg(),
+            second.arg(),
+            points.arg(),
+            self.bias.unwrap_or(&points).arg(),
+            self.output.arg(),
+            input_points.arg(),
+            products.arg(),
+            sums.arg(),
+            extents.launch(),
+            shape,
+            plan,
+        );
+        context.launched();
+        Ok(())
+    }
+}
+
+/// Bytes of scratch that a block of tiles may take of a core's second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles in a product: as many sums as registers hold, and few rows without a tile.
+fn rows_of(caps: &Caps, vectors: usize, block: usize) -> usize {
+    let most = ((caps.registers * 3 / 4).min(16) / vectors).clamp(1, 12);
+    let cost = |rows: usize| block.div_ceil(rows) * (rows * vectors).max(10);
+    (1..=most).rev().min_by_key(|&rows| cost(rows)).unwrap_or(1)
+}

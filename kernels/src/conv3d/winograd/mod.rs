@@ -1,0 +1,78 @@
+//! Winograd's convolution F(2, 3) along each axis whose kernel has three taps, in f32, for stride 1.
+//!
+//! Two neighbouring outputs of three taps need 4 products instead of 6. With `d` the 4 inputs that they see, `g` the taps
+//! and `*` the product element by element (S. Winograd 1980; A. Lavin, S. Gray, "Fast algorithms for convolutional neural
+//! networks", CVPR 2016):
+//!
+//! ```text
+//! y = Aᵀ ((G g) * (Bᵀ d))
+//!
+//!      1  0 -1  0          1    0    0         1  1  1  0
+//! Bᵀ = 0  1  1  0     G =  1/2  1/2  1/2   Aᵀ = 0  1 -1 -1
+//!      0 -1  1  0          1/2 -1/2  1/2
+//!      0  1  0 -1          0    0    1
+//! ```
+//!
+//! Applied along every axis in turn, a tile of 2 x 2 x 2 outputs (1 x 2 x 2 for a kernel of 1 x 3 x 3) takes 64 (16)
+//! *points* instead of 216 (36) products. At each point the channels of all tiles make a matrix product
+//! `[tiles, channels in] x [channels in, channels out]`, where the time goes. The gradient of the input is the same
+//! convolution with flipped and transposed weights; the gradient of the weights is the transposed identity
+//! `dg = Gᵀ ((Bᵀ d) * (A dy))`, whose products sum over tiles.
+//!
+//! Points along the height and the width are computed together, points along the depth one after the other: so a core's
+//! scratch holds 16 points of a block of tiles and stays in its cache.
+
+pub(crate) mod convolution;
+mod tiles;
+mod weights;
+
+use cubecl::prelude::*;
+
+/// Points along one axis: products that two outputs of three taps need.
+const POINTS: usize = 4;
+
+/// Points of one point along the depth.
+const PLANE: usize = POINTS * POINTS;
+
+/// A grid of tiles over `[batch, depth, height, width]` positions, of inputs and of outputs alike.
+#[derive(CubeType, CubeLaunch)]
+struct Grid {
+    depth: usize,
+    height: usize,
+    width: usize,
+    tiles_depth: usize,
+    tiles_height: usize,
+    tiles_width: usize,
+}
+
+/// The extents of a grid on the host.
+#[derive(Clone, Copy, Debug)]
+struct Extents {
+    batch: usize,
+    dims: [usize; 3],
+    tiles: [usize; 3],
+}
+
+impl Extents {
+    /// Tiles of two outputs along the height and the width, and along the depth if it has three taps.
+    fn new(batch: usize, dims: [usize; 3], deep: bool) -> Self {
+        let depth = if deep { dims[0].div_ceil(2) } else { dims[0] };
+        Self { batch, dims, tiles: [depth, dims[1].div_ceil(2), dims[2].div_ceil(2)] }
+    }
+
+    /// Number of tiles.
+    fn count(&self) -> usize {
+        self.batch * self.tiles.iter().product::<usize>()
+    }
+
+    fn launch(&self) -> GridLaunch {
+        let ([depth, height, width], [tiles_depth, tiles_height, tiles_width]) = (self.dims, self.tiles);
+        GridLaunch::new(depth, height, width, tiles_depth, tiles_height, tiles_width)
+    }
+}
+
+/// Tiles of one block: near `most`, but so that each of `units` cores gets the same number of equal blocks.
+fn block_of(tiles: usize, units: usize, most: usize) -> usize {
+    let rounds = tiles.div_ceil(units * most.max(1)).max(1);
+    tiles.div_ceil(units * rounds).max(1)
+}

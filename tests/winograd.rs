@@ -1,0 +1,240 @@
+//! Winograd's convolution beside the direct one, both against a plain f64 loop over the definition: the error of the
+//! former may be no more than four times the latter's.
+
+use crate::common::{device, is_slow, read, uniform};
+use voxgrad::kernels::conv3d::{self, Algorithm, Pass, Problem, algorithm};
+use voxgrad::kernels::{Buffer, Caps, Context, Dtype};
+
+struct Case {
+    batch: usize,
+    dims: [usize; 3],
+    channels: (usize, usize, usize), // first input, second input, output
+    kernel: [usize; 3],
+}
+
+impl Case {
+    fn problem(&self) -> Problem {
+        let (first, second, out) = self.channels;
+        let problem = Problem::new(self.batch, self.dims, first, out, self.kernel, [1; 3]).unwrap();
+        if second > 0 { problem.with_second_input(second).unwrap() } else { problem }
+    }
+
+    /// Calls `f(position of the input, of the output, tap)` for every product of one channel pair.
+    fn for_each_product(&self, mut f: impl FnMut(usize, usize, usize)) {
+        let [kd, kh, kw] = self.kernel;
+        let pad = self.kernel.map(|k| (k - 1) / 2);
+        for n in 0..self.batch {
+            for (o, out) in positions(self.dims).enumerate() {
+                for (tap, k) in positions([kd, kh, kw]).enumerate() {
+                    let i: [usize; 3] = std::array::from_fn(|a| (out[a] + k[a]).wrapping_sub(pad[a]));
+                    if (0..3).all(|a| i[a] < self.dims[a]) {
+                        let [_, height, width] = self.dims;
+                        let voxels = self.dims.iter().product::<usize>();
+                        f(n * voxels + (i[0] * height + i[1]) * width + i[2], n * voxels + o, tap);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn positions(dims: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
+    (0..dims[0]).flat_map(move |d| (0..dims[1]).flat_map(move |h| (0..dims[2]).map(move |w| [d, h, w])))
+}
+
+/// What a convolution and its gradients give.
+struct Results {
+    y: Vec<f32>,
+    y_without_bias: Vec<f32>,
+    dx: Vec<f32>,
+    second_dx: Vec<f32>,
+    dw: Vec<f32>,
+}
+
+struct Inputs {
+    x: Buffer,
+    second: Option<Buffer>,
+    w: Buffer,
+    bias: Buffer,
+    dy: Buffer,
+}
+
+const CANARY: f32 = 123.5;
+
+/// Runs `f` on a buffer full of NaN and returns what it wrote; nothing behind the buffer may be touched.
+fn written(context: &Context, len: usize, f: impl FnOnce(&Buffer)) -> Vec<f32> {
+    let mut values = vec![f32::NAN; len];
+    values.extend([CANARY; 64]);
+    let whole = context.upload_f32(&values).unwrap();
+    f(&whole.part(0, len).unwrap());
+    let mut values = read(context, &whole);
+    assert!(values.split_off(len).iter().all(|&v| v == CANARY), "written behind the end of a buffer");
+    values
+}
+
+fn run(context: &Context, problem: &Problem, inputs: &Inputs) -> Results {
+    let Inputs { x, second, w, bias, dy } = inputs;
+    let second = second.as_ref();
+    let forward = |bias: Option<&Buffer>| {
+        written(context, problem.output_len(), |y| {
+            conv3d::forward(context, problem, x, second, w, bias, y).unwrap();
+        })
+    };
+    let mut second_dx = Vec::new();
+    let dx = written(context, problem.input_len(), |dx| {
+        second_dx = written(context, problem.second_len(), |second_dx| {
+            let second_dx = (problem.second_len() > 0).then_some(second_dx);
+            conv3d::backward_data(context, problem, w, dy, dx, second_dx).unwrap();
+        });
+    });
+    let dw = written(context, problem.weight_len(), |dw| {
+        conv3d::backward_weight(context, problem, x, second, dy, dw).unwrap();
+    });
+    Results { y: forward(Some(bias)), y_without_bias: forward(None), dx, second_dx, dw }
+}
+
+/// Norm-wise relative error.
+fn error(actual: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let square: f64 = actual.iter().zip(expected).map(|(&a, &e)| (f64::from(a) - e).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|e| e * e).sum();
+    assert!(square.is_finite(), "not finite, or not everything was written");
+    (square / norm.max(1e-30)).sqrt()
+}
+
+fn check(case: &Case) {
+    let (context, _guard) = device();
+    let problem = case.problem();
+    let (ca, cb, co) = case.channels;
+    let ci = ca + cb;
+    let (xa, xb) = (uniform(1, problem.input_len()), uniform(2, problem.second_len()));
+    let w = uniform(3, problem.weight_len());
+    let bias = uniform(4, co);
+    let dy = uniform(5, problem.output_len());
+
+    // The reference, on the channels of both inputs side by side.
+    let wide = |v: &[f32]| -> Vec<f64> { v.iter().map(|&v| f64::from(v)).collect() };
+    let voxels = case.batch * case.dims.iter().product::<usize>();
+    let x: Vec<f64> = (0..voxels * ci)
+        .map(|i| (i / ci, i % ci))
+        .map(|(voxel, c)| f64::from(if c < ca { xa[voxel * ca + c] } else { xb[voxel * cb + c - ca] }))
+        .collect();
+    let (w64, dy64) = (wide(&w), wide(&dy));
+    let mut y_ref = vec![0.0; problem.output_len()];
+    let mut dx_ref = vec![0.0; x.len()];
+    let mut dw_ref = vec![0.0; w.len()];
+    case.for_each_product(|input, output, tap| {
+        let y = &mut y_ref[output * co..][..co];
+        let dy = &dy64[output * co..][..co];
+        for c in 0..ci {
+            let x = x[input * ci + c];
+            let at = (tap * ci + c) * co;
+            let (w, dw) = (&w64[at..][..co], &mut dw_ref[at..][..co]);
+            let mut sum = 0.0;
+            for o in 0..co {
+                y[o] += x * w[o];
+                dw[o] += x * dy[o];
+                sum += dy[o] * w[o];
+            }
+            dx_ref[input * ci + c] += sum;
+        }
+    });
+    let with_bias: Vec<f64> = y_ref.iter().enumerate().map(|(i, y)| y + f64::from(bias[i % co])).collect();
+    let of_input = |from: usize, to: usize| -> Vec<f64> {
+        dx_ref.chunks(ci).flat_map(|channels| &channels[from..to]).copied().collect()
+    };
+
+    let up = |v: &[f32]| context.upload_f32(v).unwrap();
+    let inputs = Inputs { x: up(&xa), second: (cb > 0).then(|| up(&xb)), w: up(&w), bias: up(&bias), dy: up(&dy) };
+    let winograd = run(context, &problem, &inputs);
+    let direct = run(&context.clone().with_exact(true), &problem, &inputs);
+    for (what, pass, winograd, direct, expected) in [
+        ("y", Pass::Forward, &winograd.y, &direct.y, &with_bias),
+        ("y without bias", Pass::Forward, &winograd.y_without_bias, &direct.y_without_bias, &y_ref),
+        ("dx", Pass::DataGradient, &winograd.dx, &direct.dx, &of_input(0, ca)),
+        ("second dx", Pass::DataGradient, &winograd.second_dx, &direct.second_dx, &of_input(ca, ci)),
+        ("dw", Pass::WeightGradient, &winograd.dw, &direct.dw, &dw_ref),
+    ] {
+        let chosen = algorithm(&problem, pass, Dtype::F32, context.caps());
+        let (winograd, direct) = (error(winograd, expected), error(direct, expected));
+        let name = format!("batch {} {:?} channels {:?} {:?}", case.batch, case.dims, case.channels, case.kernel);
+        println!("{name}: {what} {chosen:?} {winograd:.2e}, direct {direct:.2e}");
+        assert!(winograd <= 4.0 * direct + 1e-12, "{name}: {what}: {winograd:.3e} where direct has {direct:.3e}");
+        assert!(direct < 2e-6, "{name}: {what}: direct {direct:.3e}");
+    }
+}
+
+#[test]
+fn ragged_sizes() {
+    for dims in [[1, 1, 1], [2, 3, 1], [1, 2, 5], [3, 5, 7], [4, 4, 4], [5, 2, 13]] {
+        for kernel in [[3, 3, 3], [1, 3, 3]] {
+            check(&Case { batch: 2, dims, channels: (32, 0, 32), kernel });
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_channel_count() {
+    for (ci, co) in [(8, 8), (8, 16), (24, 8), (16, 48), (32, 24), (40, 80), (12, 16), (16, 3), (1, 32), (64, 32)] {
+        check(&Case { batch: 1, dims: [3, 4, 5], channels: (ci, 0, co), kernel: [3, 3, 3] });
+    }
+}
+
+#[test]
+fn two_inputs_are_read_as_their_concatenation() {
+    for channels in [(8, 8, 8), (16, 16, 16), (16, 8, 32), (32, 32, 32), (3, 5, 16)] {
+        for kernel in [[3, 3, 3], [1, 3, 3]] {
+            check(&Case { batch: 2, dims: [3, 4, 7], channels, kernel });
+        }
+    }
+}
+
+#[test]
+fn shapes_of_real_networks() {
+    if is_slow() {
+        return eprintln!("skipped on a software device: shapes of real networks");
+    }
+    check(&Case { batch: 1, dims: [32, 32, 36], channels: (32, 0, 32), kernel: [3, 3, 3] });
+    check(&Case { batch: 2, dims: [10, 14, 10], channels: (32, 32, 32), kernel: [3, 3, 3] });
+    check(&Case { batch: 2, dims: [8, 8, 8], channels: (64, 0, 128), kernel: [3, 3, 3] });
+    check(&Case { batch: 1, dims: [8, 32, 33], channels: (32, 0, 32), kernel: [1, 3, 3] });
+    check(&Case { batch: 2, dims: [4, 5, 4], channels: (256, 0, 320), kernel: [3, 3, 3] });
+}
+
+#[test]
+fn results_repeat_bit_for_bit() {
+    let (context, _guard) = device();
+    let case = Case { batch: 2, dims: [6, 7, 9], channels: (16, 16, 32), kernel: [3, 3, 3] };
+    let problem = case.problem();
+    let up = |seed, len| context.upload_f32(&uniform(seed, len)).unwrap();
+    let inputs = Inputs {
+        x: up(1, problem.input_len()),
+        second: Some(up(2, problem.second_len())),
+        w: up(3, problem.weight_len()),
+        bias: up(4, 32),
+        dy: up(5, problem.output_len()),
+    };
+    let (first, again) = (run(context, &problem, &inputs), run(context, &problem, &inputs));
+    assert_eq!(first.y, again.y);
+    assert_eq!(first.dx, again.dx);
+    assert_eq!(first.second_dx, again.second_dx);
+    assert_eq!(first.dw, again.dw);
+}
+
+#[test]
+fn the_algorithm_is_chosen_by_shape_type_and_device() {
+    let (context, _guard) = device();
+    let cpu = Caps { cores: Some(2), lanes: 16, registers: 32, ..context.caps().clone() };
+    let gpu = Caps { cores: None, ..cpu.clone() };
+    let of = |problem: &Problem, dtype, caps: &Caps| algorithm(problem, Pass::Forward, dtype, caps);
+    let problem = Problem::new(1, [16; 3], 32, 32, [3; 3], [1; 3]).unwrap();
+    assert_eq!(of(&problem, Dtype::F32, &cpu), Algorithm::Winograd);
+    assert_eq!(of(&problem, Dtype::F16, &cpu), Algorithm::Direct);
+    assert_eq!(of(&problem, Dtype::F32, &gpu), Algorithm::Direct);
+    for (channels, kernel, stride) in
+        [(32, [3; 3], [2; 3]), (32, [1; 3], [1; 3]), (32, [3, 3, 1], [1; 3]), (4, [3; 3], [1; 3])]
+    {
+        let problem = Problem::new(1, [16; 3], channels, 32, kernel, stride).unwrap();
+        assert_eq!(of(&problem, Dtype::F32, &cpu), Algorithm::Direct, "{channels} {kernel:?} {stride:?}");
+    }
+}
