@@ -14,6 +14,7 @@ use gather::{Gather, Method};
 use pack::Packing;
 use weight_gradient::WeightGradient;
 use winograd::convolution::Convolution;
+use winograd::weight_gradient::WeightGradient as WinogradWeightGradient;
 
 const OPERATION: &str = "conv3d";
 
@@ -180,13 +181,11 @@ pub fn algorithm(problem: &Problem, pass: Pass, dtype: Dtype, caps: &Caps) -> Al
         && dtype == Dtype::F32
         && problem.stride == [1; 3]
         && matches!(problem.kernel, [1 | 3, 3, 3])
-        && pass != Pass::WeightGradient;
+        && problem.output_len() > 0;
+    let _ = pass;
     let channels = [problem.channels_in, problem.second_channels, problem.channels_out];
-    if fits && channels.iter().all(|c| c.is_multiple_of(16)) && problem.channels_out >= 32 {
-        Algorithm::Winograd
-    } else {
-        Algorithm::Direct
-    }
+    let many = problem.channels_in + problem.second_channels >= 32 && problem.channels_out >= 32;
+    if fits && many && channels.iter().all(|c| c.is_multiple_of(8)) { Algorithm::Winograd } else { Algorithm::Direct }
 }
 
 /// As [`algorithm`], but always direct where the caller wants exactness.
@@ -306,7 +305,9 @@ pub fn backward_data(
                 out_first: first_channel,
                 out_count: channels,
                 block: channels,
+                split: 1,
                 first_input: problem.channels_out,
+                dtype: Dtype::F32,
             };
             Convolution {
                 batch: problem.batch,
@@ -415,6 +416,20 @@ pub fn backward_weight(
     problem.check_inputs(x, second)?;
     dy.expect(OPERATION, "gradient of the output", problem.output_len(), x.dtype())?;
     dw.expect(OPERATION, "gradient of the weights", problem.weight_len(), Dtype::F32)?;
+    if algorithm_in(context, problem, Pass::WeightGradient, x.dtype()) == Algorithm::Winograd {
+        return WinogradWeightGradient {
+            batch: problem.batch,
+            dims: problem.in_dims,
+            input: x,
+            channels_in: problem.channels_in,
+            second: second.map(|second| (second, problem.second_channels)),
+            deep: problem.kernel[0] == 3,
+            output_gradient: dy,
+            channels_out: problem.channels_out,
+            gradient: dw,
+        }
+        .launch(context);
+    }
     let all = problem.channels_in + problem.second_channels;
     let inputs = [Some((x, 0, problem.channels_in)), second.map(|s| (s, problem.channels_in, problem.second_channels))];
     for (x, first_channel, channels) in inputs.into_iter().flatten() {

@@ -1,8 +1,9 @@
 //! The convolution itself: for each block of tiles the input's points, their products with the weights' points, and the
 //! outputs. Serves the forward pass and, with flipped and transposed weights, the gradient of the input.
 
-use super::tiles::{To, Window, transform};
-use super::{Extents, Grid, PLANE, POINTS, block_of, weights};
+use super::tiles::{Route, Window, transform};
+use super::weights::WeightPoints;
+use super::{BLOCK_BYTES, Extents, FEW_TILES, Grid, PLANE, POINTS, block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::pack::Packing;
@@ -43,6 +44,8 @@ struct Shape {
     input_stride: usize,
     product_stride: usize,
     sums_stride: usize,
+    /// Distance of points of the weights, in vectors.
+    weight_stride: usize,
 }
 
 /// One unit computes a strip of (group of output channels, block of tiles) pairs, with scratch of its own.
@@ -62,10 +65,25 @@ fn convolution_kernel<I: Size, O: Size>(
 ) {
     let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
     let group_vectors = s.vectors_out / s.groups;
-    let vectors_in = s.vectors_first + s.vectors_second;
     let input_base = ABSOLUTE_POS * PLANE * s.input_stride;
     let product_base = ABSOLUTE_POS * PLANE * s.product_stride;
     let sums_base = ABSOLUTE_POS * s.sums_stride;
+    let first = Route {
+        vectors: s.vectors_first,
+        first: 0usize.runtime(),
+        count: s.vectors_first,
+        base: input_base,
+        point_stride: s.input_stride,
+        tile_stride: s.vectors_first + s.vectors_second,
+    };
+    let behind = Route {
+        vectors: s.vectors_second,
+        first: 0usize.runtime(),
+        count: s.vectors_second,
+        base: input_base + s.vectors_first,
+        point_stride: s.input_stride,
+        tile_stride: s.vectors_first + s.vectors_second,
+    };
 
     let (low, high) = strip(s.groups * s.blocks);
     for item in low..high {
@@ -73,31 +91,26 @@ fn convolution_kernel<I: Size, O: Size>(
         let first_tile = item % s.blocks * s.block;
         let last_tile = (first_tile + s.block).min(s.tiles);
         for depth_point in 0..depth_points {
-            let to = To { base: input_base, point_stride: s.input_stride, tile_stride: vectors_in };
             transform::<I>(
                 x,
                 input_points,
                 &grid,
-                s.vectors_first,
                 depth_point,
                 first_tile,
                 last_tile,
-                &to,
+                &first,
                 Window::Input,
                 plan.deep,
             );
             if comptime!(plan.second_input) {
-                let to =
-                    To { base: input_base + s.vectors_first, point_stride: s.input_stride, tile_stride: vectors_in };
                 transform::<I>(
                     second,
                     input_points,
                     &grid,
-                    s.vectors_second,
                     depth_point,
                     first_tile,
                     last_tile,
-                    &to,
+                    &behind,
                     Window::Input,
                     plan.deep,
                 );
@@ -157,7 +170,7 @@ fn multiply<I: Size, O: Size>(
         let points = (input_base + point * s.input_stride) * I::value();
         for block in 0..group_vectors / vectors {
             let weight_block = first_vector / vectors + block;
-            let weight = ((weight_block * depth_points + depth_point) * PLANE + point) * s.channels_in * vectors;
+            let weight = ((weight_block * depth_points + depth_point) * PLANE + point) * s.weight_stride;
             let to = product_base + point * s.product_stride + block * vectors;
             // The last rows of a block's last product belong to no tile: there is room for them, and nobody reads them.
             for first in range_stepped(0, tiles, rows) {
@@ -311,16 +324,7 @@ pub(crate) struct Convolution<'a> {
 }
 
 impl Convolution<'_> {
-    /// Tiles of a block: the fewest that make reading the weights' points cheap, or as many as fit a core's cache.
-    fn block(&self, caps: &Caps) -> usize {
-        let channels_in = self.channels_in + self.second.map_or(0, |(_, channels)| channels);
-        let bytes_of_tile = (PLANE * (channels_in + self.channels_out) + 8 * self.channels_out) * 4;
-        let most = (BLOCK_BYTES / bytes_of_tile).clamp(48, 192);
-        let extents = Extents::new(self.batch, self.dims, self.deep);
-        block_of(extents.count(), caps.cores.unwrap_or(1) as usize, most)
-    }
-
-    /// Launches the kernels. `packing` says how to pack `weights`; its block and split are set here, and the channels of both inputs follow
+    /// Launches the kernels. `packing` says how to pack `weights`; its block is set here, and the channels of both inputs follow
     /// each other.
     pub fn launch(&self, context: &Context, weights: &Buffer, packing: Packing) -> Result<(), KernelError> {
         let caps = context.caps();
@@ -334,20 +338,19 @@ impl Convolution<'_> {
         let lanes_in = widest_vector(caps, self.channels_in).min(widest_vector(caps, second_channels));
         let lanes_out = widest_vector(caps, self.channels_out);
         let vectors_out = self.channels_out / lanes_out;
-        let vectors = match vectors_out {
-            v if v % 2 == 0 => 2,
-            v if v % 3 == 0 => 3,
-            _ => 1,
-        };
-        let weight_blocks = vectors_out / vectors;
-        let packed = Packing { block: vectors * lanes_out, split: 1, first_input: channels_in, ..packing }
-            .run(context, weights)?;
-        let points = weights::points_of(context, &packed, weight_blocks, channels_in, vectors, lanes_out, self.deep)?;
+        let vectors = vectors_of(vectors_out);
+        let (points, weight_stride) =
+            WeightPoints { weights, packing, lanes: lanes_out, vectors, deep: self.deep }.run(context)?;
 
         let units = caps.cube_units() as usize;
-        let block = self.block(caps);
+        // Where tiles are few, units share the output channels instead: each reads fewer of the weights' points.
+        let groups = match vectors_out / vectors {
+            blocks if blocks.is_multiple_of(units) && tiles < units * FEW_TILES => units,
+            _ => 1,
+        };
+        let bytes_of_tile = (PLANE * (channels_in + self.channels_out / groups) + 8 * self.channels_out / groups) * 4;
+        let block = block_of(tiles, units / groups, (BLOCK_BYTES / bytes_of_tile).clamp(FEW_TILES, 192));
         let blocks = tiles.div_ceil(block);
-        let groups = 1;
         let rows = rows_of(caps, vectors, block);
         let room = block.next_multiple_of(rows);
         // One vector more than is needed: points at a distance of a large power of two would share few lines of a cache.
@@ -371,6 +374,7 @@ impl Convolution<'_> {
             input_stride,
             product_stride,
             sums_stride,
+            weight_stride,
         );
         convolution_kernel::launch(
             context.client(),
@@ -394,9 +398,6 @@ impl Convolution<'_> {
         Ok(())
     }
 }
-
-/// Bytes of scratch that a block of tiles may take of a core's second-level cache.
-const BLOCK_BYTES: usize = 256 << 10;
 
 /// Tiles in a product: as many sums as registers hold, and few rows without a tile.
 fn rows_of(caps: &Caps, vectors: usize, block: usize) -> usize {

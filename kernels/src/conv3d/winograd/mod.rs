@@ -24,6 +24,7 @@
 
 pub(crate) mod convolution;
 mod tiles;
+pub(crate) mod weight_gradient;
 mod weights;
 
 use cubecl::prelude::*;
@@ -33,6 +34,12 @@ const POINTS: usize = 4;
 
 /// Points of one point along the depth.
 const PLANE: usize = POINTS * POINTS;
+
+/// Bytes of scratch that a block of tiles may take of a core's second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles over which reading the weights' points, or adding to their gradient's, is cheap beside the products.
+const FEW_TILES: usize = 48;
 
 /// A grid of tiles over `[batch, depth, height, width]` positions, of inputs and of outputs alike.
 #[derive(CubeType, CubeLaunch)]
@@ -75,4 +82,13 @@ impl Extents {
 fn block_of(tiles: usize, units: usize, most: usize) -> usize {
     let rounds = tiles.div_ceil(units * most.max(1)).max(1);
     tiles.div_ceil(units * rounds).max(1)
+}
+
+/// Vectors of output channels that a product holds in registers, of `all`.
+fn vectors_of(all: usize) -> usize {
+    match all {
+        v if v % 2 == 0 => 2,
+        v if v % 3 == 0 => 3,
+        _ => 1,
+    }
 }

@@ -51,9 +51,13 @@ struct Rows {
     factor: Array<f32>,
 }
 
-/// Where a tensor's points go: to `base + point * point_stride + tile * tile_stride + vector`.
+/// Which channels of a tensor of `vectors` channel vectors are transformed, and where their points go: to
+/// `base + point * point_stride + tile * tile_stride + vector`.
 #[derive(CubeType)]
-pub(super) struct To {
+pub(super) struct Route {
+    pub vectors: usize,
+    pub first: usize,
+    pub count: usize,
     pub base: usize,
     pub point_stride: usize,
     pub tile_stride: usize,
@@ -68,16 +72,16 @@ pub(super) fn transform<N: Size>(
     x: &[Vector<f32, N>],
     points: &mut [Vector<f32, N>],
     grid: &Grid,
-    vectors: usize,
     depth_point: usize,
     low: usize,
     high: usize,
-    to: &To,
+    route: &Route,
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) {
     let pad = comptime!(if window == Window::Input { 1usize } else { 0usize });
     let count = comptime!(if deep { 4usize } else { 2usize });
+    let vectors = route.vectors;
     let mut tile = low;
     while tile < high {
         // A run of tiles along one row.
@@ -112,8 +116,9 @@ pub(super) fn transform<N: Size>(
                 rows.factor[1] = h.second_factor;
             }
 
-            let start = to.base + height_point * POINTS * to.point_stride + (tile - low) * to.tile_stride;
-            for vector in 0..vectors {
+            let start = route.base + height_point * POINTS * route.point_stride + (tile - low) * route.tile_stride;
+            for i_vector in 0..route.count {
+                let vector = route.first + i_vector;
                 if comptime!(window == Window::Input) {
                     let mut a = sum_of_rows::<N>(x, &rows, first * 2, pad, grid.width, vectors, vector, count);
                     let mut b = sum_of_rows::<N>(x, &rows, first * 2 + 1, pad, grid.width, vectors, vector, count);
@@ -121,11 +126,11 @@ pub(super) fn transform<N: Size>(
                         let position = (first + i) * 2 + 2;
                         let c = sum_of_rows::<N>(x, &rows, position, pad, grid.width, vectors, vector, count);
                         let d = sum_of_rows::<N>(x, &rows, position + 1, pad, grid.width, vectors, vector, count);
-                        let at = start + i * to.tile_stride + vector;
+                        let at = start + i * route.tile_stride + i_vector;
                         points[at] = a - c;
-                        points[at + to.point_stride] = b + c;
-                        points[at + 2 * to.point_stride] = c - b;
-                        points[at + 3 * to.point_stride] = b - d;
+                        points[at + route.point_stride] = b + c;
+                        points[at + 2 * route.point_stride] = c - b;
+                        points[at + 3 * route.point_stride] = b - d;
                         a = c;
                         b = d;
                     }
@@ -134,11 +139,11 @@ pub(super) fn transform<N: Size>(
                         let position = (first + i) * 2;
                         let a = sum_of_rows::<N>(x, &rows, position, pad, grid.width, vectors, vector, count);
                         let b = sum_of_rows::<N>(x, &rows, position + 1, pad, grid.width, vectors, vector, count);
-                        let at = start + i * to.tile_stride + vector;
+                        let at = start + i * route.tile_stride + i_vector;
                         points[at] = a;
-                        points[at + to.point_stride] = a + b;
-                        points[at + 2 * to.point_stride] = a - b;
-                        points[at + 3 * to.point_stride] = -b;
+                        points[at + route.point_stride] = a + b;
+                        points[at + 2 * route.point_stride] = a - b;
+                        points[at + 3 * route.point_stride] = -b;
                     }
                 }
             }

@@ -2,29 +2,33 @@
 
 use super::{PLANE, POINTS};
 use crate::block::strip;
+use crate::conv3d::pack::Packing;
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-/// From packed weights `[block, tap, channel in, vectors]` to `[block, point, channel in, vectors]`. One unit transforms a
-/// strip of (block, channel in, vector) triples.
+/// From weights, tap `t` of channel in `c` and vector `v` of block `b` at `b * block_stride + t * tap_stride + c *
+/// channel_stride + v`, to `[block, point, channel in, vector]`. One unit transforms a strip of such triples.
 #[cube(launch)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments")]
 fn weight_points_kernel<N: Size>(
-    packed: &[Vector<f32, N>],
+    weights: &[Vector<f32, N>],
     points: &mut [Vector<f32, N>],
     blocks: usize,
     channels_in: usize,
+    block_stride: usize,
+    tap_stride: usize,
+    channel_stride: usize,
+    stride: usize,
     #[comptime] vectors: usize,
     #[comptime] deep: bool,
 ) {
     let depth_points = comptime!(if deep { POINTS } else { 1usize });
-    let taps = comptime!(if deep { 27usize } else { 9usize });
-    // Distance of taps, and of points.
-    let stride = channels_in * vectors;
-    let (low, high) = strip(blocks * stride);
+    let (low, high) = strip(blocks * channels_in * vectors);
     for i in low..high {
-        let block = i / stride;
-        let inside = i % stride;
-        let from = block * taps * stride + inside;
+        let v = i % vectors;
+        let c = i / vectors % channels_in;
+        let block = i / vectors / channels_in;
+        let from = block * block_stride + c * channel_stride + v;
         for depth_point in 0..depth_points {
             let mut plane = Array::<Vector<f32, N>>::new(9usize);
             if comptime!(deep) {
@@ -36,15 +40,15 @@ fn weight_points_kernel<N: Size>(
                 for k in 0..9usize {
                     let outer = fma(
                         Vector::new(last),
-                        packed[from + (k + 18) * stride],
-                        Vector::new(first) * packed[from + k * stride],
+                        weights[from + (k + 18) * tap_stride],
+                        Vector::new(first) * weights[from + k * tap_stride],
                     );
-                    plane[k] = fma(Vector::new(middle), packed[from + (k + 9) * stride], outer);
+                    plane[k] = fma(Vector::new(middle), weights[from + (k + 9) * tap_stride], outer);
                 }
             } else {
                 #[unroll]
                 for k in 0..9usize {
-                    plane[k] = packed[from + k * stride];
+                    plane[k] = weights[from + k * tap_stride];
                 }
             }
             // Along the height, for each tap along the width; then along the width.
@@ -58,7 +62,7 @@ fn weight_points_kernel<N: Size>(
                 rows[k + 6] = half - middle;
                 rows[k + 9] = plane[k + 6];
             }
-            let to = (block * depth_points + depth_point) * PLANE * stride + inside;
+            let to = (block * depth_points + depth_point) * PLANE * stride + c * vectors + v;
             #[unroll]
             for r in 0..POINTS {
                 let half = (rows[r * 3] + rows[r * 3 + 2]) * Vector::new(0.5f32);
@@ -72,31 +76,56 @@ fn weight_points_kernel<N: Size>(
     }
 }
 
-/// Transforms weights that `pack.rs` has packed in `blocks` of `vectors` times `lanes` output channels.
-pub(super) fn points_of(
-    context: &Context,
-    packed: &Buffer,
-    blocks: usize,
-    channels_in: usize,
-    vectors: usize,
-    lanes: usize,
-    deep: bool,
-) -> Result<Buffer, KernelError> {
-    let points = if deep { POINTS * PLANE } else { PLANE };
-    let transformed = context.empty(points * blocks * channels_in * vectors * lanes, Dtype::F32)?;
-    let units = context.caps().cube_units();
-    weight_points_kernel::launch(
-        context.client(),
-        context.grid("weight points", context.caps().strips(blocks * channels_in * vectors, 1), units)?,
-        CubeDim::new_1d(units),
-        lanes,
-        packed.arg(),
-        transformed.arg(),
-        blocks,
-        channels_in,
-        vectors,
-        deep,
-    );
-    context.launched();
-    Ok(transformed)
+/// The weights' points of one convolution, for products of `vectors` vectors of `lanes` output channels.
+pub(super) struct WeightPoints<'a> {
+    pub weights: &'a Buffer,
+    /// How the convolution's weights relate to the stored ones; its block is set here, and the channels of two inputs
+    /// follow each other.
+    pub packing: Packing,
+    pub lanes: usize,
+    pub vectors: usize,
+    pub deep: bool,
+}
+
+impl WeightPoints<'_> {
+    /// The points, and their distance in vectors.
+    pub fn run(&self, context: &Context) -> Result<(Buffer, usize), KernelError> {
+        let Self { packing, lanes, vectors, .. } = *self;
+        let channels_in = if packing.transposed { packing.columns } else { packing.rows };
+        let block = vectors * lanes;
+        let blocks = packing.out_count / block;
+        // Weights of the forward pass are read where they are.
+        let packed = match packing.transposed {
+            true => Some(Packing { block, split: 1, first_input: channels_in, ..packing }.run(context, self.weights)?),
+            false => None,
+        };
+        let taps: usize = packing.taps.iter().product();
+        let (block_stride, tap_stride, channel_stride) = match packed {
+            Some(_) => (taps * channels_in * vectors, channels_in * vectors, vectors),
+            None => (vectors, channels_in * blocks * vectors, blocks * vectors),
+        };
+        let points = if self.deep { POINTS * PLANE } else { PLANE };
+        // One vector more than is needed: at a distance of a large power of two, points would share few lines of a cache.
+        let stride = channels_in * vectors + 1;
+        let transformed = context.empty(blocks * points * stride * lanes, Dtype::F32)?;
+        let units = context.caps().cube_units();
+        weight_points_kernel::launch(
+            context.client(),
+            context.grid("weight points", context.caps().strips(blocks * channels_in * vectors, 1), units)?,
+            CubeDim::new_1d(units),
+            lanes,
+            packed.as_ref().unwrap_or(self.weights).arg(),
+            transformed.arg(),
+            blocks,
+            channels_in,
+            block_stride,
+            tap_stride,
+            channel_stride,
+            stride,
+            vectors,
+            self.deep,
+        );
+        context.launched();
+        Ok((transformed, stride))
+    }
 }
