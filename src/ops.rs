@@ -2,10 +2,10 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::instance_norm::{self, Norm, NormGradient};
+use crate::kernels::instance_norm::{self, NormGradient};
 use crate::kernels::{Buffer, Dtype, conv_transpose3d, conv3d, reduce};
 use crate::parameters::Parameter;
-use crate::tape::{Tape, Var};
+use crate::tape::{Normalised, Tape, Var};
 use crate::tensor::{Shape, Tensor};
 
 /// Kernel and stride of a convolution along depth, height, width.
@@ -49,27 +49,29 @@ pub fn conv3d(
     )?;
 
     let inputs: Vec<&Var> = std::iter::once(x).chain(second).collect();
-    let (x, second) = (x.clone(), second.cloned());
+    let (needs_gradient, x_shape) = (x.needs_gradient(), x.tensor().shape());
+    let second_shape = second.map(|s| s.tensor().shape());
+    let (x, second) = (x.keep(), second.map(Var::keep));
     let (weight, bias) = (weight.clone(), bias.cloned());
     Ok(tape.record(output, &inputs, move |gradient| {
         let dy = gradient.buffer();
-        conv3d::backward_weight(
-            &context,
-            &problem,
-            x.tensor().buffer(),
-            second.as_ref().map(|s| s.tensor().buffer()),
-            dy,
-            weight.gradient(),
-        )?;
+        {
+            // Values computed again live no longer than the weight gradient takes.
+            let x = x.tensor(&context)?;
+            let second = second.as_ref().map(|s| s.tensor(&context)).transpose()?;
+            let second_buffer = second.as_ref().map(Tensor::buffer);
+            conv3d::backward_weight(&context, &problem, x.buffer(), second_buffer, dy, weight.gradient())?;
+        }
+        drop((x, second));
         if let Some(bias) = bias {
             reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?;
         }
-        if !x.needs_gradient() {
+        if !needs_gradient {
             return Ok(vec![]);
         }
-        let like = |var: &Var| Tensor::empty(&context, var.tensor().shape(), dy.dtype());
-        let dx = like(&x)?;
-        let second_dx = second.as_ref().map(like).transpose()?;
+        let gradient_of = |shape: Shape| Tensor::empty(&context, shape, dy.dtype());
+        let dx = gradient_of(x_shape)?;
+        let second_dx = second_shape.map(gradient_of).transpose()?;
         let second_buffer = second_dx.as_ref().map(Tensor::buffer);
         conv3d::backward_data(&context, &problem, weight.value(), dy, dx.buffer(), second_buffer)?;
         Ok(vec![Some(dx), second_dx])
@@ -97,15 +99,16 @@ pub fn conv_transpose3d(
     conv_transpose3d::forward(&context, &problem, x.tensor().buffer(), weight.value(), bias_value, output.buffer())?;
 
     let inputs = [x];
-    let x = x.clone();
+    let (x, x_shape) = (x.keep(), x.tensor().shape());
     let (weight, bias) = (weight.clone(), bias.cloned());
     Ok(tape.record(output, &inputs, move |gradient| {
         let dy = gradient.buffer();
-        conv_transpose3d::backward_weight(&context, &problem, x.tensor().buffer(), dy, weight.gradient())?;
+        conv_transpose3d::backward_weight(&context, &problem, x.tensor(&context)?.buffer(), dy, weight.gradient())?;
+        drop(x);
         if let Some(bias) = bias {
             reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?;
         }
-        let dx = Tensor::empty(&context, x.tensor().shape(), dy.dtype())?;
+        let dx = Tensor::empty(&context, x_shape, dy.dtype())?;
         conv_transpose3d::backward_data(&context, &problem, weight.value(), dy, dx.buffer())?;
         Ok(vec![Some(dx)])
     }))
@@ -125,18 +128,20 @@ pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bi
     let voxels = shape.dims.iter().product();
     let problem = instance_norm::Problem::new(shape.batch, voxels, shape.channels, dtype, Some(LEAKY_RELU_SLOPE))?;
     let statistics = context.empty(problem.statistics_len(), Dtype::F32)?;
-    let output = Tensor::empty(&context, shape, dtype)?;
-    let norm = Norm { statistics: &statistics, gamma: weight.value(), beta: bias.value() };
-    instance_norm::forward(&context, &problem, x.tensor().buffer(), &norm, output.buffer())?;
+    let (raw, weight, bias) = (x.tensor().clone(), weight.clone(), bias.clone());
+    let normalised = Normalised { problem, raw, statistics, weight, bias };
+    instance_norm::statistics(&context, &problem, normalised.raw.buffer(), &normalised.statistics)?;
+    let output = normalised.activate(&context)?;
 
-    let inputs = [x];
-    let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
-    Ok(tape.record(output, &inputs, move |gradient| {
-        let norm = Norm { statistics: &statistics, gamma: weight.value(), beta: bias.value() };
+    let recipe = normalised.clone();
+    let recompute = tape.fusion().recompute_activations && tape.is_recording();
+    let var = tape.record(output, &[x], move |gradient| {
+        let Normalised { raw, weight, bias, .. } = &normalised;
         let to = NormGradient { gamma: weight.gradient(), beta: bias.gradient() };
         let dx = Tensor::empty(&context, shape, dtype)?;
-        let (x, dy) = (x.tensor().buffer(), gradient.buffer());
-        instance_norm::backward(&context, &problem, x, &norm, dy, dx.buffer(), &to)?;
+        let (x, dy) = (raw.buffer(), gradient.buffer());
+        instance_norm::backward(&context, &problem, x, &normalised.norm(), dy, dx.buffer(), &to)?;
         Ok(vec![Some(dx)])
-    }))
+    });
+    Ok(if recompute { var.recomputed_from(recipe) } else { var })
 }

@@ -6,7 +6,9 @@
 //! tape: a closure writes them where the parameter store keeps them.
 
 use crate::error::Result;
-use crate::kernels::{Context, elementwise};
+use crate::kernels::instance_norm::{self, Norm};
+use crate::kernels::{Buffer, Context, elementwise};
+use crate::parameters::Parameter;
 use crate::tensor::Tensor;
 
 /// Turns the gradient of an output into the gradients of the inputs, in the order in which they were recorded; `None`
@@ -19,12 +21,57 @@ pub struct Var {
     tensor: Tensor,
     /// Place of the gradient; `None` for data, which has no gradient.
     id: Option<usize>,
+    /// How to compute the value again.
+    normalised: Option<Normalised>,
+}
+
+/// What an instance norm and its activation are computed from: the tensor before them, which their own backward needs
+/// too, and a few numbers a channel.
+#[derive(Clone, Debug)]
+pub struct Normalised {
+    pub(crate) problem: instance_norm::Problem,
+    pub(crate) raw: Tensor,
+    /// f32 `[batch, 2, channels]`: mean and inverse deviation.
+    pub(crate) statistics: Buffer,
+    pub(crate) weight: Parameter,
+    pub(crate) bias: Parameter,
+}
+
+impl Normalised {
+    /// What normalises, as the kernels take it.
+    pub(crate) fn norm(&self) -> Norm<'_> {
+        Norm { statistics: &self.statistics, gamma: self.weight.value(), beta: self.bias.value() }
+    }
+
+    /// Normalises and activates into a new tensor: the same bits every time.
+    pub(crate) fn activate(&self, context: &Context) -> Result<Tensor> {
+        let raw = self.raw.buffer();
+        let output = Tensor::empty(context, self.raw.shape(), raw.dtype())?;
+        instance_norm::apply(context, &self.problem, raw, &self.norm(), output.buffer())?;
+        Ok(output)
+    }
+}
+
+/// A value as backward keeps it.
+pub(crate) enum Kept {
+    Stored(Tensor),
+    Recomputed(Normalised),
+}
+
+impl Kept {
+    /// The value; a new tensor if it has to be computed again, which should be dropped as soon as it was used.
+    pub(crate) fn tensor(&self, context: &Context) -> Result<Tensor> {
+        match self {
+            Self::Stored(tensor) => Ok(tensor.clone()),
+            Self::Recomputed(normalised) => normalised.activate(context),
+        }
+    }
 }
 
 impl Var {
     /// Data: no gradient flows into it.
     pub fn data(tensor: Tensor) -> Self {
-        Self { tensor, id: None }
+        Self { tensor, id: None, normalised: None }
     }
 
     /// The value.
@@ -36,6 +83,20 @@ impl Var {
     pub fn needs_gradient(&self) -> bool {
         self.id.is_some()
     }
+
+    /// Tells backward that it need not keep the value.
+    pub(crate) fn recomputed_from(mut self, normalised: Normalised) -> Self {
+        self.normalised = Some(normalised);
+        self
+    }
+
+    /// The value as an operation's backward should keep it.
+    pub(crate) fn keep(&self) -> Kept {
+        match &self.normalised {
+            Some(normalised) => Kept::Recomputed(normalised.clone()),
+            None => Kept::Stored(self.tensor.clone()),
+        }
+    }
 }
 
 struct Step {
@@ -44,9 +105,24 @@ struct Step {
     backward: Backward,
 }
 
+/// Where time can be traded for memory. The results are the same bits either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fusion {
+    /// Whether backward computes normalised activations again from the convolution's output, which it keeps anyway,
+    /// instead of keeping both. Costs a pass over the tensor (one read, one write) for each operation that reads it.
+    pub recompute_activations: bool,
+}
+
+impl Default for Fusion {
+    fn default() -> Self {
+        Self { recompute_activations: true }
+    }
+}
+
 /// The record of one forward pass.
 pub struct Tape {
     context: Context,
+    fusion: Fusion,
     recording: bool,
     steps: Vec<Step>,
     variables: usize,
@@ -55,7 +131,7 @@ pub struct Tape {
 impl Tape {
     /// A tape that records, for training.
     pub fn new(context: &Context) -> Self {
-        Self { context: context.clone(), recording: true, steps: Vec::new(), variables: 0 }
+        Self { context: context.clone(), fusion: Fusion::default(), recording: true, steps: Vec::new(), variables: 0 }
     }
 
     /// A tape that keeps nothing, for inference.
@@ -63,9 +139,24 @@ impl Tape {
         Self { recording: false, ..Self::new(context) }
     }
 
+    /// The same with other settings.
+    pub fn with_fusion(self, fusion: Fusion) -> Self {
+        Self { fusion, ..self }
+    }
+
+    /// The settings.
+    pub fn fusion(&self) -> Fusion {
+        self.fusion
+    }
+
     /// Where operations launch.
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Whether backward can follow.
+    pub fn is_recording(&self) -> bool {
+        self.recording
     }
 
     /// Registers the output of an operation with what backward has to do for it.
@@ -82,7 +173,7 @@ impl Tape {
         self.variables += 1;
         let inputs = inputs.iter().map(|input| input.id).collect();
         self.steps.push(Step { output: id, inputs, backward: Box::new(backward) });
-        Var { tensor: output, id: Some(id) }
+        Var { tensor: output, id: Some(id), normalised: None }
     }
 
     /// Runs backward from the given outputs and their gradients, and consumes the tape.

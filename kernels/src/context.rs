@@ -6,7 +6,7 @@ use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Launches are handed to the device in groups of at most this many. A queue of 32 that runs full makes
 /// the caller spin, which on the CPU runtime takes the cores from the kernels.
@@ -60,6 +60,35 @@ pub struct Buffer {
     handle: Handle,
     len: usize,
     dtype: Dtype,
+    /// Counts the memory as held until the last clone or part is dropped; `None` for somebody else's memory.
+    lease: Option<Arc<Lease>>,
+}
+
+/// Bytes of buffers that a [`Context`] has handed out.
+#[derive(Debug, Default)]
+struct Held {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Lease {
+    held: Arc<Held>,
+    bytes: u64,
+}
+
+impl Lease {
+    fn new(held: &Arc<Held>, bytes: u64) -> Arc<Self> {
+        let now = held.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        held.peak.fetch_max(now, Ordering::Relaxed);
+        Arc::new(Self { held: held.clone(), bytes })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.held.now.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Buffer {
@@ -79,7 +108,7 @@ impl Buffer {
             return Err(KernelError::shape("buffer", "bytes of the handle", expected, available));
         };
         // Kernels take a slice's length from the handle.
-        Ok(Self { handle: handle.offset_end(behind), len, dtype })
+        Ok(Self { handle: handle.offset_end(behind), len, dtype, lease: None })
     }
 
     /// Buffers begin at multiples of this many bytes of an allocation: the strictest demand among the runtimes.
@@ -120,7 +149,7 @@ impl Buffer {
             return Err(KernelError::shape("buffer part", "first byte", "a multiple of 256", first));
         }
         let handle = self.handle.clone().offset_start(first as u64).offset_end(behind as u64);
-        Ok(Self { handle, len, dtype: self.dtype })
+        Ok(Self { handle, len, dtype: self.dtype, lease: self.lease.clone() })
     }
 
     /// The buffer as a kernel's slice argument.
@@ -167,6 +196,7 @@ pub struct Context {
     caps: Arc<Caps>,
     launches: Arc<AtomicU32>,
     exact: bool,
+    held: Arc<Held>,
 }
 
 impl std::fmt::Debug for Context {
@@ -179,7 +209,7 @@ impl Context {
     /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
-        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), exact: false }
+        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), exact: false, held: Arc::default() }
     }
 
     /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
@@ -209,13 +239,28 @@ impl Context {
         self.launches.load(Ordering::Relaxed)
     }
 
+    /// Bytes of all buffers of this context that are alive. What the runtime keeps in its pools is not counted.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.now.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that were alive at once since the last [`Context::reset_peak`].
+    pub fn peak_bytes(&self) -> u64 {
+        self.held.peak.load(Ordering::Relaxed)
+    }
+
+    /// Begins a new measurement of [`Context::peak_bytes`].
+    pub fn reset_peak(&self) {
+        self.held.peak.store(self.held_bytes(), Ordering::Relaxed);
+    }
+
     /// Memory for `len` elements, with whatever was in it before.
     ///
     /// # Errors
     /// [`KernelError::Limit`] if no buffer of the device can be that large.
     pub fn empty(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
         self.check_size(len, dtype)?;
-        Ok(Buffer { handle: self.client.empty(len * dtype.size()), len, dtype })
+        Ok(self.buffer(self.client.empty(len * dtype.size()), len, dtype))
     }
 
     /// Copies plain old data to the device.
@@ -228,7 +273,7 @@ impl Context {
         }
         self.check_size(values.len(), dtype)?;
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        Ok(Buffer { handle, len: values.len(), dtype })
+        Ok(self.buffer(handle, values.len(), dtype))
     }
 
     /// Copies f32 values to the device.
@@ -309,6 +354,11 @@ impl Context {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
         }
+    }
+
+    fn buffer(&self, handle: Handle, len: usize, dtype: Dtype) -> Buffer {
+        let lease = Some(Lease::new(&self.held, (len * dtype.size()) as u64));
+        Buffer { handle, len, dtype, lease }
     }
 
     fn check_size(&self, len: usize, dtype: Dtype) -> Result<(), KernelError> {

@@ -262,10 +262,11 @@ impl PlainConvUNet {
                 stage.features,
                 stage.up_stride,
             )?;
-            let skip = skips.pop();
             x = up;
-            for (i, block) in stage.blocks.iter().enumerate() {
-                x = block.forward(tape, &x, if i == 0 { skip.as_ref() } else { None })?;
+            // The skip is taken by the first block, and its tensor dropped behind it.
+            let mut skip = skips.pop();
+            for block in &stage.blocks {
+                x = block.forward(tape, &x, skip.take().as_ref())?;
             }
             if self.decoder.len() - d <= levels {
                 let head = ConvShape { kernel: [1; 3], stride: [1; 3] };
