@@ -598,6 +598,19 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Training would not fit into the device.
+    #[error(
+        "{what} needs {needed} bytes, this device has room for {limit}; use a smaller patch size or batch size, or another \
+         device"
+    )]
+    DeviceMemory {
+        /// What is too large.
+        what: &'static str,
+        /// Its bytes.
+        needed: u64,
+        /// The largest number of bytes possible.
+        limit: u64,
+    },
     /// A saved state does not fit the network.
     #[error("parameter {name} {problem}; the checkpoint belongs to other plans")]
     State {

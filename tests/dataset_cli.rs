@@ -140,7 +140,8 @@ fn plan_and_preprocess_gives_what_nnunet_gives() {
     let mut edited = json(&file);
     edited["configurations"]["mine"] = serde_json::json!({"inherits_from": "3d_fullres", "batch_size": 7});
     fs::write(&file, edited.to_string()).unwrap();
-    place.succeeds(&["plan", "-d", name]);
+    let said = place.succeeds(&["plan", "-d", name, "--memory"]);
+    assert!(said.contains("3d_fullres: a training step on 2 patches") && said.contains("f16: "), "{said}");
     assert_eq!(Plans::read(&file).unwrap().configuration("mine").unwrap().batch_size, 7);
     let options = ["-overwrite_target_spacing", "2", "2.5", "3", "-overwrite_plans_name", "coarse"];
     place.succeeds(&[&["plan", "-d", name], &options[..]].concat());

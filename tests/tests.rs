@@ -106,3 +106,6 @@ mod sanitizer;
 
 /// Compilation for CUDA, without a device.
 mod ptx;
+
+/// The memory of a training step, counted and real.
+mod memory;

@@ -9,7 +9,11 @@ use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::planner::{Planner, PlannerKind};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{Dataset, splits, verify};
+use voxgrad::kernels::Dtype;
+use voxgrad::nn::{planned_memory, pytorch_kept_bytes};
 use voxgrad::preprocess::{Preprocessor, preprocess_folder};
+use voxgrad::tape::Fusion;
+use voxgrad::train::Model;
 use voxgrad::{Compat, Error, io};
 
 /// Which datasets, and where.
@@ -199,6 +203,9 @@ pub struct Plan {
     which: Which,
     #[command(flatten)]
     planning: Planning,
+    /// Also print the memory that a training step of each 3-D configuration takes.
+    #[arg(long)]
+    memory: bool,
 }
 
 /// `voxgrad preprocess`.
@@ -268,7 +275,10 @@ impl Plan {
             let target = Target::new(&self.which, &located)?;
             let file = target.folder.join("dataset_fingerprint.json");
             let measured = Fingerprint::read(&file).context("run `voxgrad fingerprint` first")?;
-            plan(&target, &planner, &measured)?;
+            let plans = plan(&target, &planner, &measured)?;
+            if self.memory {
+                print_memory(&target, &plans)?;
+            }
         }
         Ok(())
     }
@@ -390,6 +400,29 @@ fn plan(target: &Target, planner: &Planner, measured: &Fingerprint) -> anyhow::R
     write_splits(target)?;
     println!("{}: wrote {}", target.name, file.display());
     Ok(plans)
+}
+
+/// The memory of a training step, counted from shapes, and what PyTorch would keep for its backward pass.
+fn print_memory(target: &Target, plans: &Plans) -> anyhow::Result<()> {
+    let gibibytes = |bytes: u64| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
+    for name in plans.configurations.keys().filter(|name| name.starts_with("3d")) {
+        let model = Model::new(plans.clone(), name, target.dataset.json.clone())?;
+        let (shape, batch) = (model.architecture()?, model.configuration.batch_size);
+        let (patch, _) = model.configuration.three_dimensional()?;
+        println!("{} {name}: a training step on {batch} patches of {patch:?} voxels takes", target.name);
+        for (precision, dtype) in [("f32", Dtype::F32), ("f16", Dtype::F16)] {
+            let plan = planned_memory(&shape, batch, patch, dtype, Fusion::default());
+            println!(
+                "  {precision}: {} ({} parameters, {} kept for backward, {} temporaries); PyTorch keeps {} for backward",
+                gibibytes(plan.total),
+                gibibytes(plan.parameters),
+                gibibytes(plan.activations),
+                gibibytes(plan.temporaries),
+                gibibytes(pytorch_kept_bytes(&shape, batch, patch, dtype.size())),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The splits of the raw dataset, those that are there, or nnU-Net's five folds.

@@ -91,6 +91,11 @@ impl UNetShape {
         std::array::from_fn(|a| self.stages.iter().map(|stage| stage.stride[a]).product())
     }
 
+    /// Elements of every parameter.
+    pub(super) fn parameter_lengths(&self) -> impl Iterator<Item = usize> {
+        self.declare().into_iter().map(|(_, kind, _)| kind.len())
+    }
+
     /// Names and kinds of all parameters in the order of PyTorch's optimiser.
     fn declare(&self) -> Vec<(String, ParameterKind, bool)> {
         let mut all = Vec::new();

@@ -14,10 +14,10 @@ use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
-use crate::nn::PlainConvUNet;
+use crate::nn::{PlainConvUNet, UNetShape, planned_memory};
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::{Batch, PatchSampler, PatchSource, RandomState};
-use crate::tape::{Tape, Var};
+use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -130,9 +130,12 @@ impl Trainer {
     /// A fresh network.
     ///
     /// # Errors
-    /// [`Error::Architecture`] if plans and network do not fit, or a kernel error if the device is too small.
+    /// [`Error::Architecture`] if plans and network do not fit, [`Error::DeviceMemory`] if the device is too
+    /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
-        let network = PlainConvUNet::new(context, model.architecture()?, settings.seed)?;
+        let architecture = model.architecture()?;
+        check_memory(context, &model, &architecture, settings.precision)?;
+        let network = PlainConvUNet::new(context, architecture, settings.seed)?;
         let random = ChaCha8Rng::seed_from_u64(settings.seed);
         let progress = Progress {
             epoch: 0,
@@ -151,7 +154,9 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`], and [`Error::State`] if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
-        let network = PlainConvUNet::new(context, checkpoint.model.architecture()?, checkpoint.settings.seed)?;
+        let architecture = checkpoint.model.architecture()?;
+        check_memory(context, &checkpoint.model, &architecture, checkpoint.settings.precision)?;
+        let network = PlainConvUNet::new(context, architecture, checkpoint.settings.seed)?;
         checkpoint.load_into(context, network.parameters())?;
         let Checkpoint { model, settings, progress, .. } = checkpoint;
         Self::assemble(context, model, settings, network, progress)
@@ -340,6 +345,13 @@ impl Trainer {
         }
         Ok(Some((mean(&losses), dice.per_class())))
     }
+}
+
+/// Refuses a patch or batch that the device cannot train on, before anything is launched.
+fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, precision: Precision) -> Result<()> {
+    let (patch, _) = model.configuration.three_dimensional()?;
+    let batch = model.configuration.batch_size;
+    planned_memory(architecture, batch, patch, precision.dtype(), Fusion::default()).check(context.caps())
 }
 
 /// A batch on the device: the image, and the label map.
