@@ -22,7 +22,7 @@ pub struct Var {
     /// Place of the gradient; `None` for data, which has no gradient.
     id: Option<usize>,
     /// How to compute the value again.
-    normalised: Option<Normalised>,
+    normalised: Option<Box<Normalised>>,
 }
 
 /// What an instance norm and its activation are computed from: the tensor before them, which their own backward needs
@@ -55,7 +55,7 @@ impl Normalised {
 /// A value as backward keeps it.
 pub(crate) enum Kept {
     Stored(Tensor),
-    Recomputed(Normalised),
+    Recomputed(Box<Normalised>),
 }
 
 impl Kept {
@@ -86,7 +86,7 @@ impl Var {
 
     /// Tells backward that it need not keep the value.
     pub(crate) fn recomputed_from(mut self, normalised: Normalised) -> Self {
-        self.normalised = Some(normalised);
+        self.normalised = Some(Box::new(normalised));
         self
     }
 
