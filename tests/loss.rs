@@ -760,7 +760,7 @@ fn what_does_not_fit_is_a_typed_error() {
     assert!(value(context, &problem, &(&labels).into(), &[&logits], &loss).is_ok());
     assert!(matches!(value(context, &problem, &(&labels).into(), &[&short], &loss), Err(KernelError::Shape { .. })));
     assert!(matches!(value(context, &problem, &(&labels).into(), &[], &loss), Err(KernelError::Shape { .. })));
-    assert!(matches!(value(context, &problem, &(&logits).into(), &[&logits], &loss), Err(KernelError::Shape { .. })));
+    assert!(matches!(value(context, &problem, &(&logits).into(), &[&logits], &loss), Err(KernelError::Dtype { .. })));
     assert!(matches!(value(context, &problem, &(&labels).into(), &[&logits], &logits), Err(KernelError::Shape { .. })));
     let gradients = [Gradient::Into(&short)];
     let result = value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &gradients, 1.0, &loss);

@@ -1,41 +1,61 @@
-//! Dice plus cross-entropy on sparse annotations, value and gradient, for all deep-supervision levels.
+//! Segmentation losses on sparse annotations, value and gradient, for all deep-supervision levels at once: soft Dice
+//! and (binary) cross-entropy, together or alone.
 //!
-//! The losses are those of nnU-Net v2 (`DC_and_CE_loss`, `DC_and_BCE_loss` with memory-efficient soft Dice).
-//! With p the softmax (labels) or sigmoid (regions), y the one-hot target, m = 1 where the voxel is annotated:
+//! The defaults are those of nnU-Net v2 (`DC_and_CE_loss`, `DC_and_BCE_loss`, `TopKLoss`, `clip_tp` of
+//! `SoftDiceLoss`). With p the softmax (labels) or sigmoid (regions) of the logits z, y the one-hot target, and w the
+//! weight of a voxel: 0 where it is ignored, else 1 or what a weight map says:
 //!
 //! ```text
-//! I = sum p y m,  P = sum p m,  G = sum y m             for each sample and class
-//! dice  = - mean (2 I + s) / max(G + P + s, 1e-8)       over samples and classes; sums over samples first with
-//!                                                       batch_dice; labels leave the background (class 0) out
-//! ce    = sum m (-log p[label]) / sum m                 over the whole batch, 0 if nothing is annotated
-//! bce   = sum m (max(z, 0) - z y + log(1 + exp(-|z|))) / sum m        if an ignore label is declared: the
-//!                                                       denominator does not count regions, as in nnU-Net;
-//!                                                       without one the mean over voxels and regions
+//! I = sum w p y,  P = sum w p,  G = sum w y             for each sample and class
+//! dice  = - mean (2 I + s) / max(P + G + s, 1e-8)       over samples and classes; sums over samples first with batch
+//!                                                       Dice; of labels without the background (class 0) unless asked
+//!         with clip_tp c, and I' = max(I, c):           - mean (2 I' + s) / max(2 I' + (P - I) + (G - I) + s, 1e-8);
+//!                                                       where I < c, I' is a constant
+//! ce    = sum w (-log p[label]) / sum w                 over the whole batch, 0 if nothing is annotated
+//! bce   = sum w (max(z, 0) - z y + log(1 + exp(-|z|))) / n       over voxels and regions, with
+//!         n = sum w                                     if an ignore label is declared: regions are not counted, as in
+//!                                                       nnU-Net
+//!         n = sum over samples  w regions               without one, or with MeanOverRegions
+//! top k = sum of the k largest w (-log p[label]) / k    k = percent of all voxels, of which ignored ones count as 0;
+//!                                                       voxels that equal the k-th largest share the last places
 //! total = sum over levels  weight (weight_ce ce + weight_dice dice)
 //! ```
 //!
-//! Layouts: logits and gradient `[batch, depth, height, width, classes]` in f32, f16 or bf16, one buffer a
-//! level; labels `[batch, depth, height, width]` in u8 at full resolution, for all levels: a coarser level
-//! reads the voxel `floor((i + 0.5) in / out)` on each axis (nearest-exact). One-hot targets, region channels
-//! and downsampled targets never exist.
+//! Classes that nobody annotated in a sample ([`Annotation::missing`]) are not taken for absent. Of labels: a missing
+//! class has no Dice term in that sample; with batch Dice its sums leave the sample out, and a class that is missing
+//! in every sample has no term; the mean is over the terms that there are, and 0 without any. Its voxels lie in the
+//! background there, so that the cross-entropy of a background voxel is `-log(p[0] + sum of the missing p)`, and the
+//! background's Dice term, if there is one, is of that sum. A voxel whose label is missing in its sample is ignored. Of
+//! regions: a missing one has neither Dice nor cross-entropy in that sample, and is not counted in `n` where regions
+//! are.
 //!
-//! A voxel is ignored if its label is the ignore value, or is not declared (255, say). Its logits, NaN and
-//! infinity included, reach neither value nor gradient, and its gradient is exactly zero. Where a whole group
-//! of voxels is ignored, its logits are not read.
+//! Layouts: logits and gradient `[batch, depth, height, width, classes]` in f32, f16 or bf16, all levels the same, one
+//! buffer a level; labels `[batch, depth, height, width]` in u8 or u16 at full resolution, for all levels: a coarser
+//! level reads the voxel `floor((i + 0.5) in / out)` on each axis (nearest-exact), of the weight map too. One-hot
+//! targets, region channels and downsampled targets never exist.
 //!
-//! Three passes a level, none of which waits for the host: (1) partial sums of chunks of 2048 voxels; (2) their
-//! totals in a fixed order, the loss and the coefficients of the gradient, on the device; (3) the gradient,
-//! from logits and labels again: keeping probabilities would cost more bytes than computing them twice. Bytes:
-//! `voxels (3 classes size(logit) + 2)`, less where nothing is annotated; on a GPU with more than 16 classes, two
-//! logits and four f32 a voxel more. Results repeat bit for bit, and on the CPU runtime they do not depend on
+//! A voxel is ignored if its label is not one of the target's (255, say, or a declared ignore label), if its weight is
+//! not above 0, or if its label is missing. Its logits, NaN and infinity included, reach neither value nor gradient,
+//! and its gradient is exactly zero. Where a whole group of voxels is ignored, its logits are not read.
+//!
+//! Three passes over all levels, each one launch, none of which waits for the host: (1) partial sums of chunks of 2048
+//! voxels; (2) their totals in a fixed order, the loss and the coefficients of the gradient, on the device; (3) the
+//! gradient, from logits and labels again: keeping probabilities would cost more bytes than computing them twice.
+//! Bytes: `voxels (3 classes size(logit) + 2)`, less where nothing is annotated. Memory beyond the arguments: on the
+//! CPU runtime `4 classes + 1` partial sums a chunk, a few thousandths of the logits. On a GPU that is the row of each
+//! unit of a cube, 64 a chunk; with more than 16 classes it is a row for each 1024 voxels, but softmax then takes two
+//! launches more, and two f32 a voxel (three with missing classes). The k largest cross-entropies take an f32 a voxel,
+//! and are read three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on
 //! the number of cores.
 
 mod finish;
 mod owned;
 mod pass;
+mod plan;
 mod problem;
 mod sigmoid;
 mod softmax;
+mod top_k;
 mod walk;
 
 pub use problem::{Annotation, DiceSettings, Entropy, Level, LossSettings, Problem, Target};
@@ -112,22 +132,24 @@ fn run(
         return Err(KernelError::shape(OPERATION, "number of gradients", expected, gradients.len()));
     }
     check_buffers(context, problem, annotation, logits, loss)?;
-    for level in active(problem) {
-        if let Gradient::Into(buffer) = gradients[level] {
-            buffer.expect(OPERATION, "gradient", problem.logits_len(level), logits[level].dtype())?;
+    for level in &problem.active {
+        if let Gradient::Into(buffer) = gradients[*level] {
+            buffer.expect(OPERATION, "gradient", problem.logits_len(*level), logits[*level].dtype())?;
         }
     }
-    for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, annotation.labels, logits[level]);
-        let sums = pass.sums()?;
-        let coefficients = pass.finish(&sums, loss, scale, i == 0)?;
-        if let Some(dynamic) = dynamic {
-            // The gradient is linear in them.
-            dynamic.apply(context, &coefficients)?;
-        }
-        pass.gradient(&sums, &coefficients, gradients[level])?;
+    if dynamic.is_some() && matches!(problem.settings.entropy, Entropy::TopK { .. }) {
+        // The coefficients then hold more than factors of the gradient.
+        let feature = "a loss scale on the device for the largest cross-entropies";
+        return Err(KernelError::Unsupported { operation: OPERATION, feature });
     }
-    Ok(())
+    let pass = Pass::new(context, problem, annotation, logits)?;
+    let sums = pass.sums()?;
+    let coefficients = pass.finish(&sums, loss, scale)?;
+    if let Some(dynamic) = dynamic {
+        // The gradient is linear in them.
+        dynamic.apply(context, &coefficients)?;
+    }
+    pass.gradient(&sums, &coefficients, gradients)
 }
 
 /// The loss alone; arguments as in [`value_and_gradient`].
@@ -142,16 +164,10 @@ pub fn value(
     loss: &Buffer,
 ) -> Result<(), KernelError> {
     check_buffers(context, problem, annotation, logits, loss)?;
-    for (i, level) in active(problem).enumerate() {
-        let pass = Pass::new(context, problem, level, annotation.labels, logits[level]);
-        let sums = pass.sums()?;
-        pass.finish(&sums, loss, 1.0, i == 0)?;
-    }
+    let pass = Pass::new(context, problem, annotation, logits)?;
+    let sums = pass.sums()?;
+    pass.finish(&sums, loss, 1.0)?;
     Ok(())
-}
-
-fn active(problem: &Problem) -> impl Iterator<Item = usize> {
-    (0..problem.levels.len()).filter(|level| problem.levels[*level].weight > 0.0)
 }
 
 fn check_buffers(
@@ -165,37 +181,72 @@ fn check_buffers(
         let expected = problem.levels.len();
         return Err(KernelError::shape(OPERATION, "number of logit buffers", expected, logits.len()));
     }
-    let voxels: usize = problem.dims.iter().product();
-    let settings = &problem.settings;
-    let unfinished = settings.entropy != Entropy::Mean
-        || settings.dice.background
-        || settings.dice.clip_tp.is_some()
-        || settings.target.channels() > 255
-        || annotation.missing.is_some()
-        || annotation.weights.is_some();
-    if unfinished {
-        return Err(KernelError::Unsupported { operation: OPERATION, feature: "kernel for this variant" });
-    }
-    annotation.labels.expect(OPERATION, "labels", problem.batch * voxels, Dtype::U8)?;
+    check_annotation(context, problem, annotation)?;
     loss.expect(OPERATION, "loss", problem.loss_len(), Dtype::F32)?;
-    for level in active(problem) {
-        let (buffer, caps) = (logits[level], context.caps());
+    let dtype = logits[problem.active[0]].dtype();
+    for level in &problem.active {
+        let (buffer, caps) = (logits[*level], context.caps());
         match buffer.dtype() {
             Dtype::F32 => (),
             Dtype::F16 if caps.f16 => (),
             Dtype::Bf16 if caps.bf16 => (),
             Dtype::F16 => return Err(KernelError::Unsupported { operation: OPERATION, feature: "f16" }),
             Dtype::Bf16 => return Err(KernelError::Unsupported { operation: OPERATION, feature: "bf16" }),
-            actual => {
-                return Err(KernelError::Dtype {
-                    operation: OPERATION,
-                    what: "logits",
-                    expected: "f32, f16 or bf16",
-                    actual,
-                });
-            }
+            actual => return Err(wrong_dtype("logits", "f32, f16 or bf16", actual)),
         }
-        buffer.expect(OPERATION, "logits", problem.logits_len(level), buffer.dtype())?;
+        // All levels are one launch: their logits have one type.
+        buffer.expect(OPERATION, "logits", problem.logits_len(*level), dtype)?;
+    }
+    Ok(())
+}
+
+fn wrong_dtype(what: &'static str, expected: &'static str, actual: Dtype) -> KernelError {
+    KernelError::Dtype { operation: OPERATION, what, expected, actual }
+}
+
+fn check_annotation(context: &Context, problem: &Problem, annotation: &Annotation) -> Result<(), KernelError> {
+    let target = &problem.settings.target;
+    match annotation.labels.dtype() {
+        Dtype::U8 if target.labels() > 256 => return Err(wrong_dtype("labels beyond 255", "u16", Dtype::U8)),
+        Dtype::U8 | Dtype::U16 => (),
+        actual => return Err(wrong_dtype("labels", "u8 or u16", actual)),
+    }
+    annotation.labels.expect(OPERATION, "labels", problem.label_len(), annotation.labels.dtype())?;
+    if let Some(weights) = annotation.weights {
+        match weights.dtype() {
+            Dtype::F16 if !context.caps().f16 => {
+                return Err(KernelError::Unsupported { operation: OPERATION, feature: "f16" });
+            }
+            Dtype::U8 | Dtype::F16 | Dtype::F32 => (),
+            actual => return Err(wrong_dtype("weights", "u8, f16 or f32", actual)),
+        }
+        weights.expect(OPERATION, "weights", problem.label_len(), weights.dtype())?;
+    }
+    match annotation.missing {
+        Some(missing) => check_missing(target, problem.batch, missing),
+        None => Ok(()),
+    }
+}
+
+fn check_missing(target: &Target, batch: usize, missing: &[u32]) -> Result<(), KernelError> {
+    let channels = target.channels();
+    let words = channels.div_ceil(32);
+    let wrong = |expected: String, actual: &dyn std::fmt::Debug| {
+        Err(KernelError::shape(OPERATION, "missing classes", format_args!("{expected}"), actual))
+    };
+    if missing.len() != batch * words {
+        return wrong(format!("{} words", batch * words), &missing.len());
+    }
+    for (sample, set) in missing.chunks(words).enumerate() {
+        if u64::from(set[words - 1]) >> (channels - 32 * (words - 1)) != 0 {
+            return wrong(format!("classes below {channels} in sample {sample}"), &set);
+        }
+        if matches!(target, Target::Labels { .. }) && set[0] & 1 == 1 {
+            return wrong(format!("classes without the background in sample {sample}"), &set);
+        }
+        if set.iter().map(|word| word.count_ones() as usize).sum::<usize>() == channels {
+            return wrong(format!("not all classes in sample {sample}"), &set);
+        }
     }
     Ok(())
 }

@@ -1,195 +1,303 @@
-//! Many channels on a GPU: sums of every channel do not fit a unit's registers, so that a unit owns one channel
-//! and walks over voxels, and neighbouring units read neighbouring channels. What a voxel's channels share goes
-//! through memory: the logarithm of the softmax's denominator, and the mean of the Dice coefficients.
+//! Many channels on a GPU: sums of every channel do not fit a unit's registers, so that a unit owns channels and walks
+//! over voxels, and neighbouring units read neighbouring channels. What a voxel's channels share goes through memory:
+//! the logarithm of the softmax's denominator, and the mean of the Dice coefficients.
 
-use super::pass::Plan;
+use super::plan::Plan;
 use super::sigmoid::sigmoid;
+use super::softmax::entropy_weight;
 use super::walk::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Voxels of a chunk here: every voxel has a cube's attention, so chunks are short.
-pub(super) const OWNED_CHUNK: usize = 256;
-
-/// Label and sample of one voxel of the batch.
+/// Label and weight of one voxel.
 #[cube]
-fn one_label(
-    labels: &[u8],
-    axes: &[u32],
-    extent: &Extent,
+fn read_one<L: Int, W: Numeric>(
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    place: &Place,
     voxel: usize,
-    none: u32,
-    #[comptime] full: bool,
-) -> (u32, usize) {
-    let sample = voxel / extent.voxels;
-    let label = read_labels::<Const<1>>(labels, axes, extent, sample, voxel % extent.voxels, none, full);
-    (label.extract(0usize), sample)
+    #[comptime] plan: Plan,
+) -> (u32, f32) {
+    let (label, weight) = read_group::<L, W, Const<1>>(labels, weights, grid, place, voxel, plan);
+    (label.extract(0usize), weight.extract(0usize))
 }
 
-/// `log sum exp` of the logits of each voxel that is not ignored; a unit takes one voxel.
-#[cube(launch)]
-pub(super) fn normaliser_kernel<E: Float>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
-    normalisers: &mut [f32],
-    extent: Extent,
+/// The score of the label of a voxel: its logit, or `log sum exp` of the channels that stand for the background.
+#[cube]
+fn labelled<E: Float>(
+    logits: &Sequence<Box<[E]>>,
+    grid: &Grid,
+    place: &Place,
+    first: usize,
+    label: u32,
     #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
+) -> f32 {
+    let mut z = load_one::<E>(logits, place.level, first + label as usize, plan);
+    if comptime!(plan.missing) {
+        if label == 0 {
+            let row = place.sample * comptime!(plan.classes + 1);
+            let mut best = z;
+            for class in 1..plan.classes {
+                if grid.acting[row + class] == 0 {
+                    best = best.max(load_one::<E>(logits, place.level, first + class, plan));
+                }
+            }
+            let mut sum = (z - best).exp();
+            for class in 1..plan.classes {
+                if grid.acting[row + class] == 0 {
+                    sum += (load_one::<E>(logits, place.level, first + class, plan) - best).exp();
+                }
+            }
+            z = best + sum.ln();
+        }
+    }
+    z
+}
+
+/// `log sum exp` of the logits of each voxel that is not ignored, and the cross-entropy of each voxel if only the
+/// largest count; a unit takes one voxel.
+#[cube(launch)]
+pub(super) fn normaliser_kernel<E: Float, L: Int, W: Numeric>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    normalisers: &mut [f32],
+    entropies: &mut [f32],
+    #[comptime] plan: Plan,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
 ) {
     let classes = comptime!(plan.classes);
-    let none = comptime!(plan.classes as u32).runtime();
-    if ABSOLUTE_POS < extent.batch * extent.voxels {
-        let (label, _sample) = one_label(labels, axes, &extent, ABSOLUTE_POS, none, plan.full);
-        if label < none {
-            let first = ABSOLUTE_POS * classes;
-            let mut top = f32::cast_from(logits[first]);
+    if ABSOLUTE_POS < grid.voxels {
+        let place = voxel_place(grid, ABSOLUTE_POS, plan);
+        let (label, weight) = read_one::<L, W>(labels, weights, grid, &place, place.start, plan);
+        let mut entropy = 0.0f32;
+        if label < comptime!(plan.labels as u32) {
+            let first = (place.before + place.start) * classes;
+            let mut top = load_one::<E>(logits, place.level, first, plan);
             for class in 1..classes {
-                top = top.max(f32::cast_from(logits[first + class]));
+                top = top.max(load_one::<E>(logits, place.level, first + class, plan));
             }
             let mut sum = 0.0f32;
             for class in 0..classes {
-                sum += (f32::cast_from(logits[first + class]) - top).exp();
+                sum += (load_one::<E>(logits, place.level, first + class, plan) - top).exp();
             }
-            normalisers[ABSOLUTE_POS] = top + sum.ln();
+            let normaliser = top + sum.ln();
+            normalisers[ABSOLUTE_POS] = normaliser;
+            if comptime!(plan.top_k) {
+                entropy = weight * (normaliser - labelled::<E>(logits, grid, &place, first, label, plan));
+            }
+        }
+        if comptime!(plan.top_k) {
+            // Rounding below 0 would rank as the largest of all; NaN stays and does.
+            entropies[ABSOLUTE_POS] = select(entropy < 0.0f32, 0.0f32, entropy);
         }
     }
 }
 
-/// Pass 1. A row of `sums` is `[P.., cross-entropy of channel 0, I.., cross-entropy of the others]`, which has
-/// the front of the other kernels' rows; a row of `counts` is `[G.., valid voxels]`. A cube has
-/// `units / channels` rows. `regions` is only read for regions, `normalisers` only for labels.
+/// Pass 1: rows of partial sums of every chunk, see [`Plan::slots`]. Units of a cube that are left over share the
+/// voxels of a channel: a row each. `normalisers` is only read for labels.
 #[cube(launch)]
-pub(super) fn owned_sums_kernel<E: Float>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
-    regions: &[u32],
+pub(super) fn owned_sums_kernel<E: Float, L: Int, W: Numeric>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
     normalisers: &[f32],
     sums: &mut [f32],
-    counts: &mut [u32],
-    extent: Extent,
     #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
 ) {
     let channels = comptime!(plan.classes);
-    let none = comptime!(plan.none()).runtime();
-    let chunks = (extent.voxels + OWNED_CHUNK - 1) / OWNED_CHUNK;
-    let walkers = comptime!(plan.walkers / plan.classes);
-    let channel = UNIT_POS as usize % channels;
+    let rows = comptime!(plan.rows());
     let walker = UNIT_POS as usize / channels;
-    if CUBE_POS < extent.batch * chunks && walker < walkers {
-        let sample = CUBE_POS / chunks;
-        let start = (CUBE_POS % chunks) * OWNED_CHUNK;
-        let end = (start + OWNED_CHUNK).min(extent.voxels);
-        let mut p_sum = 0.0f32;
-        let mut hit_sum = 0.0f32;
-        let mut entropy = 0.0f32;
-        let mut hits = 0u32;
-        let mut valid = 0u32;
-        for in_sample in range_stepped(start + walker, end, walkers) {
-            let voxel = sample * extent.voxels + in_sample;
-            let (label, _sample) = one_label(labels, axes, &extent, voxel, none, plan.full);
-            if label < none {
-                valid += 1;
-                let z = f32::cast_from(logits[voxel * channels + channel]);
-                if comptime!(plan.regions) {
-                    let word = regions[label as usize * comptime!(plan.classes.div_ceil(32)) + channel / 32];
-                    let inside = (word >> (channel as u32 % 32)) & 1 != 0;
-                    let (p, _slope, one_plus) = sigmoid::<Const<1>>(Vector::new(z));
-                    let p = p.extract(0usize);
-                    p_sum += p;
-                    entropy += z.max(0.0f32) - select(inside, z, 0.0f32) + one_plus.extract(0usize).ln();
-                    hit_sum += select(inside, p, 0.0f32);
-                    hits += u32::cast_from(inside);
-                } else {
-                    let hit = label == channel as u32;
-                    let from_top = z - normalisers[voxel];
-                    let p = from_top.exp();
-                    p_sum += p;
-                    entropy -= select(hit, from_top, 0.0f32);
-                    hit_sum += select(hit, p, 0.0f32);
-                    hits += u32::cast_from(hit);
+    // The last cubes of a launch may lie behind the last chunk.
+    if walker < rows && CUBE_POS < grid.chunks {
+        let place = chunk_place(grid, CUBE_POS, plan);
+        let row = (CUBE_POS * rows + walker) * comptime!(plan.slots());
+        let acting = place.sample * comptime!(plan.classes + 1);
+        for channel in range_stepped(UNIT_POS as usize % channels, channels, plan.walkers) {
+            let mut p_sum = 0.0f32;
+            let mut hit_sum = 0.0f32;
+            let mut truth = 0.0f32;
+            let mut entropy_sum = 0.0f32;
+            let mut weight_sum = 0.0f32;
+            for voxel in range_stepped(place.start + walker, place.end, rows) {
+                let (label, weight) = read_one::<L, W>(labels, weights, grid, &place, voxel, plan);
+                if label < comptime!(plan.labels as u32) {
+                    weight_sum += weight;
+                    let in_level = place.before + voxel;
+                    let z = load_one::<E>(logits, place.level, in_level * channels + channel, plan);
+                    if comptime!(plan.regions) {
+                        let inside = inside_region(grid, label, channel, plan);
+                        if takes_part(grid, acting, channel, plan) {
+                            let (p, _slope, one_plus) = sigmoid::<Const<1>>(Vector::new(z));
+                            let p = p.extract(0usize) * weight;
+                            p_sum += p;
+                            hit_sum += select(inside, p, 0.0f32);
+                            truth += select(inside, weight, 0.0f32);
+                            let positive = select(z > 0.0f32, z, 0.0f32) - select(inside, z, 0.0f32);
+                            entropy_sum += (positive + one_plus.extract(0usize).ln()) * weight;
+                        }
+                    } else {
+                        let normaliser = normalisers[place.first_voxel + in_level];
+                        let p = (z - normaliser).exp() * weight;
+                        p_sum += p;
+                        hit_sum += select(label == stands_for(grid, acting, channel, plan), p, 0.0f32);
+                        if label == channel as u32 {
+                            truth += weight;
+                            if comptime!(plan.entropy) {
+                                let z = labelled::<E>(logits, grid, &place, in_level * channels, label, plan);
+                                entropy_sum += (normaliser - z) * weight;
+                            }
+                        }
+                    }
                 }
             }
-        }
-        let row = CUBE_POS * walkers + walker;
-        let first = row * comptime!(3 * plan.classes);
-        sums[first + channel] = p_sum;
-        sums[first + channels + 1 + channel] = hit_sum;
-        let entropy_slot = if channel == 0 { channels } else { comptime!(2 * plan.classes) + channel };
-        sums[first + entropy_slot] = entropy;
-        let at = row * comptime!(plan.classes + 1) + channel;
-        counts[at] = hits;
-        if channel == 0 {
-            counts[at + channels] = valid;
+            if comptime!(plan.dice) {
+                sums[row + channel] = p_sum;
+                sums[row + comptime!(plan.hits()) + channel] = hit_sum;
+                sums[row + comptime!(plan.truth()) + channel] = truth;
+            }
+            if comptime!(plan.entropy) {
+                sums[row + comptime!(plan.entropies()) + channel] = entropy_sum;
+            }
+            if channel == 0 {
+                sums[row + comptime!(plan.weight())] = weight_sum;
+            }
         }
     }
 }
 
-/// `s = sum_k p_k (B_k + [k = label] A_k)` of each voxel that is not ignored; a unit takes one voxel.
+/// Whether a label belongs to a region.
+#[cube]
+fn inside_region(grid: &Grid, label: u32, region: usize, #[comptime] plan: Plan) -> bool {
+    let word = grid.regions[label as usize * comptime!(plan.classes.div_ceil(32)) + region / 32];
+    (word >> (region as u32 % 32)) & 1 != 0
+}
+
+/// The label (region) that a channel stands for in a sample.
+#[cube]
+fn stands_for(grid: &Grid, acting: usize, channel: usize, #[comptime] plan: Plan) -> u32 {
+    if comptime!(plan.missing) { grid.acting[acting + channel] } else { channel as u32 }
+}
+
+/// Whether a region was annotated in a sample.
+#[cube]
+fn takes_part(grid: &Grid, acting: usize, channel: usize, #[comptime] plan: Plan) -> bool {
+    stands_for(grid, acting, channel, plan) == channel as u32
+}
+
+/// `s = sum_k p_k (B_k + [k stands for the label] A_k)` of each voxel that is not ignored, and behind it, where classes
+/// are missing, the score of its label; a unit takes one voxel.
 #[cube(launch)]
-pub(super) fn mean_kernel<E: Float>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
+pub(super) fn mean_kernel<E: Float, L: Int, W: Numeric>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
     normalisers: &[f32],
     coefficients: &[f32],
     means: &mut [f32],
-    extent: Extent,
     #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
 ) {
     let classes = comptime!(plan.classes);
-    let none = comptime!(plan.classes as u32).runtime();
-    if ABSOLUTE_POS < extent.batch * extent.voxels {
-        let (label, sample) = one_label(labels, axes, &extent, ABSOLUTE_POS, none, plan.full);
-        if label < none {
-            let normaliser = normalisers[ABSOLUTE_POS];
-            let first = ABSOLUTE_POS * classes;
-            let of_sample = sample * comptime!(2 * plan.classes);
+    if ABSOLUTE_POS < grid.voxels {
+        let place = voxel_place(grid, ABSOLUTE_POS, plan);
+        let (label, _weight) = read_one::<L, W>(labels, weights, grid, &place, place.start, plan);
+        if label < comptime!(plan.labels as u32) {
+            let first = (place.before + place.start) * classes;
             let mut mean = 0.0f32;
-            for class in 0..classes {
-                let p = (f32::cast_from(logits[first + class]) - normaliser).exp();
-                mean += p * coefficients[of_sample + 2 * class + 1];
+            if comptime!(plan.dice) {
+                let normaliser = normalisers[ABSOLUTE_POS];
+                let acting = place.sample * comptime!(plan.classes + 1);
+                let dice = coefficients_of(grid.batch, place.level, plan) + place.sample * comptime!(2 * plan.classes);
+                for class in 0..classes {
+                    let p = (load_one::<E>(logits, place.level, first + class, plan) - normaliser).exp();
+                    let hit = label == stands_for(grid, acting, class, plan);
+                    let a = select(hit, coefficients[dice + 2 * class], 0.0f32);
+                    mean += p * (a + coefficients[dice + 2 * class + 1]);
+                }
             }
-            let z = f32::cast_from(logits[first + label as usize]);
-            mean += (z - normaliser).exp() * coefficients[of_sample + 2 * label as usize];
-            means[ABSOLUTE_POS] = mean;
+            if comptime!(plan.missing) {
+                means[2 * ABSOLUTE_POS] = mean;
+                means[2 * ABSOLUTE_POS + 1] = labelled::<E>(logits, grid, &place, first, label, plan);
+            } else {
+                means[ABSOLUTE_POS] = mean;
+            }
         }
     }
 }
 
-/// Pass 3 of labels; a unit takes one logit. `gradient` may be the memory of `logits`.
+/// Pass 3; a unit takes one logit. A gradient may be the memory of its logits: of the other logits of the voxel only
+/// what lies in `normalisers` and `means` is needed, which are only read for labels.
 #[cube(launch)]
-pub(super) fn owned_gradient_kernel<E: Float>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
+pub(super) fn owned_gradient_kernel<E: Float, L: Int, W: Numeric>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
     normalisers: &[f32],
-    coefficients: &[f32],
     means: &[f32],
-    gradient: &mut [E],
-    extent: Extent,
+    coefficients: &[f32],
+    entropies: &[f32],
+    gradients: &mut Sequence<Box<[E]>>,
     #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
 ) {
-    let classes = comptime!(plan.classes);
-    let none = comptime!(plan.classes as u32).runtime();
-    if ABSOLUTE_POS < extent.batch * extent.voxels * classes {
-        let voxel = ABSOLUTE_POS / classes;
-        let class = ABSOLUTE_POS % classes;
-        let (label, sample) = one_label(labels, axes, &extent, voxel, none, plan.full);
+    let channels = comptime!(plan.classes);
+    let item = ABSOLUTE_POS / channels;
+    if item < grid.voxels {
+        let channel = ABSOLUTE_POS % channels;
+        let place = voxel_place(grid, item, plan);
+        let (label, weight) = read_one::<L, W>(labels, weights, grid, &place, place.start, plan);
+        let index = (place.before + place.start) * channels + channel;
         let mut g = 0.0f32;
-        if label < none {
-            let entropy = coefficients[extent.batch * comptime!(2 * plan.classes)];
-            let at = (sample * classes + class) * 2;
-            let p = (f32::cast_from(logits[ABSOLUTE_POS]) - normalisers[voxel]).exp();
-            g = p * (entropy - means[voxel] + coefficients[at + 1]);
-            if label == class as u32 {
-                g += p * coefficients[at] - entropy;
+        if label < comptime!(plan.labels as u32) {
+            let acting = place.sample * comptime!(plan.classes + 1);
+            let of_level = coefficients_of(grid.batch, place.level, plan);
+            let at = of_level + (place.sample * channels + channel) * 2;
+            let z = load_one::<E>(logits, place.level, index, plan);
+            let entropy =
+                entropy_weight::<Const<1>>(coefficients, entropies, grid, &place, place.start, of_level, plan);
+            let entropy = entropy.extract(0usize);
+            if comptime!(plan.regions) {
+                if takes_part(grid, acting, channel, plan) {
+                    let inside = inside_region(grid, label, channel, plan);
+                    let (p, slope, _one_plus) = sigmoid::<Const<1>>(Vector::new(z));
+                    g = entropy * (p.extract(0usize) - select(inside, 1.0f32, 0.0f32));
+                    if comptime!(plan.dice) {
+                        let a = select(inside, coefficients[at], 0.0f32);
+                        g += slope.extract(0usize) * (a + coefficients[at + 1]);
+                    }
+                }
+            } else {
+                let hit = label == stands_for(grid, acting, channel, plan);
+                let p = (z - normalisers[item]).exp();
+                let mean = means[item * comptime!(if plan.missing { 2usize } else { 1usize })];
+                let mut of_label = 0.0f32 - entropy;
+                if comptime!(plan.missing) {
+                    of_label *= select(hit, (z - means[2 * item + 1]).exp(), 0.0f32);
+                }
+                let mut slope = entropy - mean;
+                if comptime!(plan.dice) {
+                    slope += coefficients[at + 1];
+                    of_label += p * coefficients[at];
+                }
+                g = p * slope + select(hit, of_label, 0.0f32);
             }
+            g *= weight;
         }
-        gradient[ABSOLUTE_POS] = E::cast_from(g);
+        store_one::<E>(gradients, place.level, index, g, plan);
     }
 }

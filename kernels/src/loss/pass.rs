@@ -1,194 +1,161 @@
-//! The plan of a level's kernels, and their launches.
+//! The launches of a loss.
 
-use super::finish::{Finish, WeightsLaunch, finish_kernel, reduce_kernel};
-use super::owned::{self, OWNED_CHUNK};
-use super::walk::{CHUNK, ExtentLaunch};
-use super::{Gradient, LossSettings, OPERATION, Problem, Target, sigmoid, softmax};
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_kernel};
+use super::plan::{Plan, TAIL, Weighting};
+use super::problem::Reduction;
+use super::walk::GridLaunch;
+use super::{Annotation, Entropy, Gradient, OPERATION, Problem, owned, sigmoid, softmax, top_k};
+use crate::{Buffer, Context, Dtype, KernelError};
+use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// What the kernels of a level are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Plan {
-    /// Channels of the logits.
-    pub(super) classes: usize,
-    /// The channels are regions.
-    pub(super) regions: bool,
-    /// Units that share a chunk: 1 where units are threads.
-    pub(super) walkers: usize,
-    /// Groups of ignored voxels are not read.
-    pub(super) skip: bool,
-    /// The level has the label map's resolution.
-    pub(super) full: bool,
-    /// The loop over classes is unrolled and its sums are registers.
-    pub(super) unroll: bool,
-    /// The labelled class of a voxel is looked up, instead of compared with every class.
-    pub(super) per_voxel: bool,
-}
-
-/// Up to this many classes a thread compares each with the label, which is then cheaper than looking one up.
-const COMPARED_CLASSES: usize = 8;
-/// Up to this many classes a GPU's unit keeps the sums of all of them in registers.
-const REGISTER_CLASSES: usize = 16;
 /// More units than cores, since chunks without annotation are done at once: the runtime gives the next unit to
 /// the core that is free.
 const UNITS_PER_CORE: u32 = 4;
-/// Rows that a GPU's unit adds up; a thread adds up all of them.
-const ROWS_PER_UNIT: usize = 128;
 
-impl Plan {
-    fn new(settings: &LossSettings, full: bool, caps: &Caps) -> Self {
-        let target = &settings.target;
-        let classes = target.channels();
-        let threads = caps.cores.is_some();
-        Self {
-            classes,
-            regions: matches!(target, Target::Regions { .. }),
-            walkers: if threads { 1 } else { caps.cube_units() as usize },
-            skip: !settings.ignore.is_empty(),
-            full,
-            // Four classes of eight lanes are about 150 operations; more only cost compile time.
-            unroll: classes <= if threads { 4 } else { REGISTER_CLASSES },
-            per_voxel: threads && classes > COMPARED_CLASSES,
-        }
-    }
-
-    /// The plan of the sums where a unit owns a channel: a multiple of 64 units, at least one a channel.
-    fn owned(self, caps: &Caps) -> Option<Self> {
-        let many = self.walkers > 1 && self.classes > REGISTER_CLASSES;
-        let walkers = self.classes.next_multiple_of(64).min(caps.max_units as usize);
-        (many && walkers >= self.classes).then_some(Self { walkers, ..self })
-    }
-
-    /// Voxels that a unit handles at once.
-    fn lanes(&self, caps: &Caps) -> usize {
-        if self.walkers == 1 { caps.lanes.next_power_of_two().clamp(4, 16) } else { 1 }
-    }
-
-    /// What a label that does not count becomes, larger than all that do.
-    pub(super) fn none(&self) -> u32 {
-        if self.regions { sigmoid::NONE } else { self.classes as u32 }
-    }
-}
-
-/// The launches of one level.
+/// The launches for one batch.
 pub(super) struct Pass<'a> {
     context: &'a Context,
     problem: &'a Problem,
-    level: usize,
     labels: &'a Buffer,
-    logits: &'a Buffer,
+    /// Of the voxels; where they have none something that is not read.
+    weights: &'a Buffer,
+    /// Of the active levels.
+    logits: Vec<&'a Buffer>,
+    /// The label (region) that a channel stands for; where no class is missing something that is not read.
+    acting: Buffer,
     plan: Plan,
-    /// The same where a unit owns a channel.
-    owned: Option<Plan>,
 }
 
-/// What the sums leave behind for the gradient.
+/// What pass 1 leaves behind.
 pub(super) struct Sums {
-    sums: Buffer,
-    counts: Buffer,
-    /// `log sum exp` of every voxel, where units own channels.
-    normalisers: Option<Buffer>,
+    /// `[levels, batch]` rows.
+    totals: Buffer,
+    /// Where units own channels, `log sum exp` of every voxel.
+    normalisers: Buffer,
+    /// Where only the largest cross-entropies count: that of every voxel, their sums by label and what was selected.
+    entropies: Buffer,
+    largest: Buffer,
+    selection: Buffer,
 }
 
 impl<'a> Pass<'a> {
+    /// Buffers are checked by the caller.
     pub(super) fn new(
         context: &'a Context,
         problem: &'a Problem,
-        level: usize,
-        labels: &'a Buffer,
-        logits: &'a Buffer,
-    ) -> Self {
-        let full = problem.levels[level].dims == problem.dims;
-        let plan = Plan::new(&problem.settings, full, context.caps());
-        Self { context, problem, level, labels, logits, plan, owned: plan.owned(context.caps()) }
+        annotation: &Annotation<'a>,
+        logits: &[&'a Buffer],
+    ) -> Result<Self, KernelError> {
+        let weighting = match annotation.weights.map(Buffer::dtype) {
+            None => Weighting::None,
+            Some(Dtype::U8) => Weighting::Bytes,
+            Some(_) => Weighting::Floats,
+        };
+        let acting = match annotation.missing {
+            Some(missing) => context.upload(&acting(problem, missing), Dtype::U32)?,
+            None => problem.regions.clone(),
+        };
+        Ok(Self {
+            context,
+            problem,
+            labels: annotation.labels,
+            weights: annotation.weights.unwrap_or(annotation.labels),
+            logits: problem.active.iter().map(|level| logits[*level]).collect(),
+            acting,
+            plan: problem.plan.annotated(weighting, annotation.missing.is_some()),
+        })
     }
 
-    fn voxels(&self) -> usize {
-        self.problem.batch * self.problem.voxels(self.level)
-    }
-
-    fn extent(&self) -> ExtentLaunch {
-        let [depth, height, width] = self.problem.levels[self.level].dims.map(|d| d as u32);
-        let settings = &self.problem.settings;
-        ExtentLaunch::new(
-            self.problem.batch,
-            self.problem.voxels(self.level),
-            self.problem.dims.iter().product(),
-            depth,
-            height,
-            width,
-            settings.target.labels() as u32,
-            u32::MAX,
+    fn grid(&self) -> GridLaunch {
+        let problem = self.problem;
+        GridLaunch::new(
+            problem.level_table.arg(),
+            problem.axes.arg(),
+            self.acting.arg(),
+            problem.regions.arg(),
+            problem.batch,
+            problem.dims.iter().product(),
+            problem.chunks,
+            problem.voxels,
         )
     }
 
-    fn axes(&self) -> BufferArg {
-        self.problem.axes[self.level].arg()
+    fn logits<T: LaunchArg<RuntimeArg = BufferArg>>(&self) -> SequenceArg<T> {
+        let mut sequence = SequenceArg::new();
+        self.logits.iter().for_each(|logits| sequence.push(logits.arg()));
+        sequence
     }
 
-    fn elem(&self) -> cubecl::ir::ElemType {
-        self.logits.dtype().elem()
+    fn types(&self) -> (ElemType, ElemType, ElemType) {
+        (self.logits[0].dtype().elem(), self.labels.dtype().elem(), self.weights.dtype().elem())
     }
 
     /// Cubes and units of the kernels over chunks.
-    fn chunk_grid(&self) -> Result<(CubeCount, CubeDim), KernelError> {
+    fn chunk_cubes(&self) -> Result<(CubeCount, CubeDim), KernelError> {
         match self.context.caps().cores {
             // As many units for few chunks too: kernels are compiled for a number of units.
             Some(cores) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(cores * UNITS_PER_CORE))),
-            None => {
-                let chunks = self.problem.batch * self.problem.voxels(self.level).div_ceil(CHUNK);
-                self.grid(chunks * self.plan.walkers, self.plan.walkers)
-            }
+            None => self.cubes(self.problem.chunks * self.plan.walkers, self.plan.walkers as u32),
+        }
+    }
+
+    /// Cubes and units for `items` small pieces of work: a unit an item, or all cores.
+    fn cubes_of_items(&self, items: usize) -> Result<(CubeCount, CubeDim), KernelError> {
+        let units = self.context.caps().cube_units();
+        match self.context.caps().cores {
+            Some(_) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(units))),
+            None => self.cubes(items, units),
         }
     }
 
     /// Cubes of `units` for one item a unit.
-    fn grid(&self, items: usize, units: usize) -> Result<(CubeCount, CubeDim), KernelError> {
-        Ok((self.context.grid(OPERATION, items, units as u32)?, CubeDim::new_1d(units as u32)))
+    fn cubes(&self, items: usize, units: u32) -> Result<(CubeCount, CubeDim), KernelError> {
+        Ok((self.context.grid(OPERATION, items, units)?, CubeDim::new_1d(units)))
     }
 
-    /// Pass 1 and the first half of pass 2: sums and counts of each sample.
+    /// A buffer of `len` values where a kernel needs it, else something to pass.
+    fn scratch(&self, needed: bool, len: usize) -> Result<Buffer, KernelError> {
+        self.context.empty(if needed { len } else { 1 }, Dtype::F32)
+    }
+
+    /// Pass 1 and the first half of pass 2: the sums of each level and sample.
     pub(super) fn sums(&self) -> Result<Sums, KernelError> {
-        let (rows, sums) = match self.owned {
-            Some(plan) => self.owned_sums(plan)?,
-            None => self.chunk_sums()?,
-        };
-        self.reduce(rows, sums)
+        let (problem, plan) = (self.problem, self.plan);
+        let rows = self.context.empty(problem.chunks * plan.rows() * plan.slots(), Dtype::F32)?;
+        let entropies = self.scratch(plan.top_k, problem.voxels)?;
+        let normalisers = self.scratch(plan.owned && !plan.regions, problem.voxels)?;
+        if plan.owned {
+            self.owned_sums(&rows, &normalisers, &entropies)?;
+        } else {
+            self.chunk_sums(&rows, &entropies)?;
+        }
+        let totals = self.reduce(rows, plan.slots(), &problem.reduction)?;
+        let (largest, selection) = if plan.top_k { self.select_largest(&entropies)? } else { self.nothing_selected()? };
+        Ok(Sums { totals, normalisers, entropies, largest, selection })
     }
 
-    fn empty_rows(&self, rows: usize) -> Result<(Buffer, Buffer), KernelError> {
-        let rows = rows * self.problem.batch;
-        let sums = self.context.empty(rows * self.sum_slots(), Dtype::F32)?;
-        Ok((sums, self.context.empty(rows * (self.plan.classes + 1), Dtype::U32)?))
-    }
-
-    fn sum_slots(&self) -> usize {
-        if self.owned.is_some() { 3 * self.plan.classes } else { 2 * self.plan.classes + 1 }
-    }
-
-    fn chunk_sums(&self) -> Result<(usize, Sums), KernelError> {
+    fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
         let plan = self.plan;
-        let rows = self.problem.voxels(self.level).div_ceil(CHUNK) * plan.walkers;
-        let (sums, counts) = self.empty_rows(rows)?;
-        let (count, dim) = self.chunk_grid()?;
+        let (count, dim) = self.chunk_cubes()?;
         let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (logits, labels) = (self.logits.arg(), self.labels.arg());
+        let (e, l, w) = self.types();
+        let (labels, weights) = (self.labels.arg(), self.weights.arg());
         if plan.regions {
             sigmoid::sigmoid_sums_kernel::launch(
                 client,
                 count,
                 dim,
                 lanes,
-                logits,
+                self.logits(),
                 labels,
-                self.axes(),
-                self.problem.regions.arg(),
-                sums.arg(),
-                counts.arg(),
-                self.extent(),
+                weights,
+                self.grid(),
+                rows.arg(),
                 plan,
-                self.elem(),
+                e,
+                l,
+                w,
             );
         } else {
             softmax::softmax_sums_kernel::launch(
@@ -196,176 +163,212 @@ impl<'a> Pass<'a> {
                 count,
                 dim,
                 lanes,
-                logits,
+                self.logits(),
                 labels,
-                self.axes(),
-                sums.arg(),
-                counts.arg(),
-                self.extent(),
+                weights,
+                self.grid(),
+                rows.arg(),
+                entropies.arg(),
                 plan,
-                self.elem(),
+                e,
+                l,
+                w,
             );
         }
         self.context.launched();
-        Ok((rows, Sums { sums, counts, normalisers: None }))
+        Ok(())
     }
 
-    fn owned_sums(&self, plan: Plan) -> Result<(usize, Sums), KernelError> {
-        let chunks = self.problem.voxels(self.level).div_ceil(OWNED_CHUNK);
-        let rows = chunks * (plan.walkers / plan.classes);
-        let (sums, counts) = self.empty_rows(rows)?;
-        let client = self.context.client();
-        let normalisers = if plan.regions { 1 } else { self.voxels() };
-        let normalisers = self.context.empty(normalisers, Dtype::F32)?;
+    fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
+        let (client, plan) = (self.context.client(), self.plan);
+        let (e, l, w) = self.types();
         if !plan.regions {
-            let (count, dim) = self.grid(self.voxels(), self.plan.walkers)?;
+            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
             owned::normaliser_kernel::launch(
                 client,
                 count,
                 dim,
-                self.logits.arg(),
+                self.logits(),
                 self.labels.arg(),
-                self.axes(),
+                self.weights.arg(),
+                self.grid(),
                 normalisers.arg(),
-                self.extent(),
+                entropies.arg(),
                 plan,
-                self.elem(),
+                e,
+                l,
+                w,
             );
             self.context.launched();
         }
-        let (count, dim) = self.grid(self.problem.batch * chunks * plan.walkers, plan.walkers)?;
+        let (count, dim) = self.chunk_cubes()?;
         owned::owned_sums_kernel::launch(
             client,
             count,
             dim,
-            self.logits.arg(),
+            self.logits(),
             self.labels.arg(),
-            self.axes(),
-            self.problem.regions.arg(),
+            self.weights.arg(),
+            self.grid(),
             normalisers.arg(),
-            sums.arg(),
-            counts.arg(),
-            self.extent(),
+            rows.arg(),
             plan,
-            self.elem(),
+            e,
+            l,
+            w,
         );
         self.context.launched();
-        Ok((rows, Sums { sums, counts, normalisers: Some(normalisers) }))
+        Ok(())
     }
 
-    /// Adds rows up until one is left for each sample.
-    fn reduce(&self, mut rows: usize, mut sums: Sums) -> Result<Sums, KernelError> {
-        let (context, batch, slots) = (self.context, self.problem.batch, self.sum_slots());
-        let units = context.caps().cube_units();
-        while rows > 1 {
-            let group = if context.caps().cores.is_some() { rows } else { ROWS_PER_UNIT };
-            let groups = rows.div_ceil(group);
-            let (reduced_sums, reduced_counts) = self.empty_rows(groups)?;
-            let count = match context.caps().cores {
-                Some(_) => CubeCount::Static(1, 1, 1),
-                None => context.grid(OPERATION, batch * groups * (slots + self.plan.classes + 1), units)?,
-            };
+    /// Adds rows up until one is left for each level and sample.
+    fn reduce(&self, mut rows: Buffer, slots: usize, steps: &[Reduction]) -> Result<Buffer, KernelError> {
+        for step in steps {
+            let totals = self.context.empty(step.count * slots, Dtype::F32)?;
+            let (count, dim) = self.cubes_of_items(step.count * slots)?;
             reduce_kernel::launch(
-                context.client(),
+                self.context.client(),
                 count,
-                CubeDim::new_1d(units),
-                sums.sums.arg(),
-                sums.counts.arg(),
-                reduced_sums.arg(),
-                reduced_counts.arg(),
-                batch,
-                rows,
-                group,
+                dim,
+                rows.arg(),
+                step.ranges.arg(),
+                totals.arg(),
+                step.count,
                 slots,
-                self.plan.classes + 1,
+            );
+            self.context.launched();
+            rows = totals;
+        }
+        Ok(rows)
+    }
+
+    fn nothing_selected(&self) -> Result<(Buffer, Buffer), KernelError> {
+        Ok((self.scratch(false, 0)?, self.context.empty(1, Dtype::U32)?))
+    }
+
+    /// The sums of the largest cross-entropies by level, sample and label, and which they are.
+    fn select_largest(&self, entropies: &Buffer) -> Result<(Buffer, Buffer), KernelError> {
+        let (context, client, plan) = (self.context, self.context.client(), self.plan);
+        let histograms = context.upload(&vec![0u32; plan.levels * top_k::BINS], Dtype::U32)?;
+        let state = context.upload(&self.problem.searches, Dtype::U32)?;
+        let selection = context.empty(2 * plan.levels, Dtype::U32)?;
+        for shift in top_k::SHIFTS {
+            let (count, dim) = self.chunk_cubes()?;
+            top_k::histogram_kernel::launch(
+                client,
+                count,
+                dim,
+                entropies.arg(),
+                self.grid(),
+                state.arg(),
+                histograms.arg(),
+                shift,
+                plan,
             );
             context.launched();
-            (sums.sums, sums.counts, rows) = (reduced_sums, reduced_counts, groups);
+            let (count, dim) = self.cubes_of_items(plan.levels)?;
+            top_k::select_kernel::launch(
+                client,
+                count,
+                dim,
+                histograms.arg(),
+                state.arg(),
+                selection.arg(),
+                shift,
+                plan.levels,
+            );
+            context.launched();
         }
-        Ok(sums)
+        let rows = context.empty(self.problem.chunks * plan.classes, Dtype::F32)?;
+        let (count, dim) = self.cubes_of_items(self.problem.chunks)?;
+        let (_, l, w) = self.types();
+        top_k::largest_kernel::launch(
+            client,
+            count,
+            dim,
+            self.labels.arg(),
+            self.weights.arg(),
+            self.grid(),
+            entropies.arg(),
+            selection.arg(),
+            rows.arg(),
+            plan,
+            l,
+            w,
+        );
+        context.launched();
+        Ok((self.reduce(rows, plan.classes, &self.problem.chunk_reduction)?, selection))
     }
 
     /// The second half of pass 2: the loss, and the coefficients of the gradient.
-    pub(super) fn finish(
-        &self,
-        sums: &Sums,
-        loss: &Buffer,
-        scale: f32,
-        overwrite: bool,
-    ) -> Result<Buffer, KernelError> {
-        let (context, settings, classes) = (self.context, &self.problem.settings, self.plan.classes);
-        let coefficients = context.empty(2 * self.problem.batch * classes + 1, Dtype::F32)?;
+    pub(super) fn finish(&self, sums: &Sums, loss: &Buffer, scale: f32) -> Result<Buffer, KernelError> {
+        let (context, problem, plan) = (self.context, self.problem, self.plan);
+        let settings = &problem.settings;
+        let of_level = 2 * problem.batch * plan.classes + TAIL;
+        let coefficients = context.empty(plan.levels * of_level, Dtype::F32)?;
         let finish = Finish {
-            classes,
-            sum_slots: self.sum_slots(),
+            plan,
             first_dice: settings.first_dice(),
             batch_dice: settings.dice.batch,
-            channel_mean: self.plan.regions && settings.ignore.is_empty(),
-            overwrite,
+            clip: settings.dice.clip_tp.is_some(),
+            over_regions: plan.regions && (settings.ignore.is_empty() || settings.entropy == Entropy::MeanOverRegions),
         };
-        let weights = WeightsLaunch::new(
-            self.problem.batch,
-            self.problem.levels[self.level].weight,
+        let numbers = NumbersLaunch::new(
+            problem.batch,
             settings.weight_ce,
             settings.weight_dice,
             settings.dice.smooth,
+            settings.dice.clip_tp.unwrap_or(0.0),
             scale,
+        );
+        let totals = TotalsLaunch::new(
+            sums.totals.arg(),
+            sums.largest.arg(),
+            sums.selection.arg(),
+            problem.level_numbers.arg(),
+            self.acting.arg(),
         );
         // A thread is faster than two for so little.
         let (count, dim) = match context.caps().cores {
             Some(_) => (CubeCount::Static(1, 1, 1), CubeDim::new_1d(1)),
-            None => self.grid(classes + 1, self.plan.walkers)?,
+            None => self.cubes_of_items(plan.classes + 1)?,
         };
-        finish_kernel::launch(
-            context.client(),
-            count,
-            dim,
-            sums.sums.arg(),
-            sums.counts.arg(),
-            coefficients.arg(),
-            loss.arg(),
-            weights,
-            finish,
-        );
+        finish_kernel::launch(context.client(), count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
         context.launched();
         Ok(coefficients)
     }
 
     /// Pass 3.
-    pub(super) fn gradient(&self, sums: &Sums, coefficients: &Buffer, gradient: Gradient) -> Result<(), KernelError> {
-        let gradient = match gradient {
-            Gradient::Into(buffer) => buffer.arg(),
-            // The logits are the first argument of all kernels.
-            Gradient::InPlace => BufferArg::Alias { input_pos: 0, length: [self.logits.len()] },
-        };
-        match (&sums.normalisers, self.owned) {
-            (Some(normalisers), Some(plan)) if !plan.regions => {
-                self.owned_gradient(plan, normalisers, coefficients, gradient)
-            }
-            _ => self.chunk_gradient(coefficients, gradient),
-        }
-    }
-
-    fn chunk_gradient(&self, coefficients: &Buffer, gradient: BufferArg) -> Result<(), KernelError> {
+    pub(super) fn gradient(
+        &self,
+        sums: &Sums,
+        coefficients: &Buffer,
+        gradients: &[Gradient],
+    ) -> Result<(), KernelError> {
         let plan = self.plan;
-        let (count, dim) = self.chunk_grid()?;
+        if plan.owned {
+            return self.owned_gradient(sums, coefficients, gradients);
+        }
+        let (count, dim) = self.chunk_cubes()?;
         let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (logits, labels) = (self.logits.arg(), self.labels.arg());
+        let (e, l, w) = self.types();
+        let (labels, weights) = (self.labels.arg(), self.weights.arg());
         if plan.regions {
             sigmoid::sigmoid_gradient_kernel::launch(
                 client,
                 count,
                 dim,
                 lanes,
-                logits,
+                self.logits(),
                 labels,
-                self.axes(),
-                self.problem.regions.arg(),
+                weights,
+                self.grid(),
                 coefficients.arg(),
-                gradient,
-                self.extent(),
+                self.gradients(gradients),
                 plan,
-                self.elem(),
+                e,
+                l,
+                w,
             );
         } else {
             softmax::softmax_gradient_kernel::launch(
@@ -373,115 +376,95 @@ impl<'a> Pass<'a> {
                 count,
                 dim,
                 lanes,
-                logits,
+                self.logits(),
                 labels,
-                self.axes(),
+                weights,
+                self.grid(),
                 coefficients.arg(),
-                gradient,
-                self.extent(),
+                sums.entropies.arg(),
+                self.gradients(gradients),
                 plan,
-                self.elem(),
+                e,
+                l,
+                w,
             );
         }
         self.context.launched();
         Ok(())
     }
 
-    fn owned_gradient(
-        &self,
-        plan: Plan,
-        normalisers: &Buffer,
-        coefficients: &Buffer,
-        gradient: BufferArg,
-    ) -> Result<(), KernelError> {
-        let (client, units) = (self.context.client(), self.plan.walkers);
-        let means = self.context.empty(self.voxels(), Dtype::F32)?;
-        let (count, dim) = self.grid(self.voxels(), units)?;
-        owned::mean_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits.arg(),
-            self.labels.arg(),
-            self.axes(),
-            normalisers.arg(),
-            coefficients.arg(),
-            means.arg(),
-            self.extent(),
-            plan,
-            self.elem(),
-        );
-        self.context.launched();
-        let (count, dim) = self.grid(self.logits.len(), units)?;
+    /// The buffers of the active levels' gradients.
+    fn gradients<T: LaunchArg<RuntimeArg = BufferArg>>(&self, gradients: &[Gradient]) -> SequenceArg<T> {
+        let mut sequence = SequenceArg::new();
+        for (position, level) in self.problem.active.iter().enumerate() {
+            sequence.push(match gradients[*level] {
+                Gradient::Into(buffer) => buffer.arg(),
+                // The logits are the first arguments of all kernels.
+                Gradient::InPlace => BufferArg::alias(position, self.logits[position].len()),
+            });
+        }
+        sequence
+    }
+
+    fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
+        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
+        let (e, l, w) = self.types();
+        let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
+        if !plan.regions {
+            let (count, dim) = self.cubes_of_items(voxels)?;
+            owned::mean_kernel::launch(
+                client,
+                count,
+                dim,
+                self.logits(),
+                self.labels.arg(),
+                self.weights.arg(),
+                self.grid(),
+                sums.normalisers.arg(),
+                coefficients.arg(),
+                means.arg(),
+                plan,
+                e,
+                l,
+                w,
+            );
+            self.context.launched();
+        }
+        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
         owned::owned_gradient_kernel::launch(
             client,
             count,
             dim,
-            self.logits.arg(),
+            self.logits(),
             self.labels.arg(),
-            self.axes(),
-            normalisers.arg(),
-            coefficients.arg(),
+            self.weights.arg(),
+            self.grid(),
+            sums.normalisers.arg(),
             means.arg(),
-            gradient,
-            self.extent(),
+            coefficients.arg(),
+            sums.entropies.arg(),
+            self.gradients(gradients),
             plan,
-            self.elem(),
+            e,
+            l,
+            w,
         );
         self.context.launched();
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn caps(cores: Option<u32>, lanes: usize) -> Caps {
-        Caps {
-            cores,
-            lanes,
-            registers: 16,
-            plane: None,
-            shared_memory: 0,
-            max_units: if cores.is_some() { 2 } else { 1024 },
-            max_cubes: [65535, 65535],
-            max_buffer: u64::MAX,
-            memory: None,
-            f16: false,
-            bf16: false,
-            tensor_cores: Vec::new(),
-        }
-    }
-
-    fn plan(classes: usize, caps: &Caps) -> (Plan, Option<Plan>) {
-        let plan = Plan::new(&LossSettings::new(Target::Labels { classes }, None, false), true, caps);
-        (plan, plan.owned(caps))
-    }
-
-    #[test]
-    fn threads_walk_alone_over_vectors_and_never_own_channels() {
-        for (lanes, expected) in [(1, 4), (4, 4), (8, 8), (16, 16)] {
-            for classes in [1, 4, 14, 255] {
-                let caps = caps(Some(2), lanes);
-                let (plan, owned) = plan(classes, &caps);
-                assert_eq!((plan.walkers, plan.lanes(&caps), owned), (1, expected, None));
-            }
-        }
-    }
-
-    #[test]
-    fn units_of_a_gpu_keep_at_most_16_channels() {
-        let caps = caps(None, 4);
-        for classes in 1..=255 {
-            let (plan, owned) = plan(classes, &caps);
-            assert_eq!((plan.lanes(&caps), plan.per_voxel), (1, false));
-            assert_eq!(owned.is_some(), classes > 16);
-            if let Some(owned) = owned {
-                assert!(owned.walkers >= classes && owned.walkers <= 256 && owned.walkers % 64 == 0);
-            } else {
-                assert!(plan.unroll);
-            }
-        }
-    }
+/// For every sample the label (region) that each channel stands for, and behind them the number of channels.
+fn acting(problem: &Problem, missing: &[u32]) -> Vec<u32> {
+    let plan = &problem.plan;
+    let words = plan.classes.div_ceil(32);
+    // A missing class stands for the background, a missing region for none.
+    let instead = if plan.regions { u32::MAX } else { 0 };
+    let channel = |sample: usize, c: usize| {
+        let gone = missing[sample * words + c / 32] >> (c % 32) & 1 == 1;
+        if gone { instead } else { c as u32 }
+    };
+    (0..problem.batch)
+        .flat_map(|sample| (0..plan.classes).map(move |c| channel(sample, c)).chain([plan.classes as u32]))
+        .collect()
 }

@@ -1,7 +1,9 @@
 //! Which loss, of which shapes: everything that is checked once.
 
 use super::OPERATION;
-use super::walk::CHUNK;
+use super::plan::Plan;
+use super::top_k::start_of_search;
+use super::walk::LevelRow;
 use crate::{Buffer, Context, Dtype, KernelError};
 
 /// What the channels of the logits mean.
@@ -151,10 +153,32 @@ pub struct Problem {
     pub(super) batch: usize,
     pub(super) dims: [usize; 3],
     pub(super) levels: Vec<Level>,
-    /// Of every level: shares of the label's index by depth, height and width coordinate.
-    pub(super) axes: Vec<Buffer>,
-    /// Bit sets of regions by label, with an empty one for "ignored" at 256.
+    /// Levels of a weight above 0.
+    pub(super) active: Vec<usize>,
+    /// For annotations of labels alone.
+    pub(super) plan: Plan,
+    /// Of the active levels: [`LevelRow`], coordinates, and `(weight, number of largest cross-entropies)`.
+    pub(super) level_table: Buffer,
+    pub(super) axes: Buffer,
+    pub(super) level_numbers: Buffer,
+    /// Where only the largest cross-entropies count: the beginning of every level's search.
+    pub(super) searches: Vec<u32>,
+    /// Bit sets of regions by label, with an empty one for ignored voxels.
     pub(super) regions: Buffer,
+    /// Chunks and voxels of all active levels and samples.
+    pub(super) chunks: usize,
+    pub(super) voxels: usize,
+    /// How rows of partial sums, several a chunk and one a chunk, become one for each level and sample.
+    pub(super) reduction: Vec<Reduction>,
+    pub(super) chunk_reduction: Vec<Reduction>,
+}
+
+/// One step of a reduction: runs of rows that become a row each.
+#[derive(Clone, Debug)]
+pub(super) struct Reduction {
+    /// First row and end of each run.
+    pub(super) ranges: Buffer,
+    pub(super) count: usize,
 }
 
 impl Problem {
@@ -174,7 +198,6 @@ impl Problem {
         if batch == 0 || dims.contains(&0) {
             return Err(KernelError::shape(OPERATION, "batch and dims", "at least 1", (batch, dims)));
         }
-        check_count("voxels of the label map", batch, &dims, 1)?;
         for level in levels {
             if (0..3).any(|a| level.dims[a] == 0 || level.dims[a] > dims[a]) {
                 return Err(KernelError::shape(OPERATION, "dims of a level", format!("1 to {dims:?}"), level.dims));
@@ -182,15 +205,63 @@ impl Problem {
             if !(level.weight.is_finite() && level.weight >= 0.0) {
                 return Err(KernelError::shape(OPERATION, "weight of a level", "finite and >= 0", level.weight));
             }
-            check_count("logits of a level", batch, &level.dims, settings.target.channels())?;
         }
-        if levels.iter().all(|level| level.weight == 0.0) {
+        let active: Vec<usize> = (0..levels.len()).filter(|level| levels[*level].weight > 0.0).collect();
+        if active.is_empty() {
             return Err(KernelError::shape(OPERATION, "levels", "at least one of a weight > 0", levels));
         }
-        let axes: Result<Vec<Buffer>, KernelError> =
-            levels.iter().map(|level| context.upload(&axis_table(dims, level.dims), Dtype::U32)).collect();
-        let regions = context.upload(&region_table(&settings.target), Dtype::U32)?;
-        Ok(Self { settings: settings.clone(), batch, dims, levels: levels.to_vec(), axes: axes?, regions })
+        check_count("voxels of the label map", batch, &[dims], 1)?;
+        let sizes: Vec<[usize; 3]> = active.iter().map(|level| levels[*level].dims).collect();
+        check_count("logits of all levels", batch, &sizes, settings.target.channels())?;
+
+        let coarse = sizes.iter().any(|size| *size != dims);
+        let plan = Plan::new(settings, active.len(), coarse, context.caps());
+        let (mut rows, mut axes, mut numbers, mut searches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut of_sample = Vec::new();
+        let (mut chunks, mut voxels) = (0, 0);
+        for (size, level) in sizes.iter().zip(&active) {
+            let count: usize = size.iter().product();
+            rows.extend(
+                LevelRow {
+                    first_chunk: chunks as u32,
+                    first_voxel: voxels as u32,
+                    chunks: count.div_ceil(plan.chunk) as u32,
+                    voxels: count as u32,
+                    dims: size.map(|d| d as u32),
+                    axes: axes.len() as u32,
+                    full: *size == dims,
+                }
+                .words(),
+            );
+            axes.extend(axis_table(dims, *size));
+            let largest = match settings.entropy {
+                Entropy::TopK { percent } => ((batch * count) as f64 * f64::from(percent) / 100.0) as usize,
+                Entropy::Mean | Entropy::MeanOverRegions => 0,
+            };
+            numbers.extend([levels[*level].weight, largest.max(1) as f32]);
+            searches.extend(start_of_search(largest.max(1) as u32));
+            of_sample.extend(vec![count.div_ceil(plan.chunk); batch]);
+            chunks += batch * count.div_ceil(plan.chunk);
+            voxels += batch * count;
+        }
+        let of_walkers: Vec<usize> = of_sample.iter().map(|chunks| chunks * plan.rows()).collect();
+        Ok(Self {
+            settings: settings.clone(),
+            batch,
+            dims,
+            levels: levels.to_vec(),
+            active,
+            plan,
+            level_table: context.upload(&rows, Dtype::U32)?,
+            axes: context.upload(&axes, Dtype::U32)?,
+            level_numbers: context.upload_f32(&numbers)?,
+            searches,
+            regions: context.upload(&region_table(&settings.target), Dtype::U32)?,
+            chunks,
+            voxels,
+            reduction: reduction(context, &of_walkers)?,
+            chunk_reduction: reduction(context, &of_sample)?,
+        })
     }
 
     /// Length of the loss vector, see [`value_and_gradient`](super::value_and_gradient).
@@ -200,7 +271,8 @@ impl Problem {
 
     /// Number of logits of a level.
     pub fn logits_len(&self, level: usize) -> usize {
-        self.voxels(level) * self.batch * self.settings.target.channels()
+        let voxels: usize = self.levels[level].dims.iter().product();
+        self.batch * voxels * self.settings.target.channels()
     }
 
     /// The levels.
@@ -208,10 +280,33 @@ impl Problem {
         &self.levels
     }
 
-    /// Voxels of a sample at a level.
-    pub(super) fn voxels(&self, level: usize) -> usize {
-        self.levels[level].dims.iter().product()
+    /// Voxels of all samples at full resolution.
+    pub(super) fn label_len(&self) -> usize {
+        self.batch * self.dims.iter().product::<usize>()
     }
+}
+
+/// Rows that a GPU's unit adds up; a thread adds up all of them.
+const ROWS_PER_UNIT: usize = 128;
+
+/// The steps in which the rows of every level and sample are added up, `rows` of them at first.
+fn reduction(context: &Context, rows: &[usize]) -> Result<Vec<Reduction>, KernelError> {
+    let group = if context.caps().cores.is_some() { usize::MAX } else { ROWS_PER_UNIT };
+    let mut rows = rows.to_vec();
+    let mut steps = Vec::new();
+    while steps.is_empty() || rows.iter().any(|count| *count > 1) {
+        let (mut ranges, mut first) = (Vec::new(), 0);
+        for count in &mut rows {
+            let end = first + *count;
+            for start in (first..end).step_by(group) {
+                ranges.extend([start as u32, end.min(start.saturating_add(group)) as u32]);
+            }
+            *count = count.div_ceil(group);
+            first = end;
+        }
+        steps.push(Reduction { ranges: context.upload(&ranges, Dtype::U32)?, count: ranges.len() / 2 });
+    }
+    Ok(steps)
 }
 
 /// The most classes or regions.
@@ -260,9 +355,12 @@ fn check_settings(settings: &LossSettings) -> Result<(), KernelError> {
 }
 
 /// Indices are 32 bits wide on a GPU.
-fn check_count(what: &'static str, batch: usize, dims: &[usize; 3], channels: usize) -> Result<(), KernelError> {
-    let limit = u64::from(u32::MAX) - 4 * CHUNK as u64;
-    let actual = dims.iter().chain([&batch, &channels]).fold(1u64, |n, d| n.saturating_mul(*d as u64));
+fn check_count(what: &'static str, batch: usize, sizes: &[[usize; 3]], channels: usize) -> Result<(), KernelError> {
+    // Cubes and chunks round up.
+    let limit = u64::from(u32::MAX) - (1 << 20);
+    let count =
+        |size: &[usize; 3]| size.iter().chain([&batch, &channels]).fold(1u64, |n, d| n.saturating_mul(*d as u64));
+    let actual = sizes.iter().map(count).fold(0u64, u64::saturating_add);
     if actual > limit {
         return Err(KernelError::Limit { operation: OPERATION, what, actual, limit });
     }
@@ -281,7 +379,7 @@ fn axis_table(dims: [usize; 3], level: [usize; 3]) -> Vec<u32> {
 fn region_table(target: &Target) -> Vec<u32> {
     let Target::Regions { regions, .. } = target else { return vec![0] };
     let words = regions.len().div_ceil(32);
-    let mut table = vec![0; (target.labels() + 1).max(257) * words];
+    let mut table = vec![0; (target.labels() + 1) * words];
     for (region, labels) in regions.iter().enumerate() {
         for label in labels {
             table[usize::from(*label) * words + region / 32] |= 1 << (region % 32);

@@ -1,337 +1,463 @@
-//! Exclusive labels: softmax, soft Dice without the background, cross-entropy.
+//! Exclusive labels: softmax, soft Dice, cross-entropy.
 //!
 //! A group is `N` neighbouring voxels, one in each lane; the classes are a loop. That keeps exponentials,
 //! logarithms and divisions in vectors, needs no sum across lanes per voxel, and lets any number of classes
 //! use the same few registers. On a GPU `N` is 1: a unit's group is one voxel.
 
-use super::pass::Plan;
+use super::plan::Plan;
 use super::walk::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Reads the logits of a group, zeros where the voxel is ignored, and leaves `exp(z - max)` in `exponents`.
-/// Returns their sum and `max - z` of the labelled class.
+/// Values that `per_voxel` keeps for a class: I, G and cross-entropy.
+const PER_CLASS: usize = 3;
+
+/// Reads the logits of a group, zeros where a voxel does not count, and leaves `exp(z - max)` in `exponents`.
+/// Returns their sum and `max - z` of the labelled class. Where classes are missing, the z of the background is
+/// `log sum exp` of the channels that stand for it, and `z - max` is left in `shifted`.
 #[cube]
 fn exponentiate<E: Float, N: Size>(
-    logits: &[E],
-    first: usize,
+    logits: &Sequence<Box<[E]>>,
+    grid: &Grid,
+    place: &Place,
+    voxel: usize,
     label: Vector<u32, N>,
     exponents: &mut Array<Vector<f32, N>>,
+    shifted: &mut Array<Vector<f32, N>>,
     #[comptime] plan: Plan,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
     let classes = comptime!(plan.classes);
     let counts = label.less_than(&Vector::new(classes as u32));
-    let zero = Vector::<f32, N>::new(0.0f32);
-    let mut top = Vector::<f32, N>::new(f32::MIN);
+    let first = (place.before + voxel) * classes;
+    let top = load_group::<E, N>(logits, place.level, first, counts, exponents, plan);
     let mut labelled = Vector::<f32, N>::new(0.0f32);
-    #[unroll(plan.unroll)]
-    for class in 0..classes {
-        // A select and not a product: what an ignored voxel holds may be NaN.
-        let z = select_many(counts, gather::<E, N>(logits, first + class, classes), zero);
-        exponents[class] = z;
-        top = select_many(z.greater_than(&top), z, top);
-        if comptime!(!plan.per_voxel) {
-            labelled = select_many(label.equal(&Vector::new(class as u32)), z, labelled);
-        }
-    }
     if comptime!(plan.per_voxel) {
         #[unroll]
         for lane in 0..N::value() {
             let class = label.extract(lane).min(comptime!(classes as u32 - 1));
-            labelled.insert(lane, f32::cast_from(logits[first + lane * classes + class as usize]));
+            labelled.insert(lane, exponents[class as usize].extract(lane));
         }
-        labelled = select_many(counts, labelled, zero);
+    } else {
+        #[unroll(plan.unroll)]
+        for class in 0..classes {
+            labelled = select_many(label.equal(&Vector::new(class as u32)), exponents[class], labelled);
+        }
+    }
+    if comptime!(plan.missing) {
+        let row = place.sample * comptime!(plan.classes + 1);
+        let mut best = exponents[0];
+        for class in 1..classes {
+            if grid.acting[row + class] == 0 {
+                best = select_many(exponents[class].greater_than(&best), exponents[class], best);
+            }
+        }
+        let mut merged = (exponents[0] - best).exp();
+        for class in 1..classes {
+            if grid.acting[row + class] == 0 {
+                merged += (exponents[class] - best).exp();
+            }
+        }
+        labelled = select_many(label.equal(&Vector::new(0u32)), best + merged.ln(), labelled);
     }
     let mut sum = Vector::<f32, N>::new(0.0f32);
     #[unroll(plan.unroll)]
     for class in 0..classes {
-        let e = (exponents[class] - top).exp();
+        let below = exponents[class] - top;
+        if comptime!(plan.missing) {
+            shifted[class] = below;
+        }
+        let e = below.exp();
         exponents[class] = e;
         sum += e;
     }
     (sum, top - labelled)
 }
 
-/// Adds a group of voxels to the sums `[P of every class, cross-entropy, I of every class]` and the counts
-/// `[G of every class]`. With `per_voxel`, I and G are kept per class in `hits` and `hit_counts` instead, one
-/// addition a voxel, whose last entry takes the ignored voxels.
-#[cube]
-fn add_group<E: Float, N: Size>(
-    logits: &[E],
-    first: usize,
-    label: Vector<u32, N>,
-    exponents: &mut Array<Vector<f32, N>>,
-    sums: &mut Array<Vector<f32, N>>,
-    counts: &mut Array<Vector<u32, N>>,
-    hits: &mut Array<f32>,
-    hit_counts: &mut Array<u32>,
-    #[comptime] plan: Plan,
-) {
-    let classes = comptime!(plan.classes);
-    let valid = label.less_than(&Vector::new(classes as u32));
-    let zero = Vector::<f32, N>::new(0.0f32);
-    let (sum, below_top) = exponentiate::<E, N>(logits, first, label, exponents, plan);
-    sums[classes] += select_many(valid, sum.ln() + below_top, zero);
-    let scale = select_many(valid, Vector::new(1.0f32) / sum, zero);
-    #[unroll(plan.unroll)]
-    for class in 0..classes {
-        let p = exponents[class] * scale;
-        sums[class] += p;
-        if comptime!(!plan.per_voxel) {
-            let hit = label.equal(&Vector::new(class as u32));
-            sums[classes + 1 + class] += select_many(hit, p, zero);
-            counts[class] += select_many(hit, Vector::new(1u32), Vector::new(0u32));
-        }
-    }
-    if comptime!(plan.per_voxel) {
-        let p = (zero - below_top).exp() * scale;
-        #[unroll]
-        for lane in 0..N::value() {
-            let class = label.extract(lane) as usize;
-            hits[class] += p.extract(lane);
-            hit_counts[class] += 1;
-        }
-    }
-}
-
-/// Pass 1: partial sums of every chunk. A row of `sums` is `[P.., cross-entropy, I..]` of `2 * classes + 1`
-/// values, a row of `counts` is `[G.., valid voxels]` of `classes + 1`.
-#[cube(launch)]
-pub(super) fn softmax_sums_kernel<E: Float, N: Size>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
-    sums: &mut [f32],
-    counts: &mut [u32],
-    extent: Extent,
-    #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
-) {
-    let classes = comptime!(plan.classes);
-    let lanes = N::value();
-    let none = comptime!(plan.classes as u32).runtime();
-    // Accumulators that the plan does not use have one entry.
-    let vector_sums = comptime!(if plan.per_voxel { plan.classes + 1 } else { 2 * plan.classes + 1 });
-    let vector_counts = comptime!(if plan.per_voxel { 1 } else { plan.classes });
-    let hit_len = comptime!(if plan.per_voxel { plan.classes + 1 } else { 1 });
-
-    let chunks = chunks_of(extent.voxels);
-    let (low, high) = my_chunks(extent.batch * chunks, plan.walkers);
-    let place = my_place(plan.walkers);
-    for item in low..high {
-        let sample = item / chunks;
-        let start = (item % chunks) * CHUNK;
-        let end = (start + CHUNK).min(extent.voxels);
-        let groups = (end - start) / lanes;
-
-        let mut wide = Array::<Vector<f32, N>>::new(vector_sums);
-        let mut wide_counts = Array::<Vector<u32, N>>::new(vector_counts);
-        let mut exponents = Array::<Vector<f32, N>>::new(classes);
-        let mut rest = Array::<Vector<f32, Const<1>>>::new(vector_sums);
-        let mut rest_counts = Array::<Vector<u32, Const<1>>>::new(vector_counts);
-        let mut hits = Array::<f32>::new(hit_len);
-        let mut hit_counts = Array::<u32>::new(hit_len);
-
-        for group in range_stepped(place, groups, plan.walkers) {
-            let voxel = start + group * lanes;
-            let label = read_labels::<N>(labels, axes, &extent, sample, voxel, none, plan.full);
-            let mut wanted = true.runtime();
-            if comptime!(plan.skip) {
-                wanted = any_below::<N>(label, none);
-            }
-            if wanted {
-                let first = (sample * extent.voxels + voxel) * classes;
-                add_group::<E, N>(
-                    logits,
-                    first,
-                    label,
-                    &mut exponents,
-                    &mut wide,
-                    &mut wide_counts,
-                    &mut hits,
-                    &mut hit_counts,
-                    plan,
-                );
-            }
-        }
-        if comptime!(lanes > 1) {
-            let mut exponents = Array::<Vector<f32, Const<1>>>::new(classes);
-            for voxel in start + groups * lanes..end {
-                let label = read_labels::<Const<1>>(labels, axes, &extent, sample, voxel, none, plan.full);
-                let first = (sample * extent.voxels + voxel) * classes;
-                add_group::<E, Const<1>>(
-                    logits,
-                    first,
-                    label,
-                    &mut exponents,
-                    &mut rest,
-                    &mut rest_counts,
-                    &mut hits,
-                    &mut hit_counts,
-                    plan,
-                );
-            }
-        }
-
-        let row = item * plan.walkers + place;
-        let sums_row = row * comptime!(2 * plan.classes + 1);
-        let counts_row = row * comptime!(plan.classes + 1);
-        write_row::<N>(&wide, &rest, sums, sums_row, vector_sums);
-        let mut valid = 0u32;
-        for class in 0..classes {
-            if comptime!(plan.per_voxel) {
-                sums[sums_row + classes + 1 + class] = hits[class];
-                counts[counts_row + class] = hit_counts[class];
-                valid += hit_counts[class];
-            } else {
-                let count = lane_count::<N>(wide_counts[class]) + rest_counts[class].extract(0usize);
-                counts[counts_row + class] = count;
-                valid += count;
-            }
-        }
-        counts[counts_row + classes] = valid;
-    }
-}
-
-/// Writes the gradient of a group of voxels:
-/// `p_c (B_c + e - s) + [c = label] (p_c A_c - e)` with `s = sum_k p_k (B_k + [k = label] A_k)`,
-/// where A, B are the Dice coefficients of the sample and `e` the weight of the cross-entropy over the valid
+/// Adds a group of voxels to a row of partial sums. With `per_voxel`, `sums` holds P and the weight only, and I, G
+/// and cross-entropy of each class are in `hits`, a few additions a voxel, whose last class takes the ignored
 /// voxels.
 #[cube]
-fn write_group<E: Float, N: Size>(
-    logits: &[E],
-    gradient: &mut [E],
-    coefficients: &[f32],
-    first: usize,
-    first_coefficient: usize,
-    entropy: f32,
-    label: Vector<u32, N>,
+fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    place: &Place,
+    voxel: usize,
+    entropies: &mut [f32],
     exponents: &mut Array<Vector<f32, N>>,
+    shifted: &mut Array<Vector<f32, N>>,
+    sums: &mut Array<Vector<f32, N>>,
+    hits: &mut Array<f32>,
     #[comptime] plan: Plan,
 ) {
     let classes = comptime!(plan.classes);
-    let valid = label.less_than(&Vector::new(classes as u32));
     let zero = Vector::<f32, N>::new(0.0f32);
-    let (sum, below_top) = exponentiate::<E, N>(logits, first, label, exponents, plan);
-    let scale = Vector::<f32, N>::new(1.0f32) / sum;
-    let mut mean = Vector::<f32, N>::new(0.0f32);
-    #[unroll(plan.unroll)]
-    for class in 0..classes {
-        let e = exponents[class];
-        let at = first_coefficient + 2 * class;
-        mean += e * Vector::new(coefficients[at + 1]);
-        if comptime!(!plan.per_voxel) {
+    let (label, weight) = read_group::<L, W, N>(labels, weights, grid, place, voxel, plan);
+    let mut entropy = Vector::<f32, N>::new(0.0f32);
+    if any_counts::<N>(label, plan) {
+        let valid = label.less_than(&Vector::new(classes as u32));
+        let (sum, below_top) = exponentiate::<E, N>(logits, grid, place, voxel, label, exponents, shifted, plan);
+        if comptime!(plan.entropy || plan.top_k) {
+            entropy = select_many(valid, weight * (sum.ln() + below_top), zero);
+        }
+        let counted = select_many(valid, weight, zero);
+        let weight_slot = comptime!(if plan.per_voxel { classes } else { plan.weight() });
+        sums[weight_slot] += counted;
+        let scale = select_many(valid, weight / sum, zero);
+        #[unroll(plan.unroll)]
+        for class in 0..classes {
             let hit = label.equal(&Vector::new(class as u32));
-            mean += select_many(hit, e * Vector::new(coefficients[at]), zero);
+            if comptime!(plan.dice) {
+                let p = exponents[class] * scale;
+                sums[class] += p;
+                if comptime!(!plan.per_voxel) {
+                    let mut stands_for = hit;
+                    if comptime!(plan.missing) {
+                        let row = place.sample * comptime!(plan.classes + 1);
+                        stands_for = label.equal(&Vector::new(grid.acting[row + class]));
+                    }
+                    sums[comptime!(plan.hits()) + class] += select_many(stands_for, p, zero);
+                    sums[comptime!(plan.truth()) + class] += select_many(hit, weight, zero);
+                }
+            }
+            if comptime!(plan.entropy && !plan.per_voxel) {
+                sums[comptime!(plan.entropies()) + class] += select_many(hit, entropy, zero);
+            }
+        }
+        if comptime!(plan.per_voxel) {
+            let p = (zero - below_top).exp() * scale;
+            #[unroll]
+            for lane in 0..N::value() {
+                let at = label.extract(lane) as usize * PER_CLASS;
+                if comptime!(plan.dice) {
+                    hits[at] += p.extract(lane);
+                    hits[at + 1] += counted.extract(lane);
+                }
+                if comptime!(plan.entropy) {
+                    hits[at + 2] += entropy.extract(lane);
+                }
+            }
         }
     }
-    let entropy = Vector::<f32, N>::new(entropy);
-    // With many classes the labelled one is looked up instead of compared with each of them.
-    let mut a = Vector::<f32, N>::new(0.0f32);
-    let mut b = Vector::<f32, N>::new(0.0f32);
-    let mut e = Vector::<f32, N>::new(0.0f32);
-    if comptime!(plan.per_voxel) {
+    if comptime!(plan.top_k) {
+        // Rounding below 0 would rank as the largest of all; NaN stays and does.
+        let entropy = select_many(entropy.less_than(&zero), zero, entropy);
         #[unroll]
         for lane in 0..N::value() {
-            let class = label.extract(lane).min(comptime!(classes as u32 - 1)) as usize;
-            a.insert(lane, coefficients[first_coefficient + 2 * class]);
-            b.insert(lane, coefficients[first_coefficient + 2 * class + 1]);
-        }
-        e = (zero - below_top).exp();
-        mean += e * a;
-    }
-    mean *= scale;
-    let base = entropy - mean;
-    #[unroll(plan.unroll)]
-    for class in 0..classes {
-        let p = exponents[class] * scale;
-        let at = first_coefficient + 2 * class;
-        let mut g = p * (base + Vector::new(coefficients[at + 1]));
-        if comptime!(!plan.per_voxel) {
-            let hit = label.equal(&Vector::new(class as u32));
-            g += select_many(hit, p * Vector::new(coefficients[at]) - entropy, zero);
-        }
-        exponents[class] = select_many(valid, g, zero);
-    }
-    store_group::<E, N>(gradient, first, exponents, classes, plan.unroll);
-    if comptime!(plan.per_voxel) {
-        let g = select_many(valid, e * scale * (base + b + a) - entropy, zero);
-        let stored = Vector::<E, N>::cast_from(g);
-        #[unroll]
-        for lane in 0..N::value() {
-            // An ignored voxel gets its zero once more, in its last class.
-            let class = label.extract(lane).min(comptime!(classes as u32 - 1)) as usize;
-            gradient[first + lane * classes + class] = stored.extract(lane);
+            entropies[place.first_voxel + place.before + voxel + lane] = entropy.extract(lane);
         }
     }
 }
 
-/// Pass 3: the gradient. `coefficients` is `[batch, classes, (A, B)]` and then the weight of the
-/// cross-entropy. `gradient` may be the memory of `logits`: a voxel is read completely before it is written.
+/// Pass 1: rows of partial sums of every chunk, see [`Plan::slots`]. `entropies` takes the cross-entropy of every
+/// voxel if only the largest count.
 #[cube(launch)]
-pub(super) fn softmax_gradient_kernel<E: Float, N: Size>(
-    logits: &[E],
-    labels: &[u8],
-    axes: &[u32],
-    coefficients: &[f32],
-    gradient: &mut [E],
-    extent: Extent,
+pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    sums: &mut [f32],
+    entropies: &mut [f32],
     #[comptime] plan: Plan,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
 ) {
     let classes = comptime!(plan.classes);
     let lanes = N::value();
-    let none = comptime!(plan.classes as u32).runtime();
-    let chunks = chunks_of(extent.voxels);
-    let (low, high) = my_chunks(extent.batch * chunks, plan.walkers);
-    let place = my_place(plan.walkers);
-    let entropy = coefficients[extent.batch * comptime!(2 * plan.classes)];
-    for item in low..high {
-        let sample = item / chunks;
-        let start = (item % chunks) * CHUNK;
-        let end = (start + CHUNK).min(extent.voxels);
-        let groups = (end - start) / lanes;
-        let first_coefficient = sample * comptime!(2 * plan.classes);
+    // Accumulators that the plan does not use have one entry.
+    let vector_sums = comptime!(if plan.per_voxel { plan.classes + 1 } else { plan.slots() });
+    let hit_len = comptime!(if plan.per_voxel { PER_CLASS * (plan.classes + 1) } else { 1 });
+    let shifted_len = comptime!(if plan.missing { plan.classes } else { 1 });
 
+    let (low, high) = my_chunks(grid.chunks, plan.walkers);
+    let walker = my_place(plan.walkers);
+    for item in low..high {
+        let place = chunk_place(grid, item, plan);
+        let groups = (place.end - place.start) / lanes;
+
+        let mut wide = Array::<Vector<f32, N>>::new(vector_sums);
         let mut exponents = Array::<Vector<f32, N>>::new(classes);
-        for group in range_stepped(place, groups, plan.walkers) {
-            let voxel = start + group * lanes;
-            let first = (sample * extent.voxels + voxel) * classes;
-            let label = read_labels::<N>(labels, axes, &extent, sample, voxel, none, plan.full);
-            let mut wanted = true.runtime();
-            if comptime!(plan.skip) {
-                wanted = any_below::<N>(label, none);
-            }
-            if wanted {
-                write_group::<E, N>(
-                    logits,
-                    gradient,
-                    coefficients,
-                    first,
-                    first_coefficient,
-                    entropy,
-                    label,
-                    &mut exponents,
-                    plan,
-                );
-            } else {
-                clear::<E>(gradient, first, comptime!(lanes * classes));
-            }
+        let mut shifted = Array::<Vector<f32, N>>::new(shifted_len);
+        let mut rest = Array::<Vector<f32, Const<1>>>::new(vector_sums);
+        let mut hits = Array::<f32>::new(hit_len);
+
+        for group in range_stepped(walker, groups, plan.walkers) {
+            add_group::<E, L, W, N>(
+                logits,
+                labels,
+                weights,
+                grid,
+                &place,
+                place.start + group * lanes,
+                entropies,
+                &mut exponents,
+                &mut shifted,
+                &mut wide,
+                &mut hits,
+                plan,
+            );
         }
         if comptime!(lanes > 1) {
             let mut exponents = Array::<Vector<f32, Const<1>>>::new(classes);
-            for voxel in start + groups * lanes..end {
-                let first = (sample * extent.voxels + voxel) * classes;
-                let label = read_labels::<Const<1>>(labels, axes, &extent, sample, voxel, none, plan.full);
-                write_group::<E, Const<1>>(
+            let mut shifted = Array::<Vector<f32, Const<1>>>::new(shifted_len);
+            for voxel in place.start + groups * lanes..place.end {
+                add_group::<E, L, W, Const<1>>(
                     logits,
-                    gradient,
-                    coefficients,
-                    first,
-                    first_coefficient,
-                    entropy,
-                    label,
+                    labels,
+                    weights,
+                    grid,
+                    &place,
+                    voxel,
+                    entropies,
                     &mut exponents,
+                    &mut shifted,
+                    &mut rest,
+                    &mut hits,
+                    plan,
+                );
+            }
+        }
+
+        let row = (item * plan.walkers + walker) * comptime!(plan.slots());
+        if comptime!(plan.per_voxel) {
+            for class in 0..classes {
+                if comptime!(plan.dice) {
+                    sums[row + class] = lane_sum::<N>(wide[class]) + rest[class].extract(0usize);
+                    sums[row + comptime!(plan.hits()) + class] = hits[class * PER_CLASS];
+                    sums[row + comptime!(plan.truth()) + class] = hits[class * PER_CLASS + 1];
+                }
+                if comptime!(plan.entropy) {
+                    sums[row + comptime!(plan.entropies()) + class] = hits[class * PER_CLASS + 2];
+                }
+            }
+            let weight = lane_sum::<N>(wide[classes]) + rest[classes].extract(0usize);
+            sums[row + comptime!(plan.weight())] = weight;
+        } else {
+            for slot in 0..comptime!(plan.slots()) {
+                sums[row + slot] = lane_sum::<N>(wide[slot]) + rest[slot].extract(0usize);
+            }
+        }
+    }
+}
+
+/// Writes the gradient of a group of voxels, for a voxel of weight w
+/// `w (p_c (B_c + e - s) + [c stands for the label] (p_c A_c - e p_c / q))` with
+/// `s = sum_k p_k (B_k + [k stands for the label] A_k)`, where A, B are the Dice coefficients of the sample, `e` the
+/// weight of the cross-entropy, and q the sum of the p that stand for the label: p_c itself, unless c is the
+/// background and classes are missing.
+#[cube]
+fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    place: &Place,
+    voxel: usize,
+    coefficients: &[f32],
+    entropies: &[f32],
+    gradients: &mut Sequence<Box<[E]>>,
+    exponents: &mut Array<Vector<f32, N>>,
+    shifted: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: Plan,
+) {
+    let classes = comptime!(plan.classes);
+    let zero = Vector::<f32, N>::new(0.0f32);
+    let first = (place.before + voxel) * classes;
+    let (label, weight) = read_group::<L, W, N>(labels, weights, grid, place, voxel, plan);
+    if any_counts::<N>(label, plan) {
+        let valid = label.less_than(&Vector::new(classes as u32));
+        let (sum, below_top) = exponentiate::<E, N>(logits, grid, place, voxel, label, exponents, shifted, plan);
+        let scale = Vector::<f32, N>::new(1.0f32) / sum;
+        let acting = place.sample * comptime!(plan.classes + 1);
+        let of_level = coefficients_of(grid.batch, place.level, plan);
+        let dice = of_level + place.sample * comptime!(2 * plan.classes);
+        let entropy = entropy_weight::<N>(coefficients, entropies, grid, place, voxel, of_level, plan);
+
+        let mut mean = Vector::<f32, N>::new(0.0f32);
+        // With many classes the labelled one is looked up instead of compared with each of them.
+        let mut a = Vector::<f32, N>::new(0.0f32);
+        let mut b = Vector::<f32, N>::new(0.0f32);
+        let mut e = Vector::<f32, N>::new(0.0f32);
+        if comptime!(plan.per_voxel) {
+            e = (zero - below_top).exp();
+        }
+        if comptime!(plan.dice) {
+            #[unroll(plan.unroll)]
+            for class in 0..classes {
+                let at = dice + 2 * class;
+                mean += exponents[class] * Vector::new(coefficients[at + 1]);
+                if comptime!(!plan.per_voxel) {
+                    let hit = stands_for::<N>(label, grid, acting, class, plan);
+                    mean += select_many(hit, exponents[class] * Vector::new(coefficients[at]), zero);
+                }
+            }
+            if comptime!(plan.per_voxel) {
+                #[unroll]
+                for lane in 0..N::value() {
+                    let class = label.extract(lane).min(comptime!(classes as u32 - 1)) as usize;
+                    a.insert(lane, coefficients[dice + 2 * class]);
+                    b.insert(lane, coefficients[dice + 2 * class + 1]);
+                }
+                mean += e * a;
+            }
+            mean *= scale;
+        }
+        let base = entropy - mean;
+        #[unroll(plan.unroll)]
+        for class in 0..classes {
+            let p = exponents[class] * scale;
+            let at = dice + 2 * class;
+            let mut slope = base;
+            if comptime!(plan.dice) {
+                slope += Vector::new(coefficients[at + 1]);
+            }
+            let mut g = p * slope;
+            if comptime!(!plan.per_voxel) {
+                let hit = stands_for::<N>(label, grid, acting, class, plan);
+                let mut of_label = zero - entropy;
+                if comptime!(plan.missing) {
+                    of_label *= (shifted[class] + below_top).exp();
+                }
+                if comptime!(plan.dice) {
+                    of_label += p * Vector::new(coefficients[at]);
+                }
+                g += select_many(hit, of_label, zero);
+            }
+            exponents[class] = select_many(valid, g * weight, zero);
+        }
+        if comptime!(plan.per_voxel) {
+            let g = select_many(valid, (e * scale * (base + b + a) - entropy) * weight, zero);
+            #[unroll]
+            for lane in 0..N::value() {
+                // An ignored voxel gets its zero once more, in its last class.
+                let class = label.extract(lane).min(comptime!(classes as u32 - 1)) as usize;
+                let mut values = exponents[class];
+                values.insert(lane, g.extract(lane));
+                exponents[class] = values;
+            }
+        }
+        store_group::<E, N>(gradients, place.level, first, exponents, plan);
+    } else {
+        let lanes = N::value();
+        clear::<E>(gradients, place.level, first, comptime!(lanes * plan.classes), plan);
+    }
+}
+
+/// Which voxels have the label that a channel stands for.
+#[cube]
+fn stands_for<N: Size>(
+    label: Vector<u32, N>,
+    grid: &Grid,
+    acting: usize,
+    class: usize,
+    #[comptime] plan: Plan,
+) -> Vector<bool, N> {
+    if comptime!(plan.missing) {
+        label.equal(&Vector::new(grid.acting[acting + class]))
+    } else {
+        label.equal(&Vector::new(class as u32))
+    }
+}
+
+/// What a voxel's cross-entropy counts in the loss: the same for all, or only for the largest ones and in part for
+/// those that equal the least of them.
+#[cube]
+pub(super) fn entropy_weight<N: Size>(
+    coefficients: &[f32],
+    entropies: &[f32],
+    grid: &Grid,
+    place: &Place,
+    voxel: usize,
+    of_level: usize,
+    #[comptime] plan: Plan,
+) -> Vector<f32, N> {
+    let mut weight = Vector::<f32, N>::new(0.0f32);
+    if comptime!(plan.entropy || plan.top_k) {
+        let tail = of_level + 2 * grid.batch * plan.classes;
+        weight = Vector::new(coefficients[tail]);
+        if comptime!(plan.top_k) {
+            let least = u32::reinterpret(coefficients[tail + 1]);
+            let mut share = Vector::<f32, N>::empty();
+            #[unroll]
+            for lane in 0..N::value() {
+                let entropy = entropies[place.first_voxel + place.before + voxel + lane];
+                share.insert(lane, top_share(entropy, least, coefficients[tail + 2]));
+            }
+            weight *= share;
+        }
+    }
+    weight
+}
+
+/// The share of a voxel in the largest cross-entropies. They are compared as integers, which for numbers that are
+/// not negative is the same, and puts NaN above all.
+#[cube]
+pub(super) fn top_share(entropy: f32, least: u32, share_of_least: f32) -> f32 {
+    let rank = u32::reinterpret(entropy);
+    select(rank > least, 1.0f32, select(rank == least, share_of_least, 0.0f32))
+}
+
+/// Pass 3: the gradient, see [`TAIL`](super::plan::TAIL). A gradient may be the memory of its logits: a voxel is read
+/// completely before it is written.
+#[cube(launch)]
+pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
+    logits: &Sequence<Box<[E]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    coefficients: &[f32],
+    entropies: &[f32],
+    gradients: &mut Sequence<Box<[E]>>,
+    #[comptime] plan: Plan,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
+) {
+    let classes = comptime!(plan.classes);
+    let lanes = N::value();
+    let shifted_len = comptime!(if plan.missing { plan.classes } else { 1 });
+    let (low, high) = my_chunks(grid.chunks, plan.walkers);
+    let walker = my_place(plan.walkers);
+    for item in low..high {
+        let place = chunk_place(grid, item, plan);
+        let groups = (place.end - place.start) / lanes;
+        let mut exponents = Array::<Vector<f32, N>>::new(classes);
+        let mut shifted = Array::<Vector<f32, N>>::new(shifted_len);
+        for group in range_stepped(walker, groups, plan.walkers) {
+            write_group::<E, L, W, N>(
+                logits,
+                labels,
+                weights,
+                grid,
+                &place,
+                place.start + group * lanes,
+                coefficients,
+                entropies,
+                gradients,
+                &mut exponents,
+                &mut shifted,
+                plan,
+            );
+        }
+        if comptime!(lanes > 1) {
+            let mut exponents = Array::<Vector<f32, Const<1>>>::new(classes);
+            let mut shifted = Array::<Vector<f32, Const<1>>>::new(shifted_len);
+            for voxel in place.start + groups * lanes..place.end {
+                write_group::<E, L, W, Const<1>>(
+                    logits,
+                    labels,
+                    weights,
+                    grid,
+                    &place,
+                    voxel,
+                    coefficients,
+                    entropies,
+                    gradients,
+                    &mut exponents,
+                    &mut shifted,
                     plan,
                 );
             }

@@ -1,34 +1,133 @@
-//! How units walk over the voxels, and how they read the labels of a group of voxels.
+//! How units walk over the voxels of all levels, and how they read what is known about a group of voxels.
 
+use super::plan::{Plan, TAIL, Weighting};
 use crate::block::strip;
 use cubecl::prelude::*;
 
-/// Voxels in a chunk. A chunk lies in one sample and is what one partial sum covers: short enough that its f32
-/// sums lose nothing (256 terms a lane with eight lanes), long enough that the partial sums are few.
-pub(super) const CHUNK: usize = 2048;
+/// Words of a level in the table of levels.
+pub(super) const LEVEL_WORDS: usize = 9;
 
-/// Sizes of one level, and which labels count.
-#[derive(CubeLaunch, CubeType)]
-pub(super) struct Extent {
-    /// Number of samples.
-    pub(super) batch: usize,
-    /// Voxels of a sample at this level.
-    pub(super) voxels: usize,
-    /// Voxels of a sample of the label map.
-    pub(super) label_voxels: usize,
-    pub(super) depth: u32,
-    pub(super) height: u32,
-    pub(super) width: u32,
-    /// Labels from here on are treated as ignored.
-    pub(super) labels: u32,
-    /// The ignored label, or a number that no label is.
-    pub(super) ignore: u32,
+/// One level in the table of levels.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LevelRow {
+    /// Chunks of the levels before.
+    pub(super) first_chunk: u32,
+    /// Voxels of the levels before, with all samples.
+    pub(super) first_voxel: u32,
+    /// Chunks of a sample.
+    pub(super) chunks: u32,
+    /// Voxels of a sample.
+    pub(super) voxels: u32,
+    pub(super) dims: [u32; 3],
+    /// Where its coordinates begin in the table of axes.
+    pub(super) axes: u32,
+    /// The level has the label map's resolution.
+    pub(super) full: bool,
 }
 
-/// Number of chunks in a sample.
+impl LevelRow {
+    pub(super) fn words(&self) -> [u32; LEVEL_WORDS] {
+        let [depth, height, width] = self.dims;
+        let full = u32::from(self.full);
+        [self.first_chunk, self.first_voxel, self.chunks, self.voxels, depth, height, width, self.axes, full]
+    }
+}
+
+const FIRST_CHUNK: usize = 0;
+const FIRST_VOXEL: usize = 1;
+
+/// Sizes of a loss and its small tables.
+#[derive(CubeLaunch, CubeType)]
+pub(super) struct Grid {
+    /// [`LevelRow`] of every level.
+    pub(super) levels: Box<[u32]>,
+    /// Of every level: for every coordinate along depth, height and width its share of the label's index.
+    pub(super) axes: Box<[u32]>,
+    /// `[batch, channels + 1]`: the label (region) that a channel stands for in a sample; only read where some are
+    /// missing. A missing class stands for the background, a missing region for none.
+    pub(super) acting: Box<[u32]>,
+    /// Bit sets of regions by label, with an empty one for ignored voxels.
+    pub(super) regions: Box<[u32]>,
+    /// Number of samples.
+    pub(super) batch: usize,
+    /// Voxels of a sample of the label map.
+    pub(super) label_voxels: usize,
+    /// Chunks of all levels and samples.
+    pub(super) chunks: usize,
+    /// Voxels of all levels and samples.
+    pub(super) voxels: usize,
+}
+
+/// A level and a sample, and what of it is walked over.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) level: usize,
+    pub(super) sample: usize,
+    /// First voxel and end of the part, in the sample.
+    pub(super) start: usize,
+    pub(super) end: usize,
+    /// Voxels of the samples before it in the level's buffer.
+    pub(super) before: usize,
+    /// Voxels of the levels before.
+    pub(super) first_voxel: usize,
+    depth: u32,
+    height: u32,
+    width: u32,
+    axes: usize,
+    full: bool,
+}
+
+/// The level that holds an item, by the number of items before each.
 #[cube]
-pub(super) fn chunks_of(voxels: usize) -> usize {
-    (voxels + CHUNK - 1) / CHUNK
+fn level_of(grid: &Grid, item: usize, #[comptime] word: usize, #[comptime] levels: usize) -> usize {
+    let mut level = 0usize;
+    #[unroll]
+    for later in 1..levels {
+        let first = grid.levels[comptime!(later * LEVEL_WORDS + word)] as usize;
+        level = select(item >= first, later, level);
+    }
+    level
+}
+
+#[cube]
+fn place(grid: &Grid, level: usize, sample: usize, start: usize, end: usize) -> Place {
+    let row = level * LEVEL_WORDS;
+    Place {
+        level,
+        sample,
+        start,
+        end,
+        before: sample * grid.levels[row + 3] as usize,
+        first_voxel: grid.levels[row + FIRST_VOXEL] as usize,
+        depth: grid.levels[row + 4],
+        height: grid.levels[row + 5],
+        width: grid.levels[row + 6],
+        axes: grid.levels[row + 7] as usize,
+        full: grid.levels[row + 8] != 0,
+    }
+}
+
+/// The `item`-th chunk.
+#[cube]
+pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
+    let level = level_of(grid, item, FIRST_CHUNK, plan.levels);
+    let row = level * LEVEL_WORDS;
+    let in_level = item - grid.levels[row + FIRST_CHUNK] as usize;
+    let chunks = grid.levels[row + 2] as usize;
+    let start = (in_level % chunks) * plan.chunk;
+    let end = (start + plan.chunk).min(grid.levels[row + 3] as usize);
+    place(grid, level, in_level / chunks, start, end)
+}
+
+/// The `item`-th voxel.
+#[cube]
+pub(super) fn voxel_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
+    let level = level_of(grid, item, FIRST_VOXEL, plan.levels);
+    let row = level * LEVEL_WORDS;
+    let in_level = item - grid.levels[row + FIRST_VOXEL] as usize;
+    let voxels = grid.levels[row + 3] as usize;
+    let start = in_level % voxels;
+    place(grid, level, in_level / voxels, start, start + 1)
 }
 
 /// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube.
@@ -48,99 +147,210 @@ pub(super) fn my_place(#[comptime] walkers: usize) -> usize {
     if comptime!(walkers == 1) { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
-/// Labels of the `N` voxels from `voxel` of `sample` on; ignored and undeclared ones become `none`.
+/// Label and weight of the `N` voxels from `voxel` of a sample on. A voxel that does not count has the label
+/// `plan.labels`, which is larger than all that do: its own is not declared, or names a class that is missing in
+/// the sample, or its weight is not above 0.
 ///
-/// A level that is coarser than the label map reads the voxel that nearest-exact interpolation takes: `axes`
-/// holds, for every coordinate along depth, height and width, the share of the label's index.
+/// A level that is coarser than the label map reads the voxel that nearest-exact interpolation takes.
 #[cube]
-pub(super) fn read_labels<N: Size>(
-    labels: &[u8],
-    axes: &[u32],
-    extent: &Extent,
-    sample: usize,
+pub(super) fn read_group<L: Int, W: Numeric, N: Size>(
+    labels: &[L],
+    weights: &[W],
+    grid: &Grid,
+    place: &Place,
     voxel: usize,
-    none: u32,
-    #[comptime] full: bool,
-) -> Vector<u32, N> {
-    let first = sample * extent.label_voxels;
+    #[comptime] plan: Plan,
+) -> (Vector<u32, N>, Vector<f32, N>) {
+    let none = Vector::<u32, N>::new(comptime!(plan.labels as u32));
+    let first = place.sample * grid.label_voxels;
     let mut label = Vector::<u32, N>::empty();
-    if comptime!(full) {
+    let mut weight = Vector::<f32, N>::new(1.0f32);
+    if comptime!(!plan.coarse) || place.full {
         #[unroll]
         for lane in 0..N::value() {
             label.insert(lane, u32::cast_from(labels[first + voxel + lane]));
         }
+        if comptime!(plan.weighting != Weighting::None) {
+            #[unroll]
+            for lane in 0..N::value() {
+                weight.insert(lane, f32::cast_from(weights[first + voxel + lane]));
+            }
+        }
     } else {
-        let row = voxel as u32 / extent.width;
-        let mut x = voxel as u32 % extent.width;
-        let mut y = row % extent.height;
-        let mut z = row / extent.height;
+        let row = voxel as u32 / place.width;
+        let mut x = voxel as u32 % place.width;
+        let mut y = row % place.height;
+        let mut z = row / place.height;
+        let rows = place.axes + place.depth as usize;
+        let columns = rows + place.height as usize;
         #[unroll]
         for lane in 0..N::value() {
-            let behind_depth = extent.depth + y;
-            let behind_height = extent.depth + extent.height + x;
-            let index = axes[z as usize] + axes[behind_depth as usize] + axes[behind_height as usize];
-            label.insert(lane, u32::cast_from(labels[first + index as usize]));
+            let shares = grid.axes[place.axes + z as usize] + grid.axes[rows + y as usize];
+            let index = (shares + grid.axes[columns + x as usize]) as usize;
+            label.insert(lane, u32::cast_from(labels[first + index]));
+            if comptime!(plan.weighting != Weighting::None) {
+                weight.insert(lane, f32::cast_from(weights[first + index]));
+            }
             // Selects: branches here would triple the time that the kernel takes to compile.
-            let row_ends = x + 1 == extent.width;
+            let row_ends = x + 1 == place.width;
             x = select(row_ends, 0, x + 1);
             y = select(row_ends, y + 1, y);
-            let slice_ends = y == extent.height;
+            let slice_ends = y == place.height;
             y = select(slice_ends, 0, y);
             z = select(slice_ends, z + 1, z);
         }
     }
-    let declared = label.less_than(&Vector::new(extent.labels));
-    let counts = declared.vec_and(label.not_equal(&Vector::new(extent.ignore)));
-    select_many(counts, label, Vector::new(none))
+    label = select_many(label.less_than(&none), label, none);
+    if comptime!(plan.missing && !plan.regions) {
+        let row = place.sample * comptime!(plan.classes + 1);
+        let mut acting = Vector::<u32, N>::empty();
+        #[unroll]
+        for lane in 0..N::value() {
+            acting.insert(lane, grid.acting[row + label.extract(lane) as usize]);
+        }
+        label = select_many(acting.equal(&label), label, none);
+    }
+    if comptime!(plan.weighting != Weighting::None) {
+        if comptime!(plan.weighting == Weighting::Bytes) {
+            weight /= Vector::new(255.0f32);
+        }
+        label = select_many(weight.greater_than(&Vector::new(0.0f32)), label, none);
+    }
+    (label, weight)
 }
 
-/// Whether any lane holds something else than `none`, which is larger than everything else.
+/// Whether any voxel counts.
 #[cube]
-pub(super) fn any_below<N: Size>(label: Vector<u32, N>, none: u32) -> bool {
-    let mut least = label.extract(0usize);
-    #[unroll]
-    for lane in 1..N::value() {
-        least = least.min(label.extract(lane));
+pub(super) fn any_counts<N: Size>(label: Vector<u32, N>, #[comptime] plan: Plan) -> bool {
+    if comptime!(plan.skip) {
+        let mut least = label.extract(0usize);
+        #[unroll]
+        for lane in 1..N::value() {
+            least = least.min(label.extract(lane));
+        }
+        least < comptime!(plan.labels as u32)
+    } else {
+        true.runtime()
     }
-    least < none
 }
 
-/// One channel of `N` neighbouring voxels, in f32. `first` is that channel of the first voxel.
+/// Reads all channels of `N` neighbouring voxels in f32, zeros where a voxel does not count (a select and not a
+/// product: what an ignored voxel holds may be NaN), and returns the largest. `first` is the first logit.
 #[cube]
-pub(super) fn gather<E: Float, N: Size>(logits: &[E], first: usize, #[comptime] channels: usize) -> Vector<f32, N> {
-    let mut stored = Vector::<E, N>::empty();
+pub(super) fn load_group<E: Float, N: Size>(
+    logits: &Sequence<Box<[E]>>,
+    level: usize,
+    first: usize,
+    counts: Vector<bool, N>,
+    values: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: Plan,
+) -> Vector<f32, N> {
+    let mut top = Vector::<f32, N>::new(f32::MIN);
     #[unroll]
-    for lane in 0..N::value() {
-        stored.insert(lane, logits[first + lane * channels]);
+    for candidate in 0..plan.levels {
+        if comptime!(plan.levels == 1) || level == candidate {
+            let buffer = &logits[candidate];
+            #[unroll(plan.unroll)]
+            for channel in 0..plan.classes {
+                let mut stored = Vector::<E, N>::empty();
+                #[unroll]
+                for lane in 0..N::value() {
+                    stored.insert(lane, buffer[first + lane * plan.classes + channel]);
+                }
+                let z = select_many(counts, Vector::cast_from(stored), Vector::new(0.0f32));
+                values[channel] = z;
+                top = select_many(z.greater_than(&top), z, top);
+            }
+        }
     }
-    Vector::cast_from(stored)
+    top
 }
 
 /// Stores all channels of `N` neighbouring voxels. Voxel by voxel, so that memory is written in order: storing
 /// channel by channel took up to twice as long.
 #[cube]
 pub(super) fn store_group<E: Float, N: Size>(
-    gradient: &mut [E],
+    gradients: &mut Sequence<Box<[E]>>,
+    level: usize,
     first: usize,
     values: &mut Array<Vector<f32, N>>,
-    #[comptime] channels: usize,
-    #[comptime] unroll: bool,
+    #[comptime] plan: Plan,
 ) {
     #[unroll]
-    for lane in 0..N::value() {
-        #[unroll(unroll)]
-        for channel in 0..channels {
-            gradient[first + lane * channels + channel] = E::cast_from(values[channel].extract(lane));
+    for candidate in 0..plan.levels {
+        if comptime!(plan.levels == 1) || level == candidate {
+            let buffer = &mut gradients[candidate];
+            #[unroll]
+            for lane in 0..N::value() {
+                #[unroll(plan.unroll)]
+                for channel in 0..plan.classes {
+                    buffer[first + lane * plan.classes + channel] = E::cast_from(values[channel].extract(lane));
+                }
+            }
         }
     }
 }
 
-/// Zeroes the gradient of `N` neighbouring voxels.
+/// Zeroes `len` values of a gradient.
 #[cube]
-pub(super) fn clear<E: Float>(gradient: &mut [E], first: usize, #[comptime] len: usize) {
-    for i in 0..len {
-        gradient[first + i] = E::from_int(0);
+pub(super) fn clear<E: Float>(
+    gradients: &mut Sequence<Box<[E]>>,
+    level: usize,
+    first: usize,
+    #[comptime] len: usize,
+    #[comptime] plan: Plan,
+) {
+    #[unroll]
+    for candidate in 0..plan.levels {
+        if comptime!(plan.levels == 1) || level == candidate {
+            let buffer = &mut gradients[candidate];
+            for i in 0..len {
+                buffer[first + i] = E::from_int(0);
+            }
+        }
     }
+}
+
+/// One logit.
+#[cube]
+pub(super) fn load_one<E: Float>(
+    logits: &Sequence<Box<[E]>>,
+    level: usize,
+    index: usize,
+    #[comptime] plan: Plan,
+) -> f32 {
+    let mut value = 0.0f32;
+    #[unroll]
+    for candidate in 0..plan.levels {
+        if comptime!(plan.levels == 1) || level == candidate {
+            value = f32::cast_from(logits[candidate][index]);
+        }
+    }
+    value
+}
+
+/// One value of a gradient.
+#[cube]
+pub(super) fn store_one<E: Float>(
+    gradients: &mut Sequence<Box<[E]>>,
+    level: usize,
+    index: usize,
+    value: f32,
+    #[comptime] plan: Plan,
+) {
+    #[unroll]
+    for candidate in 0..plan.levels {
+        if comptime!(plan.levels == 1) || level == candidate {
+            let buffer = &mut gradients[candidate];
+            buffer[index] = E::cast_from(value);
+        }
+    }
+}
+
+/// Where the coefficients of a level's gradient begin.
+#[cube]
+pub(super) fn coefficients_of(batch: usize, level: usize, #[comptime] plan: Plan) -> usize {
+    level * (2 * batch * plan.classes + TAIL)
 }
 
 /// Sum of the lanes.
@@ -152,44 +362,4 @@ pub(super) fn lane_sum<N: Size>(v: Vector<f32, N>) -> f32 {
         sum += v.extract(lane);
     }
     sum
-}
-
-/// Sum of the lanes.
-#[cube]
-pub(super) fn lane_count<N: Size>(v: Vector<u32, N>) -> u32 {
-    let mut sum = v.extract(0usize);
-    #[unroll]
-    for lane in 1..N::value() {
-        sum += v.extract(lane);
-    }
-    sum
-}
-
-/// Adds what a unit has summed over its part of a chunk to its row of partial sums: the lanes of the wide
-/// groups and the voxels behind the last of them.
-#[cube]
-pub(super) fn write_row<N: Size>(
-    wide: &Array<Vector<f32, N>>,
-    rest: &Array<Vector<f32, Const<1>>>,
-    row: &mut [f32],
-    first: usize,
-    #[comptime] len: usize,
-) {
-    for slot in 0..len {
-        row[first + slot] = lane_sum::<N>(wide[slot]) + rest[slot].extract(0usize);
-    }
-}
-
-/// [`write_row`] for counts.
-#[cube]
-pub(super) fn write_count_row<N: Size>(
-    wide: &Array<Vector<u32, N>>,
-    rest: &Array<Vector<u32, Const<1>>>,
-    row: &mut [u32],
-    first: usize,
-    #[comptime] len: usize,
-) {
-    for slot in 0..len {
-        row[first + slot] = lane_count::<N>(wide[slot]) + rest[slot].extract(0usize);
-    }
 }
