@@ -2,6 +2,8 @@
 //! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS [TEXT]]`, where only items whose
 //! id contains TEXT run. On Linux the last line is the process's peak resident memory.
 
+#[path = "work/peak.rs"]
+mod peak;
 #[path = "work/mod.rs"]
 mod work;
 
@@ -18,9 +20,9 @@ fn main() {
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));
     let only = arguments.next().unwrap_or_default();
     let context = work::context();
-    let peak = work::peak::flops(&context);
+    let peak = peak::flops(&context);
     println!("# multiply-add peak {:.1} GFLOP/s", peak / 1e9);
-    for item in work::items(&group).into_iter().filter(|item| item.id.contains(&only)) {
+    for item in work::items(&context, &group).into_iter().filter(|item| item.id.contains(&only)) {
         let mut run = (item.prepare)(&context);
         // The first run compiles; the second finds warm pools.
         run();

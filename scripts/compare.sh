@@ -6,9 +6,13 @@
 # GROUP: conv, norm, loss, step or all (default); size: steps of growing patches and widths (benches/peers/cost_picture.py
 # draws them); memory: peak resident memory of the steps, a process each; scaling: voxgrad on one core and on all.
 #
+# GROUP loss alone has more peers (nnU-Net eager and compiled, MONAI, exacta) and memory beside time, for several kinds of
+# annotation; its table also replaces the one in benches/RESULTS.md. ONLY=TEXT restricts it to ids that contain TEXT.
+#
 # A round runs all items of voxgrad, then all of PyTorch; each figure is the median of the rounds' medians. Run it on a
 # machine that does nothing else. ratio = PyTorch's seconds / voxgrad's: above 1, voxgrad is faster.
-# VOXGRAD_DEVICE chooses voxgrad's device (cpu unless set); PyTorch runs on the CPU.
+# VOXGRAD_DEVICE chooses voxgrad's device (cpu unless set); PyTorch runs on the CPU, in GROUP loss on the GPU if voxgrad
+# does not run on the CPU.
 set -eu
 cd "$(dirname "$0")/.."
 group=${1:-all}
@@ -16,7 +20,9 @@ rounds=${2:-3}
 device=${VOXGRAD_DEVICE:-cpu}
 
 sh scripts/setup.sh
-cargo build --release --bench medians 2>/dev/null || cargo build --release --bench medians
+bench=medians
+[ "$group" = loss ] && bench=loss
+cargo build --release --bench "$bench" 2>/dev/null || cargo build --release --bench "$bench"
 # Installs PyTorch where it is missing, outside of the timings.
 sh scripts/peers.sh -c 'import torch, nnunetv2'
 
@@ -58,6 +64,74 @@ scaling() {
     join "$folder/one.medians" "$folder/all.medians" | awk -v cores="$cores" \
         '{ printf "| %s | %.5f | %.5f | %.0f %% |\n", $1, $2, $3, 100 * $2 / ($3 * cores) }'
 }
+
+# Losses: all figures of an id in one row.
+if [ "$group" = loss ]; then
+    if [ "$device" = cpu ]; then
+        export CUDA_VISIBLE_DEVICES=
+    fi
+    round=1
+    while [ "$round" -le "$rounds" ]; do
+        printf 'round %s of %s\n' "$round" "$rounds" >&2
+        cargo bench --bench loss -- "${ONLY:-}" 2>>"$folder/log" | grep ^loss/ >>"$folder/voxgrad"
+        sh scripts/peers.sh benches/peers/loss.py --only "${ONLY:-}" 2>>"$folder/log" | grep -E '^(# )?loss/' >>"$folder/torch"
+        round=$((round + 1))
+    done
+    grep '^# loss/' "$folder/torch" >&2 || true
+    # Lines of one form: id, who, seconds, and voxgrad's GB/s and percent of a copy, extra bytes. Sorted by seconds, the
+    # middle one of each id and peer is its median round.
+    {
+        awk '{ print $1, "voxgrad", $2, $5, $3, $4 }' "$folder/voxgrad"
+        awk '/^loss/ { print $1, $4, $2, $3 }' "$folder/torch"
+    } | sort -k1,1 -k2,2 -k3,3g >"$folder/all"
+    {
+        printf '| work | voxgrad s | GB/s | %% of copy | extra MB'
+        printf ' | nnU-Net s | ratio | extra MB | compiled s | ratio | extra MB | MONAI s | ratio | exacta s | ratio |\n'
+        printf '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n'
+        awk '
+            function flush() { if (n) { line = lines[int((n + 1) / 2)]; split(line, f, " "); row[f[1], f[2]] = line } }
+            { if (!($1 in seen)) { seen[$1] = 1; ids[++count] = $1 } }
+            $1 " " $2 != key { flush(); key = $1 " " $2; n = 0 }
+            { lines[++n] = $0 }
+            function megabytes(bytes) { return bytes ~ /^[0-9]+$/ ? sprintf("%.2f", bytes / 1e6) : "–" }
+            function peer(id, name, memory,   f) {
+                if (!((id, name) in row)) return memory ? " – | – | – |" : " – | – |"
+                split(row[id, name], f, " ")
+                return sprintf(" %.5f | %.1f |%s", f[3], f[3] / ours, memory ? " " megabytes(f[4]) " |" : "")
+            }
+            END {
+                flush()
+                for (i = 1; i <= count; i++) {
+                    id = ids[i]
+                    if (!((id, "voxgrad") in row)) continue
+                    split(row[id, "voxgrad"], f, " ")
+                    ours = f[3]
+                    work = substr(id, 6)
+                    sub(/\/forward_backward$/, "", work)
+                    printf "| %s | %.5f | %s | %s | %s |", work, f[3], f[5], f[6], megabytes(f[4])
+                    print peer(id, "nnunet", 1) peer(id, "compiled", 1) peer(id, "monai", 0) peer(id, "exacta", 0)
+                }
+            }' "$folder/all"
+    } | tee "$folder/table"
+    # Between its two marks, or at the end where they are missing.
+    results=benches/RESULTS.md
+    grep -q '^<!-- losses -->$' "$results" || cat >>"$results" <<'END'
+
+## Losses on sparse annotations
+
+`sh scripts/compare.sh loss`: forward and backward. Extra MB: beside logits, labels and gradient, the peak of what is held. % of copy: of the bandwidth at which voxgrad copies as many bytes as the loss has to move.
+
+<!-- losses -->
+<!-- end of losses -->
+END
+    awk -v table="$folder/table" '
+        /^<!-- end of losses -->$/ { while ((getline line < table) > 0) print line; inside = 0 }
+        !inside { print }
+        /^<!-- losses -->$/ { inside = 1 }' "$results" >"$folder/results"
+    cp "$folder/results" "$results"
+    exit
+fi
+
 
 # The median of each id's figures, over the rounds.
 medians() {

@@ -8,7 +8,7 @@ pub fn group(criterion: &mut Criterion, name: &str) {
     let context = work::context();
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).sampling_mode(SamplingMode::Flat).measurement_time(Duration::from_secs(3));
-    for item in work::items(name) {
+    for item in work::items(&context, name) {
         group.throughput(match item.amount {
             Amount::Flops(amount) | Amount::Voxels(amount) => Throughput::Elements(amount),
             Amount::Bytes(amount) => Throughput::Bytes(amount),

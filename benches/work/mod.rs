@@ -3,7 +3,6 @@
 mod conv;
 mod loss;
 mod norm;
-pub mod peak;
 mod step;
 mod winograd;
 
@@ -42,13 +41,13 @@ fn device_choice() -> String {
 }
 
 /// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two.
-pub fn items(group: &str) -> Vec<Item> {
-    let all = [
-        ("conv", conv::items as fn() -> Vec<Item>),
-        ("norm", norm::items),
-        ("loss", loss::items),
-        ("step", step::items),
-        ("winograd", winograd::items),
+pub fn items(context: &Context, group: &str) -> Vec<Item> {
+    let all: [(&str, &dyn Fn() -> Vec<Item>); 5] = [
+        ("conv", &conv::items),
+        ("norm", &norm::items),
+        ("loss", &|| loss::items(context)),
+        ("step", &step::items),
+        ("winograd", &winograd::items),
     ];
     if group == "size" {
         return step::sizes();
