@@ -32,6 +32,15 @@ mod optimizer;
 /// Dice and cross-entropy under an ignore mask.
 mod loss;
 
+/// Every variant of the losses against an f64 reference.
+mod loss_reference;
+
+/// What holds for the losses whatever they are given.
+mod loss_properties;
+
+/// Edge cases of losses on sparse annotations, and input that does not fit.
+mod loss_edges;
+
 /// Logits, losses, gradients and weights of a real nnU-Net run.
 mod golden;
 

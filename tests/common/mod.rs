@@ -1,5 +1,6 @@
 //! The device under test, comparisons with references, seeded test data, and where test data lies.
 
+pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
 
