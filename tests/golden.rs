@@ -167,13 +167,13 @@ fn three_steps_of(folder: &str) {
         }
         let relative = difference(&actual, &expected);
         let (_, before) = reference.get(&format!("step.weights0.{name}"));
-        // What starts at 0 is nothing but the sum of the steps: held to a few times the gradients' bound, and on software
-        // drivers to ten times, since their errors of the first step come back in the next; and a bias before an instance
-        // norm moves by the rounding errors of its gradient alone.
+        // What starts at 0 is nothing but the sum of the steps, and the errors of the first step come back in the next:
+        // held to ten times the gradients' bound. Which rounding errors there are depends on the order in which this
+        // machine's registers let a convolution add up. A bias before an instance norm moves by the rounding errors of
+        // its gradient alone.
         let bound = match before.iter().all(|&v| v == 0.0) {
             true if name.ends_with("conv.bias") || name == ON_THE_KINK => f64::INFINITY,
-            true if is_slow() => 10.0 * gradient_bound(),
-            true => 3.0 * gradient_bound(),
+            true => 10.0 * gradient_bound(),
             false => 1e-4,
         };
         assert!(relative < bound, "{name} differs by {relative:.1e} after three steps");
