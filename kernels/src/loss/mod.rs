@@ -48,7 +48,9 @@
 //! and are read three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on
 //! the number of cores.
 
+#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod finish;
+#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod owned;
 mod pass;
 mod plan;

@@ -195,7 +195,7 @@ mod tests {
             let plan = plan(classes, &caps);
             assert_eq!((plan.lanes(&caps), plan.per_voxel, plan.owned), (1, false, classes > 16));
             assert!(plan.owned || plan.unroll);
-            assert!(plan.walkers <= 256 && plan.walkers % 64 == 0);
+            assert!(plan.walkers <= 256 && plan.walkers.is_multiple_of(64));
             assert!(!plan.owned || plan.walkers >= classes.min(256));
         }
     }

@@ -325,10 +325,10 @@ fn check_settings(settings: &LossSettings) -> Result<(), KernelError> {
     if !(1..=MOST_LABELS).contains(&labels) {
         return wrong("labels", "1 to 65536", &labels);
     }
-    if let Target::Regions { regions, .. } = &settings.target {
-        if let Some(label) = regions.iter().flatten().find(|label| usize::from(**label) >= labels) {
-            return wrong("label of a region", "a declared label", label);
-        }
+    if let Target::Regions { regions, .. } = &settings.target
+        && let Some(label) = regions.iter().flatten().find(|label| usize::from(**label) >= labels)
+    {
+        return wrong("label of a region", "a declared label", label);
     }
     if let Some(label) = settings.ignore.iter().find(|label| usize::from(**label) < labels) {
         return wrong("ignored label", "none of the target's labels", label);
