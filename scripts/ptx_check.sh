@@ -4,7 +4,7 @@
 #
 #   sh scripts/ptx_check.sh [FOLDER]     FOLDER: receives the PTX and the tables, target/ptx unless given
 #
-# Fails if a kernel does not compile or assemble, breaks a limit of the GPU, or spills more than 64 bytes of a unit's
+# Fails if a kernel does not compile or assemble, breaks a limit of the GPU, or spills more than 32 bytes of a unit's
 # registers to memory (a few bytes also occur where registers are left: the assembler's choice). The assembler and the
 # library of mathematical functions come from PyPI (nvidia-cuda-nvcc, nvidia-nvvm) into
 # ${XDG_CACHE_HOME:-~/.cache}/voxgrad/ptxas; delete that to start over.
@@ -62,7 +62,7 @@ for sm in 80 90; do
         }
         function close_kernel() {
             if (name == "") return
-            bad = spills > 64 || refused || broken[name] || registers == ""
+            bad = spills > 32 || refused || broken[name] || registers == ""
             printf "%-52s %6s %9s %8d %8d %6d%s\n", name, units[name], registers, static, shared[name], spills,
                 refused ? "  refused" : broken[name] ? "  beyond a limit" : ""
             failed += bad

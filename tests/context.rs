@@ -33,7 +33,7 @@ fn misuse_is_a_typed_error() {
     let buffer = context.upload_f32(&[0.0; 100]).unwrap();
     assert!(matches!(buffer.part(64, 37).unwrap_err(), KernelError::Shape { .. }));
     assert!(matches!(buffer.part(1, 3).unwrap_err(), KernelError::Shape { .. }));
-    assert!(matches!(buffer.expect("test", "x", 100, Dtype::F16).unwrap_err(), KernelError::Dtype { .. }));
+    assert!(matches!(buffer.check("test", "x", 100, Dtype::F16).unwrap_err(), KernelError::Dtype { .. }));
     assert!(matches!(context.download::<u8>(&buffer).unwrap_err(), KernelError::Shape { .. }));
 }
 

@@ -5,7 +5,7 @@ use crate::common::{assert_no_device_panic, device};
 use std::path::Path;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
-use voxgrad::kernels::{Context, Dtype};
+use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
@@ -56,7 +56,8 @@ fn hippocampus() -> Work {
     Work { network, labels, batch: configuration.batch_size, patch, batch_dice: configuration.batch_dice }
 }
 
-/// A training step, a validation step, and the prediction of one patch.
+/// A training step in f32 and one in each 16-bit type with its loss scale, a validation step, and the prediction of one
+/// patch.
 fn launch(context: &Context, work: Work) {
     let Work { network, labels, batch, patch, batch_dice } = work;
     let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
@@ -74,6 +75,17 @@ fn launch(context: &Context, work: Work) {
     let norm = Optimizer::default().step(context, network.parameters(), 0.01).unwrap();
     let [values, ..] = network.parameters().trained().unwrap();
     context.finish([&value, &norm, &values]).unwrap();
+
+    let scale = LossScale::new(context, LossScaleState::default()).unwrap();
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let half = Var::data(x.tensor().cast(context, dtype).unwrap());
+        let mut tape = Tape::new(context);
+        let outputs = network.forward(&mut tape, &half, loss.levels()).unwrap();
+        let (value, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
+        tape.backward(seeds).unwrap();
+        let norm = Optimizer::default().scaled_step(context, network.parameters(), 0.01, &scale).unwrap();
+        context.finish([&value, &norm]).unwrap();
+    }
 
     let outputs = network.forward(&mut Tape::inference(context), &x, loss.levels()).unwrap();
     let value = loss.value(context, &target, &outputs).unwrap();

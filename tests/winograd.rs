@@ -236,5 +236,11 @@ fn the_algorithm_is_chosen_by_shape_type_and_device() {
     {
         let problem = Problem::new(1, [16; 3], channels, 32, kernel, stride).unwrap();
         assert_eq!(of(&problem, Dtype::F32, &cpu), Algorithm::Direct, "{channels} {kernel:?} {stride:?}");
-    }
+    } // The lowest stages: gradients are directly computed, the forward pass is not.
+    let lowest = Problem::new(1, [5, 7, 5], 256, 256, [3; 3], [1; 3]).unwrap();
+    let of_pass = |pass| algorithm(&lowest, pass, Dtype::F32, &cpu);
+    assert_eq!(
+        [Pass::Forward, Pass::DataGradient, Pass::WeightGradient].map(of_pass),
+        [Algorithm::Winograd, Algorithm::Direct, Algorithm::Direct]
+    );
 }

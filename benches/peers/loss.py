@@ -2,7 +2,7 @@
 
     sh scripts/peers.sh benches/peers/loss.py [--repeats N] [--only TEXT] [--peers NAME,NAME]
 
-The same logits, labels and annotations as `benches/work/loss.rs`, forward and backward, on the CPU (one thread a core) or
+The same logits, labels and annotations as in `cargo bench --bench loss`, forward and backward, on the CPU (one thread a core) or
 on the GPU if there is one. Each line is: id, median seconds, peak extra bytes, peer, a remark after `#`. Extra bytes are
 the most that was held beside logits, target and gradient of the logits.
 

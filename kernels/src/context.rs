@@ -162,7 +162,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`KernelError::Shape`] or [`KernelError::Dtype`], naming `operation` and `what`.
-    pub fn expect(
+    pub fn check(
         &self,
         operation: &'static str,
         what: &'static str,

@@ -78,11 +78,11 @@ impl Problem {
     }
 
     fn check(&self, x: &Buffer, w: Option<&Buffer>, y: &Buffer) -> Result<(), KernelError> {
-        x.expect(OPERATION, "input or its gradient", self.input_len(), x.dtype())?;
+        x.check(OPERATION, "input or its gradient", self.input_len(), x.dtype())?;
         if let Some(w) = w {
-            w.expect(OPERATION, "weights or their gradient", self.weight_len(), Dtype::F32)?;
+            w.check(OPERATION, "weights or their gradient", self.weight_len(), Dtype::F32)?;
         }
-        y.expect(OPERATION, "output or its gradient", self.output_len(), x.dtype())
+        y.check(OPERATION, "output or its gradient", self.output_len(), x.dtype())
     }
 }
 
@@ -101,7 +101,7 @@ pub fn forward(
 ) -> Result<(), KernelError> {
     problem.check(x, Some(w), y)?;
     if let Some(bias) = bias {
-        bias.expect(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
+        bias.check(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
     }
     let (dtype, caps) = (x.dtype(), context.caps());
     let method = Method::choose(caps, dtype, [problem.channels_in, 0], problem.channels_out, problem.in_dims[2]);

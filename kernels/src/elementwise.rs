@@ -102,7 +102,7 @@ pub fn fill(context: &Context, y: &Buffer, value: f32) -> Result<(), KernelError
 /// [`KernelError::Shape`] or [`KernelError::Dtype`] if `y` is not like `x`, [`KernelError::Limit`] beyond the
 /// device's index range.
 pub fn copy(context: &Context, x: &Buffer, y: &Buffer) -> Result<(), KernelError> {
-    y.expect("copy", "y", x.len(), x.dtype())?;
+    y.check("copy", "y", x.len(), x.dtype())?;
     convert(context, "copy", x, y)
 }
 
@@ -114,7 +114,7 @@ pub fn copy(context: &Context, x: &Buffer, y: &Buffer) -> Result<(), KernelError
 pub fn cast(context: &Context, x: &Buffer, y: &Buffer) -> Result<(), KernelError> {
     expect_float("cast", "x", x)?;
     expect_float("cast", "y", y)?;
-    y.expect("cast", "y", x.len(), y.dtype())?;
+    y.check("cast", "y", x.len(), y.dtype())?;
     convert(context, "cast", x, y)
 }
 
@@ -176,7 +176,7 @@ pub fn add_assign(context: &Context, y: &Buffer, x: &Buffer) -> Result<(), Kerne
     const OPERATION: &str = "add";
     expect_float(OPERATION, "x", x)?;
     expect_float(OPERATION, "y", y)?;
-    y.expect(OPERATION, "y", x.len(), y.dtype())?;
+    y.check(OPERATION, "y", x.len(), y.dtype())?;
     check_count(context, OPERATION, x.len())?;
     let lanes = lanes_of(context, x.len());
     let (count, dim) = cubes(context, OPERATION, x.len() / lanes)?;

@@ -95,7 +95,7 @@ impl LossScale {
 
     /// Multiplies f32 `values` by the scale.
     pub(crate) fn apply(&self, context: &Context, values: &Buffer) -> Result<(), KernelError> {
-        values.expect(OPERATION, "values", values.len(), Dtype::F32)?;
+        values.check(OPERATION, "values", values.len(), Dtype::F32)?;
         let (count, dim) = cubes(context, OPERATION, values.len())?;
         // SAFETY: the strips cover the `len` elements of `values`; the state has three.
         unsafe {
@@ -111,7 +111,7 @@ impl LossScale {
     /// # Errors
     /// [`KernelError::Shape`] or [`KernelError::Dtype`] if `norm` is something else.
     pub fn update(&self, context: &Context, norm: &Buffer) -> Result<(), KernelError> {
-        norm.expect(OPERATION, "norm", 2, Dtype::F32)?;
+        norm.check(OPERATION, "norm", 2, Dtype::F32)?;
         let (count, dim) = cubes(context, OPERATION, 1)?;
         // SAFETY: the state has three elements, the norm two.
         unsafe {

@@ -270,8 +270,8 @@ pub fn gradient_norm(context: &Context, gradient: &Buffer, scale: Scale, norm: &
     if gradient.is_empty() {
         return Err(KernelError::shape(OPERATION, "gradient", "at least 1 element", 0));
     }
-    gradient.expect(OPERATION, "gradient", gradient.len(), Dtype::F32)?;
-    norm.expect(OPERATION, "norm", 2, Dtype::F32)?;
+    gradient.check(OPERATION, "gradient", gradient.len(), Dtype::F32)?;
+    norm.check(OPERATION, "norm", 2, Dtype::F32)?;
     check_count(context, OPERATION, gradient.len())?;
     let walk = Walk::new(1, gradient.len(), 1, 1, context.caps());
     let partial = context.empty(walk.parts * 2 * walk.width, Dtype::F32)?;
@@ -429,14 +429,14 @@ impl<'a> Step<'a> {
         moments: &[&Buffer],
     ) -> Result<Self, KernelError> {
         let len = parameters.len();
-        parameters.expect(operation, "parameters", len, Dtype::F32)?;
-        gradient.values.expect(operation, "gradient", len, Dtype::F32)?;
+        parameters.check(operation, "parameters", len, Dtype::F32)?;
+        gradient.values.check(operation, "gradient", len, Dtype::F32)?;
         for moment in moments {
-            moment.expect(operation, "moment", len, Dtype::F32)?;
+            moment.check(operation, "moment", len, Dtype::F32)?;
         }
         let (norm, max_norm, skip) = match gradient.guard {
             Some(guard) => {
-                guard.norm.expect(operation, "norm", 2, Dtype::F32)?;
+                guard.norm.check(operation, "norm", 2, Dtype::F32)?;
                 (guard.norm, guard.max_norm, u32::from(guard.skip_non_finite))
             }
             None => (gradient.values, f32::INFINITY, 0),

@@ -297,8 +297,8 @@ pub fn channel_sum(
     if !x.dtype().is_float() {
         return Err(KernelError::Dtype { operation: OPERATION, what: "x", expected: "floats", actual: x.dtype() });
     }
-    x.expect(OPERATION, "x", rows * channels, x.dtype())?;
-    out.expect(OPERATION, "out", channels, Dtype::F32)?;
+    x.check(OPERATION, "x", rows * channels, x.dtype())?;
+    out.check(OPERATION, "out", channels, Dtype::F32)?;
     check_count(context, OPERATION, x.len())?;
 
     let walk = Walk::new(1, rows, channels, 1, context.caps());

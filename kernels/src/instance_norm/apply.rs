@@ -91,8 +91,8 @@ fn apply_kernel<E: Float, N: Size>(
 /// Writes `y = leaky_relu(gamma * (x - mean) * rstd + beta)`.
 #[allow(clippy::missing_errors_doc, reason = "see forward")]
 pub fn apply(context: &Context, problem: &Problem, x: &Buffer, norm: &Norm, y: &Buffer) -> Result<(), KernelError> {
-    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
-    y.expect(OPERATION, "y", problem.elements(), problem.dtype)?;
+    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
+    y.check(OPERATION, "y", problem.elements(), problem.dtype)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?.with_longer_blocks(APPLY_BLOCKS);
     let (count, dim) = walk.cubes(context, OPERATION)?;

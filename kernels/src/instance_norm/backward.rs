@@ -199,11 +199,11 @@ pub fn backward_sums(
     sums: &Buffer,
     gradient: &NormGradient,
 ) -> Result<(), KernelError> {
-    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
-    dy.expect(OPERATION, "dy", problem.elements(), problem.dtype)?;
-    sums.expect(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
-    gradient.gamma.expect(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
-    gradient.beta.expect(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
+    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
+    dy.check(OPERATION, "dy", problem.elements(), problem.dtype)?;
+    sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    gradient.gamma.check(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
+    gradient.beta.check(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?;
     let partial = context.empty(walk.tasks() * 2 * walk.width, Dtype::F32)?;
@@ -265,10 +265,10 @@ pub fn backward_apply(
     sums: &Buffer,
     dx: &Buffer,
 ) -> Result<(), KernelError> {
-    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
-    dy.expect(OPERATION, "dy", problem.elements(), problem.dtype)?;
-    dx.expect(OPERATION, "dx", problem.elements(), problem.dtype)?;
-    sums.expect(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
+    dy.check(OPERATION, "dy", problem.elements(), problem.dtype)?;
+    dx.check(OPERATION, "dx", problem.elements(), problem.dtype)?;
+    sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 3)?.with_longer_blocks(APPLY_BLOCKS);
     let (count, dim) = walk.cubes(context, OPERATION)?;

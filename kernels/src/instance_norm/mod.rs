@@ -92,9 +92,9 @@ impl Problem {
     }
 
     fn expect_norm(&self, norm: &Norm) -> Result<(), KernelError> {
-        norm.statistics.expect(OPERATION, "statistics", self.statistics_len(), Dtype::F32)?;
-        norm.gamma.expect(OPERATION, "gamma", self.channels, Dtype::F32)?;
-        norm.beta.expect(OPERATION, "beta", self.channels, Dtype::F32)
+        norm.statistics.check(OPERATION, "statistics", self.statistics_len(), Dtype::F32)?;
+        norm.gamma.check(OPERATION, "gamma", self.channels, Dtype::F32)?;
+        norm.beta.check(OPERATION, "beta", self.channels, Dtype::F32)
     }
 }
 

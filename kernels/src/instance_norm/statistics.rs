@@ -148,8 +148,8 @@ fn statistics_kernel(
 /// Writes `statistics [batch, 2, channels]`: mean and 1 / sqrt(variance + epsilon) of every sample and channel.
 #[allow(clippy::missing_errors_doc, reason = "see forward")]
 pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: &Buffer) -> Result<(), KernelError> {
-    x.expect(OPERATION, "x", problem.elements(), problem.dtype)?;
-    statistics.expect(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
+    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
+    statistics.check(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
     let walk = problem.walk(context, 1)?;
     let mut partial = context.empty(walk.tasks() * 4 * walk.width, Dtype::F32)?;
     let (count, dim) = walk.cubes(context, OPERATION)?;

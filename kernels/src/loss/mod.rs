@@ -136,7 +136,7 @@ fn run(
     check_buffers(context, problem, annotation, logits, loss)?;
     for level in &problem.active {
         if let Gradient::Into(buffer) = gradients[*level] {
-            buffer.expect(OPERATION, "gradient", problem.logits_len(*level), logits[*level].dtype())?;
+            buffer.check(OPERATION, "gradient", problem.logits_len(*level), logits[*level].dtype())?;
         }
     }
     if dynamic.is_some() && matches!(problem.settings.entropy, Entropy::TopK { .. }) {
@@ -184,7 +184,7 @@ fn check_buffers(
         return Err(KernelError::shape(OPERATION, "number of logit buffers", expected, logits.len()));
     }
     check_annotation(context, problem, annotation)?;
-    loss.expect(OPERATION, "loss", problem.loss_len(), Dtype::F32)?;
+    loss.check(OPERATION, "loss", problem.loss_len(), Dtype::F32)?;
     let dtype = logits[problem.active[0]].dtype();
     for level in &problem.active {
         let (buffer, caps) = (logits[*level], context.caps());
@@ -197,7 +197,7 @@ fn check_buffers(
             actual => return Err(wrong_dtype("logits", "f32, f16 or bf16", actual)),
         }
         // All levels are one launch: their logits have one type.
-        buffer.expect(OPERATION, "logits", problem.logits_len(*level), dtype)?;
+        buffer.check(OPERATION, "logits", problem.logits_len(*level), dtype)?;
     }
     Ok(())
 }
@@ -213,7 +213,7 @@ fn check_annotation(context: &Context, problem: &Problem, annotation: &Annotatio
         Dtype::U8 | Dtype::U16 => (),
         actual => return Err(wrong_dtype("labels", "u8 or u16", actual)),
     }
-    annotation.labels.expect(OPERATION, "labels", problem.label_len(), annotation.labels.dtype())?;
+    annotation.labels.check(OPERATION, "labels", problem.label_len(), annotation.labels.dtype())?;
     if let Some(weights) = annotation.weights {
         match weights.dtype() {
             Dtype::F16 if !context.caps().f16 => {
@@ -222,7 +222,7 @@ fn check_annotation(context: &Context, problem: &Problem, annotation: &Annotatio
             Dtype::U8 | Dtype::F16 | Dtype::F32 => (),
             actual => return Err(wrong_dtype("weights", "u8, f16 or f32", actual)),
         }
-        weights.expect(OPERATION, "weights", problem.label_len(), weights.dtype())?;
+        weights.check(OPERATION, "weights", problem.label_len(), weights.dtype())?;
     }
     match annotation.missing {
         Some(missing) => check_missing(target, problem.batch, missing),

@@ -331,7 +331,8 @@ impl<'a> Pass<'a> {
         // A thread is faster than two for so little.
         let (count, dim) = match context.caps().cores {
             Some(_) => (CubeCount::Static(1, 1, 1), CubeDim::new_1d(1)),
-            None => self.cubes_of_items(plan.classes + 1)?,
+            // Small cubes: for larger ones NVIDIA's assembler keeps to half of the registers and spills.
+            None => self.cubes(plan.classes + 1, 32)?,
         };
         finish_kernel::launch(context.client(), count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
         context.launched();
