@@ -1,8 +1,8 @@
 //! Value and gradient equal those of the same loss made of Burn's operations, and misuse is a typed error.
 //!
-//! `VOXGRAD_TEST_DEVICE` chooses the device: cpu (default) or vulkan.
+//! `VOXGRAD_TEST_DEVICE` chooses the device: cpu (default) or vulkan, as far as this build has it.
 
-use burn::tensor::{DType, Device, DeviceKind, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use embed_in_burn::{DiceEntropy, LossError, channels_last, composed_loss};
 use voxgrad_kernels::loss::{LossSettings, Target};
 
@@ -13,9 +13,12 @@ const CLASSES: usize = 4;
 const IGNORE: u8 = 4;
 
 fn device() -> Device {
-    match std::env::var("VOXGRAD_TEST_DEVICE").as_deref() {
-        Ok("vulkan") => Device::vulkan(DeviceKind::DefaultDevice),
-        _ => Device::cpu(),
+    match std::env::var("VOXGRAD_TEST_DEVICE").as_deref().unwrap_or("cpu") {
+        #[cfg(feature = "cpu")]
+        "cpu" => Device::cpu(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        other => panic!("this build has no device {other}"),
     }
 }
 
