@@ -6,6 +6,7 @@ use ndarray::Array3;
 use std::path::Path;
 use std::process::{Command, Output};
 use voxgrad::io::{self, Geometry};
+use voxgrad::train::Checkpoint;
 
 fn voxgrad(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_voxgrad")).args(arguments).output().unwrap()
@@ -143,13 +144,15 @@ fn an_earlier_run_is_not_overwritten_and_can_be_continued() {
     let (input, output) = (folder.path().to_str().unwrap(), folder.path().join("out"));
     let common = ["train", input, "-o", output.to_str().unwrap(), "--device", "cpu", "--fold", "all"];
     let train = |extra: &[&str]| voxgrad(&[&common, extra].concat());
-    let small = ["--epochs", "1", "--iterations", "2", "--validation-iterations", "1", "--disable-tta"];
+    let small = ["--epochs", "1", "--iterations", "2", "--validation-iterations", "1", "--disable-tta", "--exact"];
     let first = train(&small);
     assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
     for file in ["checkpoint_final.safetensors", "progress.png", "summary.json", "overlays/case_000.png"] {
         assert!(output.join(file).exists(), "no {file}");
     }
     assert!(output.join("validation/case_001.nii.gz").exists());
+    let checkpoint = Checkpoint::read(&output.join("checkpoint_final.safetensors")).unwrap();
+    assert!(checkpoint.settings.exact, "--exact is remembered for later continuation and prediction");
     let again = train(&small);
     assert_eq!(again.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&again.stderr).contains("--continue"));
@@ -168,6 +171,7 @@ fn an_earlier_run_is_not_overwritten_and_can_be_continued() {
         "--device",
         "cpu",
         "--disable-tta",
+        "--exact",
     ]);
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     let same = |name: &str| {

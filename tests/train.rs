@@ -18,6 +18,7 @@ const SETTINGS: Settings = Settings {
     momentum: 0.99,
     mirror: [true; 3],
     precision: Precision::F32,
+    exact: false,
     seed: 5,
 };
 
@@ -150,6 +151,31 @@ fn sixteen_bits_learn_as_well() {
         eprintln!("loss {loss} in {precision}, {f32_loss} in f32");
         assert!((loss - f32_loss).abs() < 0.05, "{loss} in {precision}, {f32_loss} in f32");
     }
+}
+
+#[test]
+fn exact_training_is_training_without_winograd() {
+    let (context, _guard) = device();
+    if context.caps().cores.is_none() {
+        return eprintln!("skipped: Winograd's algorithm is for the CPU");
+    }
+    let (folder, _, cases, _) = phantom();
+    let path = folder.path().join("nnUNetPlans.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("[4,8]"));
+    std::fs::write(&path, text.replace("[4,8]", "[32,64]")).unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    let model = Model::new(Plans::read(&path).unwrap(), "3d_fullres", dataset.json.clone()).unwrap();
+    let train = |context: &Context, exact| {
+        let settings = Settings { epochs: 1, iterations: 2, exact, ..SETTINGS };
+        let mut trainer = Trainer::new(context, model.clone(), settings).unwrap();
+        finish(&mut trainer, &cases);
+        assert_eq!(trainer.checkpoint().unwrap().settings.exact, exact);
+        weights(context, &trainer)
+    };
+    let exact = train(context, true);
+    assert_eq!(exact, train(&context.clone().with_exact(true), false));
+    assert_ne!(exact, train(context, false));
 }
 
 #[test]

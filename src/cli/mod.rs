@@ -50,6 +50,15 @@ struct DeviceArgument {
     device: String,
 }
 
+/// With which algorithms to compute.
+#[derive(clap::Args)]
+struct ExactArgument {
+    /// Convolve by adding up the products of the definition only, without Winograd's algorithm: slower, and rounded a
+    /// little less. What was trained so is continued, validated and predicted so.
+    #[arg(long)]
+    exact: bool,
+}
+
 impl DeviceArgument {
     fn open(&self) -> anyhow::Result<Device> {
         let choice: DeviceChoice = self.device.parse()?;

@@ -1,6 +1,6 @@
 //! `voxgrad predict`.
 
-use super::{DeviceArgument, progress_bar};
+use super::{DeviceArgument, ExactArgument, progress_bar};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, cases_in};
@@ -30,6 +30,8 @@ pub struct Predict {
     #[arg(long = "disable-tta")]
     disable_tta: bool,
     #[command(flatten)]
+    exact: ExactArgument,
+    #[command(flatten)]
     device: DeviceArgument,
 }
 
@@ -38,12 +40,12 @@ impl Predict {
     pub fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
         let cases = cases_in(&self.input, None, &checkpoint.model.dataset)?;
-        let device = self.device.open()?;
-        let network = PlainConvUNet::new(&device.context, checkpoint.model.architecture()?, 0)?;
-        checkpoint.load_into(&device.context, network.parameters())?;
+        let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
+        let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
+        checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
         let settings = Settings { step_size: self.step_size, mirror };
-        predict_cases(&device.context, &network, &checkpoint.model, &cases, &self.output, &settings, true)
+        predict_cases(&context, &network, &checkpoint.model, &cases, &self.output, &settings, true)
     }
 }
 

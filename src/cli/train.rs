@@ -1,7 +1,7 @@
 //! `voxgrad train`.
 
 use super::prepare::FolderArguments;
-use super::{DeviceArgument, evaluate, predict, progress_bar};
+use super::{DeviceArgument, ExactArgument, evaluate, predict, progress_bar};
 use anyhow::Context as _;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -69,6 +69,8 @@ pub struct Train {
     /// Type of activations and gradients: f32, f16 (with loss scaling, as nnU-Net trains on GPUs) or bf16. Weights stay f32.
     #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
+    #[command(flatten)]
+    exact: ExactArgument,
     /// Seed of weights and patches.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -145,7 +147,15 @@ impl Train {
         let folder = self.output.join("validation");
         let mirror = if self.disable_tta { [false; 3] } else { trainer.settings().mirror };
         let settings = inference::Settings { mirror, ..Default::default() };
-        predict::predict_cases(&device.context, trainer.network(), trainer.model(), &files, &folder, &settings, false)?;
+        predict::predict_cases(
+            trainer.context(),
+            trainer.network(),
+            trainer.model(),
+            &files,
+            &folder,
+            &settings,
+            false,
+        )?;
         let references = self.reference.clone().unwrap_or_else(|| source.raw.join("labelsTr"));
         let (labels, ending) = (&trainer.model().labels, &dataset.json.file_ending);
         // In nnU-Net's layout the scores lie beside the predictions.
@@ -252,6 +262,7 @@ impl Train {
                     momentum: self.momentum,
                     mirror: self.mirror.0,
                     precision: self.precision,
+                    exact: self.exact.exact,
                     seed: self.seed,
                 };
                 Ok(Trainer::new(context, model, settings)?)

@@ -47,6 +47,10 @@ pub struct Settings {
     /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
     #[serde(default)]
     pub precision: Precision,
+    /// Whether convolutions add up the products of the definition only, see [`Context::with_exact`]: slower, and rounded a
+    /// little less.
+    #[serde(default)]
+    pub exact: bool,
     /// Seed of initial weights, patches and mirroring.
     pub seed: u64,
 }
@@ -61,6 +65,7 @@ impl Default for Settings {
             momentum: Optimizer::default().momentum,
             mirror: [true; 3],
             precision: Precision::F32,
+            exact: false,
             seed: 0,
         }
     }
@@ -175,6 +180,7 @@ impl Trainer {
         let loss_scale = (settings.precision.needs_loss_scale())
             .then(|| LossScale::new(context, saved.unwrap_or_default()))
             .transpose()?;
+        let context = &context.clone().with_exact(settings.exact || context.is_exact());
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
@@ -191,6 +197,11 @@ impl Trainer {
             loss_scale,
             progress,
         })
+    }
+
+    /// Where it is trained: the device, with the settings that validation should have too.
+    pub fn context(&self) -> &Context {
+        &self.context
     }
 
     /// The network as it is now.
