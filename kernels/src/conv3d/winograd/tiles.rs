@@ -12,6 +12,24 @@ pub(super) enum Window {
     Gradient,
 }
 
+impl Window {
+    /// Positions of a tile along one axis.
+    fn positions(self) -> usize {
+        match self {
+            Self::Input => 4,
+            Self::Gradient => 2,
+        }
+    }
+
+    /// How many of them come before the tile.
+    fn pad(self) -> usize {
+        match self {
+            Self::Input => 1,
+            Self::Gradient => 0,
+        }
+    }
+}
+
 /// One point along one axis: two positions and their factors. A position outside has the factor 0 and is read inside.
 #[derive(CubeType)]
 struct Pair {
@@ -23,7 +41,7 @@ struct Pair {
 
 #[cube]
 fn pair(point: usize, tile: usize, extent: usize, #[comptime] window: Window) -> Pair {
-    let pad = comptime!(if window == Window::Input { 1usize } else { 0usize });
+    let pad = comptime!(window.pad());
     // Positions are counted from the first padded one, so that they stay unsigned.
     let mut first = tile * 2;
     let mut second = tile * 2 + 1;
@@ -44,7 +62,8 @@ fn pair(point: usize, tile: usize, extent: usize, #[comptime] window: Window) ->
     }
 }
 
-/// Up to four rows along the width that add up, each with a factor, to one row of points along depth and height.
+/// Rows along the width of which the heights of a tile's window are made: each height is one row, or two that add up along
+/// the depth, each with a factor.
 #[derive(CubeType)]
 struct Rows {
     start: Array<usize>,
@@ -65,7 +84,8 @@ pub(super) struct Route {
 
 /// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth.
 ///
-/// Rows are added along depth and height first; then a walk along the row needs two new positions a tile.
+/// A walk along a row of tiles needs two new positions a tile; at each, the rows of the window are added along the depth,
+/// and then make all points along the height.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels; a struct of slices is no kernel argument")]
 pub(super) fn transform<N: Size>(
@@ -79,8 +99,6 @@ pub(super) fn transform<N: Size>(
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) {
-    let pad = comptime!(if window == Window::Input { 1usize } else { 0usize });
-    let count = comptime!(if deep { 4usize } else { 2usize });
     let vectors = route.vectors;
     let mut tile = low;
     while tile < high {
@@ -93,58 +111,44 @@ pub(super) fn transform<N: Size>(
         let n = row / grid.tiles_depth;
         let run = (grid.tiles_width - first).min(high - tile);
 
-        for height_point in 0..POINTS {
-            let h = pair(height_point, tile_height, grid.height, window);
-            let mut rows = Rows { start: Array::new(count), factor: Array::new(count) };
-            if comptime!(deep) {
-                let d = pair(depth_point, tile_depth, grid.depth, window);
-                let near = (n * grid.depth + d.first) * grid.height;
-                let far = (n * grid.depth + d.second) * grid.height;
-                rows.start[0] = (near + h.first) * grid.width * vectors;
-                rows.start[1] = (near + h.second) * grid.width * vectors;
-                rows.start[2] = (far + h.first) * grid.width * vectors;
-                rows.start[3] = (far + h.second) * grid.width * vectors;
-                rows.factor[0] = d.first_factor * h.first_factor;
-                rows.factor[1] = d.first_factor * h.second_factor;
-                rows.factor[2] = d.second_factor * h.first_factor;
-                rows.factor[3] = d.second_factor * h.second_factor;
+        let rows = rows_of_window(grid, n, tile_depth, tile_height, depth_point, vectors, window, deep);
+        let start = route.base + (tile - low) * route.tile_stride;
+        for i_vector in 0..route.count {
+            let vector = route.first + i_vector;
+            let mut at = start + i_vector;
+            if comptime!(window == Window::Input) {
+                let mut a = column::<N>(x, &rows, first * 2, grid.width, vectors, vector, window, deep);
+                let mut b = column::<N>(x, &rows, first * 2 + 1, grid.width, vectors, vector, window, deep);
+                for i in 0..run {
+                    let position = (first + i) * 2 + 2;
+                    let c = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                    let d = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    #[unroll]
+                    for h in 0..POINTS {
+                        let to = at + h * POINTS * route.point_stride;
+                        points[to] = a[h] - c[h];
+                        points[to + route.point_stride] = b[h] + c[h];
+                        points[to + 2 * route.point_stride] = c[h] - b[h];
+                        points[to + 3 * route.point_stride] = b[h] - d[h];
+                        a[h] = c[h];
+                        b[h] = d[h];
+                    }
+                    at += route.tile_stride;
+                }
             } else {
-                let plane = (n * grid.depth + tile_depth) * grid.height;
-                rows.start[0] = (plane + h.first) * grid.width * vectors;
-                rows.start[1] = (plane + h.second) * grid.width * vectors;
-                rows.factor[0] = h.first_factor;
-                rows.factor[1] = h.second_factor;
-            }
-
-            let start = route.base + height_point * POINTS * route.point_stride + (tile - low) * route.tile_stride;
-            for i_vector in 0..route.count {
-                let vector = route.first + i_vector;
-                if comptime!(window == Window::Input) {
-                    let mut a = sum_of_rows::<N>(x, &rows, first * 2, pad, grid.width, vectors, vector, count);
-                    let mut b = sum_of_rows::<N>(x, &rows, first * 2 + 1, pad, grid.width, vectors, vector, count);
-                    for i in 0..run {
-                        let position = (first + i) * 2 + 2;
-                        let c = sum_of_rows::<N>(x, &rows, position, pad, grid.width, vectors, vector, count);
-                        let d = sum_of_rows::<N>(x, &rows, position + 1, pad, grid.width, vectors, vector, count);
-                        let at = start + i * route.tile_stride + i_vector;
-                        points[at] = a - c;
-                        points[at + route.point_stride] = b + c;
-                        points[at + 2 * route.point_stride] = c - b;
-                        points[at + 3 * route.point_stride] = b - d;
-                        a = c;
-                        b = d;
+                for i in 0..run {
+                    let position = (first + i) * 2;
+                    let a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                    let b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    #[unroll]
+                    for h in 0..POINTS {
+                        let to = at + h * POINTS * route.point_stride;
+                        points[to] = a[h];
+                        points[to + route.point_stride] = a[h] + b[h];
+                        points[to + 2 * route.point_stride] = a[h] - b[h];
+                        points[to + 3 * route.point_stride] = -b[h];
                     }
-                } else {
-                    for i in 0..run {
-                        let position = (first + i) * 2;
-                        let a = sum_of_rows::<N>(x, &rows, position, pad, grid.width, vectors, vector, count);
-                        let b = sum_of_rows::<N>(x, &rows, position + 1, pad, grid.width, vectors, vector, count);
-                        let at = start + i * route.tile_stride + i_vector;
-                        points[at] = a;
-                        points[at + route.point_stride] = a + b;
-                        points[at + 2 * route.point_stride] = a - b;
-                        points[at + 3 * route.point_stride] = -b;
-                    }
+                    at += route.tile_stride;
                 }
             }
         }
@@ -152,29 +156,85 @@ pub(super) fn transform<N: Size>(
     }
 }
 
-/// The rows added up at one position along the width, counted from the first padded one; 0 outside.
+/// The rows of one tile's window at one point along the depth: for each height the near one and, if there are points along
+/// the depth, the far one. Rows outside have the factor 0 and are read inside.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
-fn sum_of_rows<N: Size>(
+fn rows_of_window(
+    grid: &Grid,
+    n: usize,
+    tile_depth: usize,
+    tile_height: usize,
+    depth_point: usize,
+    vectors: usize,
+    #[comptime] window: Window,
+    #[comptime] deep: bool,
+) -> Rows {
+    let pad = comptime!(window.pad());
+    let heights = comptime!(window.positions());
+    let planes = comptime!(if deep { 2usize } else { 1usize });
+    let mut rows =
+        Rows { start: Array::new(comptime!(heights * planes)), factor: Array::new(comptime!(heights * planes)) };
+    #[unroll]
+    for i in 0..heights {
+        let h = tile_height * 2 + i;
+        let inside = h >= pad && h < grid.height + pad;
+        let h = h.max(pad).min(grid.height + pad - 1) - pad;
+        if comptime!(deep) {
+            let d = pair(depth_point, tile_depth, grid.depth, window);
+            rows.start[i * 2] = ((n * grid.depth + d.first) * grid.height + h) * grid.width * vectors;
+            rows.start[i * 2 + 1] = ((n * grid.depth + d.second) * grid.height + h) * grid.width * vectors;
+            rows.factor[i * 2] = select(inside, d.first_factor, 0.0f32);
+            rows.factor[i * 2 + 1] = select(inside, d.second_factor, 0.0f32);
+        } else {
+            rows.start[i] = ((n * grid.depth + tile_depth) * grid.height + h) * grid.width * vectors;
+            rows.factor[i] = select(inside, 1.0f32, 0.0f32);
+        }
+    }
+    rows
+}
+
+/// All points along the height at one position along the width, counted from the first padded one; 0 outside.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
+fn column<N: Size>(
     x: &[Vector<f32, N>],
     rows: &Rows,
     position: usize,
-    #[comptime] pad: usize,
     width: usize,
     vectors: usize,
     vector: usize,
-    #[comptime] count: usize,
-) -> Vector<f32, N> {
-    let mut sum = Vector::<f32, N>::zeroed();
+    #[comptime] window: Window,
+    #[comptime] deep: bool,
+) -> Array<Vector<f32, N>> {
+    let pad = comptime!(window.pad());
+    let heights = comptime!(window.positions());
+    let mut points = Array::<Vector<f32, N>>::new(POINTS);
     if position >= pad && position < width + pad {
         let at = (position - pad) * vectors + vector;
-        sum = Vector::new(rows.factor[0]) * load(x, rows.start[0] + at);
+        let mut sums = Array::<Vector<f32, N>>::new(heights);
         #[unroll]
-        for r in 1..count {
-            sum = fma(Vector::new(rows.factor[r]), load(x, rows.start[r] + at), sum);
+        for h in 0..heights {
+            if comptime!(deep) {
+                let near = Vector::new(rows.factor[h * 2]) * load(x, rows.start[h * 2] + at);
+                sums[h] = fma(Vector::new(rows.factor[h * 2 + 1]), load(x, rows.start[h * 2 + 1] + at), near);
+            } else {
+                sums[h] = Vector::new(rows.factor[h]) * load(x, rows.start[h] + at);
+            }
+        }
+        if comptime!(window == Window::Input) {
+            points[0] = sums[0] - sums[2];
+            points[1] = sums[1] + sums[2];
+            points[2] = sums[2] - sums[1];
+            points[3] = sums[1] - sums[3];
+        } else {
+            points[0] = sums[0];
+            points[1] = sums[0] + sums[1];
+            points[2] = sums[0] - sums[1];
+            points[3] = -sums[1];
         }
     }
-    sum
+    points
 }
 
 /// One vector of the tensor that is transformed: what a fused prologue would change.
