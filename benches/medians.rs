@@ -1,6 +1,6 @@
 //! Prints one line an item, `id seconds`: what `scripts/compare.sh` sets beside the same ids of
 //! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS [TEXT]]`, where only items whose
-//! id contains TEXT run. On Linux the last line is the process's peak resident memory.
+//! id contains TEXT run, and GROUP may be one whole id. On Linux the last line is the process's peak resident memory.
 
 #[path = "work/peak.rs"]
 mod peak;

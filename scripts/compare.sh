@@ -113,22 +113,7 @@ if [ "$group" = loss ]; then
                 }
             }' "$folder/all"
     } | tee "$folder/table"
-    # Between its two marks, or at the end where they are missing.
-    results=benches/RESULTS.md
-    grep -q '^<!-- losses -->$' "$results" || cat >>"$results" <<'END'
-
-## Losses on sparse annotations
-
-`sh scripts/compare.sh loss`: forward and backward. Extra MB: beside logits, labels and gradient, the peak of what is held. % of copy: of the bandwidth at which voxgrad copies as many bytes as the loss has to move.
-
-<!-- losses -->
-<!-- end of losses -->
-END
-    awk -v table="$folder/table" '
-        /^<!-- end of losses -->$/ { while ((getline line < table) > 0) print line; inside = 0 }
-        !inside { print }
-        /^<!-- losses -->$/ { inside = 1 }' "$results" >"$folder/results"
-    cp "$folder/results" "$results"
+    sh scripts/compare_table.sh losses 'Losses on sparse annotations' <"$folder/table"
     exit
 fi
 

@@ -22,7 +22,7 @@ Shapes are depth x height x width of the input, without the batch.
 | conv/32-64-k333-s2-32x32x32/...                    |                                                            |
 | conv/t64-32-k222-s2-16x16x16/...                   | transposed convolution, kernel = stride = 2                |
 | norm/32-32x32x36/forward_backward                  | instance norm with scale and shift, then leaky ReLU 0.01,  |
-|                                                    | batch 1, 32 channels; gradients of input, scale and shift  |
+| norm/32-32x32x32/forward_backward                  | batch 1, 32 channels; gradients of input, scale and shift  |
 | loss/dice_ce-b2-c4-64x64x64/forward_backward       | nnU-Net's Dice + cross-entropy with an ignore label, batch |
 | loss/dice_ce-b2-c14-64x64x64/forward_backward      | 2, c classes; value and gradient of the logits             |
 | loss/dice_ce-b2-c62-32x32x32/forward_backward      |                                                            |
@@ -70,7 +70,7 @@ CONVOLUTIONS = [
     (32, 64, (3, 3, 3), 2, (32, 32, 32)),
 ]
 TRANSPOSED = [(64, 32, 2, (16, 16, 16))]
-NORMS = [(32, (32, 32, 36))]
+NORMS = [(32, (32, 32, 36)), (32, (32, 32, 32))]
 LABEL_LOSSES = [(4, (64, 64, 64)), (14, (64, 64, 64)), (62, (32, 32, 32))]
 REGION_LOSSES = [(3, (64, 64, 64))]
 # (features per stage, input channels, heads, whether the heads are regions, patch)

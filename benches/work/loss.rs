@@ -107,6 +107,8 @@ enum Annotated {
     Scribbles,
     /// One in twenty cubes of 8 voxels.
     Blocks,
+    /// About four in five voxels, as if at random: hardly a run of voxels that are all ignored.
+    Scattered,
 }
 
 impl Annotated {
@@ -116,6 +118,7 @@ impl Annotated {
             Self::Slices => "slices",
             Self::Scribbles => "scribbles",
             Self::Blocks => "blocks",
+            Self::Scattered => "scattered",
         }
     }
 
@@ -125,6 +128,7 @@ impl Annotated {
             Self::Slices => z % 20 == 7,
             Self::Scribbles => (y + 2 * side - (x / 2 + 7 * z) % side) % side < side.div_ceil(20),
             Self::Blocks => (3 * (x / 8) + 7 * (y / 8) + 11 * (z / 8)) % 20 == 7,
+            Self::Scattered => ((((z * side + y) * side + x) as u32).wrapping_mul(2_654_435_761) >> 16) % 5 != 4,
         }
     }
 
@@ -166,6 +170,9 @@ fn masks(context: &Context) -> Vec<Item> {
             }
         }
     }
+    // What `benches/peers/burn` has too.
+    let four = Target::Labels { classes: 4 };
+    items.push(mask(&format!("dice_ce-b{BATCH}-c4"), &four, Dtype::F32, 32, Annotated::Scattered));
     items
 }
 

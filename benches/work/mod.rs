@@ -40,7 +40,8 @@ fn device_choice() -> String {
     std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
 
-/// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two.
+/// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two; or the one item whose id
+/// is given.
 pub fn items(context: &Context, group: &str) -> Vec<Item> {
     let all: [(&str, &dyn Fn() -> Vec<Item>); 5] = [
         ("conv", &conv::items),
@@ -52,9 +53,11 @@ pub fn items(context: &Context, group: &str) -> Vec<Item> {
     if group == "size" {
         return step::sizes();
     }
+    let (group, id) = group.split_once('/').map_or((group, None), |(name, _)| (name, Some(group)));
     all.into_iter()
         .filter(|(name, _)| *name == group || group == "all" && *name != "winograd")
         .flat_map(|(_, items)| items())
+        .filter(|item| id.is_none_or(|id| item.id == id))
         .collect()
 }
 

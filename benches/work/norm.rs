@@ -5,12 +5,17 @@ use voxgrad::kernels::Dtype;
 use voxgrad::kernels::instance_norm::{self, Norm, NormGradient, Problem};
 
 pub fn items() -> Vec<Item> {
-    let (channels, dims) = (32, [32, 32, 36]);
+    [[32, 32, 36], [32, 32, 32]].map(item).into()
+}
+
+fn item(dims: [usize; 3]) -> Item {
+    let channels = 32;
     let voxels: usize = dims.iter().product();
+    let [d, h, w] = dims;
     // Forward reads x twice and writes y; backward reads x and dy twice and writes dx.
     let bytes = (voxels * channels * 4 * 8) as u64;
-    vec![Item {
-        id: "norm/32-32x32x36/forward_backward".into(),
+    Item {
+        id: format!("norm/32-{d}x{h}x{w}/forward_backward"),
         amount: Amount::Bytes(bytes),
         prepare: Box::new(move |context| {
             let context = context.clone();
@@ -29,5 +34,5 @@ pub fn items() -> Vec<Item> {
                 context.finish([&y, &dx, &dgamma, &dbeta]).expect("finish");
             })
         }),
-    }]
+    }
 }

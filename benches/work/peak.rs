@@ -34,22 +34,25 @@ fn multiply_add_kernel<N: Size>(output: &mut [Vector<f32, N>], factor: f32, roun
 pub fn flops(context: &Context) -> f64 {
     let caps = context.caps();
     let lanes = caps.lanes.next_power_of_two();
-    let (cubes, units, rounds) = match caps.cores {
-        Some(cores) => (1, cores, 4_000_000),
-        None => (4096, 256, 2_000),
+    let (cubes, units) = match caps.cores {
+        Some(cores) => (1, cores),
+        None => (4096, 256),
     };
     let output = context.empty((cubes * units) as usize * lanes, Dtype::F32).expect("allocation");
-    let run = || {
+    let run = |rounds: usize| {
         let (count, dim) = (CubeCount::Static(cubes, 1, 1), CubeDim::new_1d(units));
+        let start = Instant::now();
         multiply_add_kernel::launch(context.client(), count, dim, lanes, output.arg(), 0.5, rounds);
         context.finish([&output]).expect("finish");
-    };
-    run();
-    let seconds = (0..10).map(|_| {
-        let start = Instant::now();
-        run();
         start.elapsed().as_secs_f64()
-    });
+    };
+    // The first run compiles. Then long enough that a launch costs nothing beside it, on any device.
+    let mut rounds = 16;
+    run(rounds);
+    while run(rounds) < 0.02 {
+        rounds *= 2;
+    }
+    let seconds = (0..10).map(|_| run(rounds));
     let flops = 2.0 * (CHAINS * lanes * rounds) as f64 * f64::from(cubes * units);
     flops / seconds.fold(f64::INFINITY, f64::min)
 }
