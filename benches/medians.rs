@@ -19,11 +19,12 @@ fn main() {
     };
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));
     let only = arguments.next().unwrap_or_default();
-    let context = work::context();
-    let peak = peak::flops(&context);
+    let place = work::Place::open();
+    let context = &place.context;
+    let peak = peak::flops(context);
     println!("# multiply-add peak {:.1} GFLOP/s", peak / 1e9);
-    for item in work::items(&context, &group).into_iter().filter(|item| item.id.contains(&only)) {
-        let mut run = (item.prepare)(&context);
+    for item in work::items(&place, &group).into_iter().filter(|item| item.id.contains(&only)) {
+        let mut run = (item.prepare)(context);
         // The first run compiles; the second finds warm pools.
         run();
         run();

@@ -1,10 +1,8 @@
-//! nnU-Net's losses, one level. In the first items a tenth of the slices is annotated; in the others everything, or about
-//! 5 % in slices, scribbles or blocks.
+//! nnU-Net's losses and variants of them, one level. In the first items a tenth of the slices is annotated; in the others
+//! everything, or about 5 % in slices, scribbles or blocks.
 
-use super::{Amount, Item, sparse_labels, upload};
-use half::f16;
-use voxgrad::kernels::Context;
-use voxgrad::kernels::loss::{self, Gradient, Level, LossSettings, Problem, Target};
+use super::{Amount, Item, Kind, Place, sparse_labels, suffix, upload, upload_as};
+use voxgrad::kernels::loss::{self, Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target};
 use voxgrad::kernels::{Dtype, elementwise};
 
 const BATCH: usize = 2;
@@ -18,8 +16,10 @@ enum Pass {
     Unfused,
 }
 
-pub fn items(context: &Context) -> Vec<Item> {
-    tenths().into_iter().chain(masks(context)).collect()
+pub fn items(place: &Place) -> Vec<Item> {
+    // Too large for a software driver, and measured on it in smaller items of `masks`.
+    let tenths = if place.kind == Kind::Software { Vec::new() } else { tenths() };
+    tenths.into_iter().chain(masks(place)).collect()
 }
 
 /// One slice in ten, with parts of the work.
@@ -128,7 +128,7 @@ impl Annotated {
             Self::Slices => z % 20 == 7,
             Self::Scribbles => (y + 2 * side - (x / 2 + 7 * z) % side) % side < side.div_ceil(20),
             Self::Blocks => (3 * (x / 8) + 7 * (y / 8) + 11 * (z / 8)) % 20 == 7,
-            Self::Scattered => ((((z * side + y) * side + x) as u32).wrapping_mul(2_654_435_761) >> 16) % 5 != 4,
+            Self::Scattered => hash((z * side + y) * side + x) % 5 != 4,
         }
     }
 
@@ -144,67 +144,157 @@ impl Annotated {
     }
 }
 
-/// All kinds of annotation, numbers of classes and types of logits.
-fn masks(context: &Context) -> Vec<Item> {
-    // A GPU has room, and needs it to be busy.
-    let large = context.caps().cores.is_none() && context.caps().memory.is_none_or(|bytes| bytes > 16 << 30);
+/// nnU-Net's loss, or what differs from it.
+#[derive(Clone, Copy, PartialEq)]
+enum Variant {
+    Plain,
+    /// Of the cross-entropies only the largest 10 % of all voxels: nnU-Net's `DC_and_topk_loss`.
+    TopK,
+    /// Every voxel has a weight between 64 / 255 and 1, in u8.
+    Weights,
+    /// In each sample nobody looked for one of the classes.
+    Missing,
+    /// Every other ignored voxel has 255 instead of the first undeclared label.
+    TwoIgnores,
+    EntropyOnly,
+    DiceOnly,
+}
+
+impl Variant {
+    /// What follows the kind of annotation in an id.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::TopK => "-top_k",
+            Self::Weights => "-weights",
+            Self::Missing => "-missing",
+            Self::TwoIgnores => "-two_ignores",
+            Self::EntropyOnly => "-ce_only",
+            Self::DiceOnly => "-dice_only",
+        }
+    }
+}
+
+/// One loss: what of, on which voxels and of which numbers.
+#[derive(Clone)]
+struct Case {
+    name: String,
+    target: Target,
+    side: usize,
+    dtype: Dtype,
+    annotated: Annotated,
+    variant: Variant,
+}
+
+/// All kinds of annotation, numbers of classes and types of logits; then variants of the loss.
+fn masks(place: &Place) -> Vec<Item> {
+    let labels = |classes| (format!("dice_ce-b{BATCH}-c{classes}"), Target::Labels { classes });
     let nested = Target::Regions { labels: 4, regions: vec![vec![1, 2, 3], vec![2, 3], vec![3]] };
-    let targets: Vec<(String, Target)> = [2, 4, 14, 62, 118]
-        .map(|classes| (format!("dice_ce-b{BATCH}-c{classes}"), Target::Labels { classes }))
-        .into_iter()
-        .chain([(format!("dice_bce-b{BATCH}-r3"), nested)])
-        .collect();
-    let mut items = Vec::new();
-    for dtype in [Dtype::F32, Dtype::F16] {
-        if dtype == Dtype::F16 && !context.caps().f16 {
+    let targets =
+        [labels(2), labels(4), labels(14), labels(62), labels(118), (format!("dice_bce-b{BATCH}-r3"), nested)];
+    let caps = place.context.caps();
+    let mut cases = Vec::new();
+    for (dtype, offered) in [(Dtype::F32, true), (Dtype::F16, caps.f16), (Dtype::Bf16, caps.bf16)] {
+        if !offered {
             continue;
         }
-        for (name, target) in &targets {
-            let side = match (large, target.channels() < 62) {
-                (true, _) => 128,
-                (false, true) => 64,
-                (false, false) => 32,
-            };
+        let case = |(name, target): (String, Target), annotated, variant| {
+            let side = side(place.kind, target.channels());
+            Case { name, target, side, dtype, annotated, variant }
+        };
+        for target in &targets {
             for annotated in [Annotated::Dense, Annotated::Slices, Annotated::Scribbles, Annotated::Blocks] {
-                items.push(mask(name, target, dtype, side, annotated));
+                cases.push(case(target.clone(), annotated, Variant::Plain));
             }
+        }
+        for classes in [4, 14] {
+            let dense = [Variant::TopK, Variant::Weights, Variant::Missing, Variant::EntropyOnly, Variant::DiceOnly];
+            cases.extend(dense.map(|variant| case(labels(classes), Annotated::Dense, variant)));
+            cases.push(case(labels(classes), Annotated::Scattered, Variant::TwoIgnores));
         }
     }
     // What `benches/peers/burn` has too.
-    let four = Target::Labels { classes: 4 };
-    items.push(mask(&format!("dice_ce-b{BATCH}-c4"), &four, Dtype::F32, 32, Annotated::Scattered));
-    items
+    let (name, target) = labels(4);
+    let (annotated, variant) = (Annotated::Scattered, Variant::Plain);
+    let burn = Case { name, target, side: 32, dtype: Dtype::F32, annotated, variant };
+    cases.retain(|case| !(case.side == burn.side && case.id() == burn.id()));
+    cases.push(burn);
+    cases.into_iter().map(item).collect()
 }
 
-fn mask(name: &str, target: &Target, dtype: Dtype, side: usize, annotated: Annotated) -> Item {
-    let (target, dims) = (target.clone(), [side; 3]);
-    let voxels = BATCH * side * side * side;
-    let kind = if dtype == Dtype::F16 { "f16" } else { "f32" };
+/// Side of the cubes of voxels: a GPU has room and needs it to be busy, a software driver of one is slow.
+fn side(kind: Kind, channels: usize) -> usize {
+    match kind {
+        Kind::Cpu if channels < 62 => 64,
+        Kind::Cpu | Kind::Software => 32,
+        Kind::Gpu => 128,
+    }
+}
+
+impl Case {
+    fn id(&self) -> String {
+        let Self { name, side, annotated, variant, .. } = self;
+        let dtype = if self.dtype == Dtype::F32 { "-f32" } else { suffix(self.dtype) };
+        let (annotated, variant) = (annotated.name(), variant.suffix());
+        format!("loss/{name}-{side}x{side}x{side}{dtype}-{annotated}{variant}/forward_backward")
+    }
+
+    fn voxels(&self) -> usize {
+        BATCH * self.side.pow(3)
+    }
+
+    fn settings(&self) -> LossSettings {
+        let declared = self.target.labels() as u16;
+        let ignore = (self.annotated != Annotated::Dense).then_some(declared);
+        let mut settings = LossSettings::new(self.target.clone(), ignore, false);
+        match self.variant {
+            Variant::TopK => settings.entropy = Entropy::TopK { percent: 10.0 },
+            Variant::TwoIgnores => settings.ignore = vec![declared, 255],
+            Variant::EntropyOnly => settings.weight_dice = 0.0,
+            Variant::DiceOnly => settings.weight_ce = 0.0,
+            Variant::Plain | Variant::Weights | Variant::Missing => (),
+        }
+        settings
+    }
+
+    fn labels(&self) -> Vec<u8> {
+        let declared = self.target.labels();
+        let mut labels = self.annotated.labels(self.side, declared);
+        if self.variant == Variant::TwoIgnores {
+            labels
+                .iter_mut()
+                .step_by(2)
+                .filter(|label| usize::from(**label) == declared)
+                .for_each(|label| *label = 255);
+        }
+        labels
+    }
+}
+
+fn item(case: Case) -> Item {
+    let channels = case.target.channels();
+    let weights = usize::from(case.variant == Variant::Weights);
     Item {
-        id: format!("loss/{name}-{side}x{side}x{side}-{kind}-{}/forward_backward", annotated.name()),
-        // Logits twice, their gradient once, labels twice.
-        amount: Amount::Bytes((voxels * (3 * target.channels() * dtype.size() + 2)) as u64),
+        id: case.id(),
+        // Logits twice, their gradient once, labels and weights twice.
+        amount: Amount::Bytes((case.voxels() * (3 * channels * case.dtype.size() + 2 + 2 * weights)) as u64),
         prepare: Box::new(move |context| {
-            let (context, declared) = (context.clone(), target.labels());
-            let ignore = (annotated != Annotated::Dense).then_some(declared as u16);
-            let settings = LossSettings::new(target.clone(), ignore, false);
-            let problem =
-                Problem::new(&context, &settings, BATCH, dims, &[Level { dims, weight: 1.0 }]).expect("shape");
-            let labels = context.upload(&annotated.labels(side, declared), Dtype::U8).expect("upload");
+            let (context, variant, dims) = (context.clone(), case.variant, [case.side; 3]);
+            let level = Level { dims, weight: 1.0 };
+            let problem = Problem::new(&context, &case.settings(), BATCH, dims, &[level]).expect("shape");
+            let labels = context.upload(&case.labels(), Dtype::U8).expect("upload");
+            let weights: Vec<u8> = (0..case.voxels()).map(|i| 64 + (hash(i) % 192) as u8).collect();
+            let weights = (variant == Variant::Weights).then(|| context.upload(&weights, Dtype::U8).expect("upload"));
+            // Class 1 of the first sample, and class 2 of the second.
+            let missing = (variant == Variant::Missing).then_some([1 << 1, 1 << 2]);
             // Evenly spread over [-4, 4), and simple to repeat in other languages.
-            let logit = |i: usize| (((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 21) as f32) - 4.0;
-            let logits = match dtype {
-                Dtype::F16 => {
-                    let values: Vec<f16> = (0..problem.logits_len(0)).map(|i| f16::from_f32(logit(i))).collect();
-                    context.upload(&values, dtype)
-                }
-                _ => context.upload(&(0..problem.logits_len(0)).map(logit).collect::<Vec<f32>>(), dtype),
-            };
-            let logits = logits.expect("upload");
-            let gradient = context.empty(logits.len(), dtype).expect("allocation");
+            let logits = (0..problem.logits_len(0)).map(|i| (hash(i) as f32 / (1 << 21) as f32) - 4.0);
+            let logits = upload_as(&context, &logits.collect::<Vec<f32>>(), case.dtype);
+            let gradient = context.empty(logits.len(), case.dtype).expect("allocation");
             let value = context.empty(problem.loss_len(), Dtype::F32).expect("allocation");
             Box::new(move || {
-                let annotation = (&labels).into();
+                let missing = missing.as_ref().map(|words| words.as_slice());
+                let annotation = Annotation { labels: &labels, missing, weights: weights.as_ref() };
                 let gradients = [Gradient::Into(&gradient)];
                 loss::value_and_gradient(&context, &problem, &annotation, &[&logits], &gradients, 1.0, &value)
                     .expect("loss");
@@ -212,4 +302,9 @@ fn mask(name: &str, target: &Target, dtype: Dtype, side: usize, annotated: Annot
             })
         }),
     }
+}
+
+/// 24 bits that look random; `benches/peers/loss.py` has the same.
+fn hash(i: usize) -> u32 {
+    (i as u32).wrapping_mul(2_654_435_761) >> 8
 }

@@ -6,8 +6,9 @@ mod norm;
 mod step;
 mod winograd;
 
+use half::{bf16, f16};
 use voxgrad::device;
-use voxgrad::kernels::{Buffer, Context};
+use voxgrad::kernels::{Buffer, Context, Dtype};
 
 /// What limits a piece of work, and how much of it one run does.
 #[derive(Clone, Copy)]
@@ -30,24 +31,49 @@ pub struct Item {
 type Prepare = Box<dyn Fn(&Context) -> Box<dyn FnMut()>>;
 
 /// The device that `VOXGRAD_DEVICE` names; the CPU runtime unless set.
-pub fn context() -> Context {
-    let device = device::open(device_choice().parse().expect("VOXGRAD_DEVICE")).expect("VOXGRAD_DEVICE");
-    eprintln!("# device {} ({})", device.found.choice, device.found.name);
-    device.context
+pub struct Place {
+    pub context: Context,
+    kind: Kind,
 }
 
-fn device_choice() -> String {
-    std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into())
+/// What decides how much work is enough, and which is too much.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Cpu,
+    Gpu,
+    /// A GPU's driver that runs on the CPU.
+    Software,
+}
+
+impl Place {
+    pub fn open() -> Self {
+        let choice = std::env::var("VOXGRAD_DEVICE").unwrap_or_else(|_| "cpu".into());
+        let device = device::open(choice.parse().expect("VOXGRAD_DEVICE")).expect("VOXGRAD_DEVICE");
+        eprintln!("# device {} ({})", device.found.choice, device.found.name);
+        let kind = match (device.context.caps().cores, device.found.software) {
+            (Some(_), _) => Kind::Cpu,
+            (None, false) => Kind::Gpu,
+            (None, true) => Kind::Software,
+        };
+        Self { context: device.context, kind }
+    }
+
+    /// The types of activations that layers are timed with: bf16 only where it is not emulated.
+    fn dtypes(&self) -> Vec<Dtype> {
+        let caps = self.context.caps();
+        let offered = [(Dtype::F32, true), (Dtype::F16, caps.f16), (Dtype::Bf16, caps.bf16 && self.kind == Kind::Gpu)];
+        offered.into_iter().filter(|(_, there)| *there).map(|(dtype, _)| dtype).collect()
+    }
 }
 
 /// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two; or the one item whose id
 /// is given.
-pub fn items(context: &Context, group: &str) -> Vec<Item> {
+pub fn items(place: &Place, group: &str) -> Vec<Item> {
     let all: [(&str, &dyn Fn() -> Vec<Item>); 5] = [
-        ("conv", &conv::items),
-        ("norm", &norm::items),
-        ("loss", &|| loss::items(context)),
-        ("step", &step::items),
+        ("conv", &|| conv::items(place)),
+        ("norm", &|| norm::items(place)),
+        ("loss", &|| loss::items(place)),
+        ("step", &|| step::items(place)),
         ("winograd", &winograd::items),
     ];
     if group == "size" {
@@ -74,9 +100,28 @@ pub fn pattern(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// The pattern on the device.
+/// The pattern on the device, in f32.
 pub fn upload(context: &Context, len: usize, seed: u32) -> Buffer {
-    context.upload_f32(&pattern(len, seed)).expect("upload")
+    upload_as(context, &pattern(len, seed), Dtype::F32)
+}
+
+/// Values on the device, rounded to f32, f16 or bf16.
+pub fn upload_as(context: &Context, values: &[f32], dtype: Dtype) -> Buffer {
+    match dtype {
+        Dtype::F16 => context.upload(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<f16>>(), dtype),
+        Dtype::Bf16 => context.upload(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<bf16>>(), dtype),
+        _ => context.upload_f32(values),
+    }
+    .expect("upload")
+}
+
+/// What an id says of a type; f32 goes without saying.
+pub fn suffix(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "-f16",
+        Dtype::Bf16 => "-bf16",
+        _ => "",
+    }
 }
 
 /// A label map `[batch, dims]` of which one slice in ten is annotated, with labels `0..labels`; the rest is `labels`.

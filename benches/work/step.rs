@@ -1,9 +1,9 @@
 //! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD.
 
-use super::{Amount, Item, pattern, sparse_labels};
+use super::{Amount, Item, Kind, Place, pattern, sparse_labels, suffix};
 use std::path::Path;
 use voxgrad::dataset::{DatasetJson, LabelManager};
-use voxgrad::kernels::Dtype;
+use voxgrad::kernels::{Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
@@ -17,31 +17,40 @@ const FOUR_CLASSES: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, 
     "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "ignore": 4}}"#;
 
 /// The three networks that are measured everywhere, and on a GPU that of nnU-Net's plan for BraTS.
-pub fn items() -> Vec<Item> {
-    let mut items = vec![
-        item("step", &[8, 16, 32, 64], 1, TWO_REGIONS, [40, 56, 40]),
-        item("step", &[32, 64, 128, 256], 1, TWO_REGIONS, [40, 56, 40]),
-        item("step", &[32, 64, 128], 4, FOUR_CLASSES, [64, 64, 64]),
-    ];
-    if super::device_choice() != "cpu" && std::env::var_os("VOXGRAD_BENCH_LARGE").is_some() {
-        items.push(item("step", &[32, 64, 128, 256, 320, 320], 4, FOUR_CLASSES, [128, 128, 128]));
+pub fn items(place: &Place) -> Vec<Item> {
+    let mut items = Vec::new();
+    for dtype in place.dtypes() {
+        items.push(item("step", &[8, 16, 32, 64], 1, TWO_REGIONS, [40, 56, 40], dtype));
+        items.push(item("step", &[32, 64, 128, 256], 1, TWO_REGIONS, [40, 56, 40], dtype));
+        items.push(item("step", &[32, 64, 128], 4, FOUR_CLASSES, [64, 64, 64], dtype));
+        if place.kind == Kind::Gpu {
+            items.push(item("step", &[32, 64, 128, 256, 320, 320], 4, FOUR_CLASSES, [128, 128, 128], dtype));
+        }
     }
     items
 }
 
 /// Cost against size: the smallest network on larger patches, and wider networks on one patch.
 pub fn sizes() -> Vec<Item> {
-    let patches = [32, 48, 64, 80, 96].map(|n| item("size", &[8, 16, 32, 64], 1, TWO_REGIONS, [n; 3]));
-    let widths = [2, 4].map(|k| item("size", &[8, 16, 32, 64].map(|f| f * k), 1, TWO_REGIONS, [48; 3]));
+    let patches = [32, 48, 64, 80, 96].map(|n| item("size", &[8, 16, 32, 64], 1, TWO_REGIONS, [n; 3], Dtype::F32));
+    let widths = [2, 4].map(|k| item("size", &[8, 16, 32, 64].map(|f| f * k), 1, TWO_REGIONS, [48; 3], Dtype::F32));
     patches.into_iter().chain(widths).collect()
 }
 
-fn item(group: &str, features: &[usize], channels: usize, dataset: &'static str, dims: [usize; 3]) -> Item {
+/// A step with activations of `dtype`; with f16 also a loss scale, as training has.
+fn item(
+    group: &str,
+    features: &[usize],
+    channels: usize,
+    dataset: &'static str,
+    dims: [usize; 3],
+    dtype: Dtype,
+) -> Item {
     let features = features.to_vec();
     let names: Vec<String> = features.iter().map(usize::to_string).collect();
     let [d, h, w] = dims;
     Item {
-        id: format!("{group}/{}-in{channels}-b{BATCH}-{d}x{h}x{w}", names.join("-")),
+        id: format!("{group}/{}-in{channels}-b{BATCH}-{d}x{h}x{w}{}", names.join("-"), suffix(dtype)),
         amount: Amount::Voxels((BATCH * d * h * w) as u64),
         prepare: Box::new(move |context| {
             let context = context.clone();
@@ -64,16 +73,26 @@ fn item(group: &str, features: &[usize], channels: usize, dataset: &'static str,
             let network = PlainConvUNet::new(&context, shape, 1).expect("network");
             let shape = Shape { batch: BATCH, dims, channels };
             let x = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
-            let x = Var::data(x);
+            let x = Var::data(x.cast(&context, dtype).expect("cast"));
             let map = sparse_labels(BATCH, dims, labels.all_labels().len());
             let target = context.upload(&map, Dtype::U8).expect("upload");
             let optimizer = Optimizer::default();
+            let scale =
+                (dtype == Dtype::F16).then(|| LossScale::new(&context, LossScaleState::default()).expect("loss scale"));
             Box::new(move || {
                 let mut tape = Tape::new(&context);
                 let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
-                let (_, seeds) = loss.value_and_gradient(&context, &target, outputs).expect("loss");
+                let (_, seeds) = match &scale {
+                    None => loss.value_and_gradient(&context, &target, outputs),
+                    Some(scale) => loss.value_and_scaled_gradient(&context, &target, outputs, scale),
+                }
+                .expect("loss");
                 tape.backward(seeds).expect("backward");
-                let norm = optimizer.step(&context, network.parameters(), 0.01).expect("step");
+                let norm = match &scale {
+                    None => optimizer.step(&context, network.parameters(), 0.01),
+                    Some(scale) => optimizer.scaled_step(&context, network.parameters(), 0.01, scale),
+                }
+                .expect("step");
                 let [values, ..] = network.parameters().trained().expect("parameters");
                 context.finish([&norm, &values]).expect("finish");
             })
