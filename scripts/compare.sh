@@ -7,12 +7,14 @@
 # draws them); memory: peak resident memory of the steps, a process each; scaling: voxgrad on one core and on all.
 #
 # GROUP loss alone has more peers (nnU-Net eager and compiled, MONAI, exacta) and memory beside time, for several kinds of
-# annotation; its table also replaces the one in benches/RESULTS.md. ONLY=TEXT restricts it to ids that contain TEXT.
+# annotation, and for variants of the loss; its table also replaces the one of the same device in benches/RESULTS.md.
+# ONLY=TEXT restricts it to ids that contain TEXT.
 #
 # A round runs all items of voxgrad, then all of PyTorch; each figure is the median of the rounds' medians. Run it on a
 # machine that does nothing else. ratio = PyTorch's seconds / voxgrad's: above 1, voxgrad is faster.
-# VOXGRAD_DEVICE chooses voxgrad's device (cpu unless set); PyTorch runs on the CPU, in GROUP loss on the GPU if voxgrad
-# does not run on the CPU.
+# VOXGRAD_DEVICE chooses voxgrad's device (cpu unless set); PyTorch runs on the CPU, in GROUP loss on an NVIDIA GPU if
+# there is one and voxgrad does not run on the CPU. Vulkan is a software driver where there is no GPU (see
+# scripts/compare_run.sh), and then both use the same cores.
 set -eu
 cd "$(dirname "$0")/.."
 group=${1:-all}
@@ -23,6 +25,9 @@ sh scripts/setup.sh
 bench=medians
 [ "$group" = loss ] && bench=loss
 cargo build --release --bench "$bench" 2>/dev/null || cargo build --release --bench "$bench"
+program=$(cargo build --release --bench "$bench" --message-format=json 2>/dev/null |
+    sed -n 's/.*"executable":"\([^"]*\/'"$bench"'-[^"]*\)".*/\1/p' | tail -n 1)
+voxgrad() { sh scripts/compare_run.sh "$program" "$@"; }
 # Installs PyTorch where it is missing, outside of the timings.
 sh scripts/peers.sh -c 'import torch, nnunetv2'
 
@@ -35,7 +40,7 @@ steps="step/8-16-32-64-in1-b2-40x56x40 step/32-64-128-256-in1-b2-40x56x40 step/3
 memory() {
     printf '| step | device | voxgrad MiB | torch MiB | share |\n|---|---|---:|---:|---:|\n'
     for id in $steps; do
-        ours=$(cargo bench --bench medians -- step 3 "$id" 2>/dev/null | sed -n 's/^# peak resident memory \([0-9.]*\).*/\1/p')
+        ours=$(voxgrad step 3 "$id" 2>/dev/null | sed -n 's/^# peak resident memory \([0-9.]*\).*/\1/p')
         theirs=
         for format in contiguous channels_last_3d; do
             peak=$(sh scripts/peers.sh benches/peers/torch_peers.py step --repeats 3 --only "$id" --format "$format" \
@@ -53,8 +58,8 @@ scaling() {
     round=1
     while [ "$round" -le "$rounds" ]; do
         for items in step conv; do
-            taskset -c 0 cargo bench --bench medians -- "$items" 5 2>/dev/null >>"$folder/one"
-            cargo bench --bench medians -- "$items" 5 2>/dev/null >>"$folder/all"
+            taskset -c 0 sh scripts/compare_run.sh "$program" "$items" 5 2>/dev/null >>"$folder/one"
+            voxgrad "$items" 5 2>/dev/null >>"$folder/all"
         done
         round=$((round + 1))
     done
@@ -67,16 +72,19 @@ scaling() {
 
 # Losses: all figures of an id in one row.
 if [ "$group" = loss ]; then
-    if [ "$device" = cpu ]; then
+    if [ "$device" = cpu ] || ! [ -e /dev/nvidia0 ]; then
         export CUDA_VISIBLE_DEVICES=
     fi
+    start=$(date +%s)
     round=1
     while [ "$round" -le "$rounds" ]; do
         printf 'round %s of %s\n' "$round" "$rounds" >&2
-        cargo bench --bench loss -- "${ONLY:-}" 2>>"$folder/log" | grep ^loss/ >>"$folder/voxgrad"
-        sh scripts/peers.sh benches/peers/loss.py --only "${ONLY:-}" 2>>"$folder/log" | grep -E '^(# )?loss/' >>"$folder/torch"
+        voxgrad "${ONLY:-}" 2>>"$folder/log" | grep ^loss/ >"$folder/ids"
+        cat "$folder/ids" >>"$folder/voxgrad"
+        sh scripts/peers.sh benches/peers/loss.py --ids "$folder/ids" 2>>"$folder/log" | grep -E '^(# )?loss/' >>"$folder/torch"
         round=$((round + 1))
     done
+    printf 'all rounds took %s s\n' $(($(date +%s) - start)) >&2
     grep '^# loss/' "$folder/torch" >&2 || true
     # Lines of one form: id, who, seconds, and voxgrad's GB/s and percent of a copy, extra bytes. Sorted by seconds, the
     # middle one of each id and peer is its median round.
@@ -85,6 +93,11 @@ if [ "$group" = loss ]; then
         awk '/^loss/ { print $1, $4, $2, $3 }' "$folder/torch"
     } | sort -k1,1 -k2,2 -k3,3g >"$folder/all"
     {
+        processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
+        printf '%s, rounds: %s, %s cores of %s. voxgrad on %s, peers on %s.\n\n' \
+            "$(date +%F)" "$rounds" "$(nproc)" "${processor:-an unknown processor}" \
+            "$(sed -n 's/^# device \(.*\)$/\1/p' "$folder/log" | head -n 1)" \
+            "$(sed -n 's/^# torch [^,]*, \(.*\), median.*/\1/p' "$folder/log" | head -n 1)"
         printf '| work | voxgrad s | GB/s | %% of copy | extra MB'
         printf ' | nnU-Net s | ratio | extra MB | compiled s | ratio | extra MB | MONAI s | ratio | exacta s | ratio |\n'
         printf '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n'
@@ -113,7 +126,11 @@ if [ "$group" = loss ]; then
                 }
             }' "$folder/all"
     } | tee "$folder/table"
-    sh scripts/compare_table.sh losses 'Losses on sparse annotations' <"$folder/table"
+    if [ "$device" = cpu ]; then
+        sh scripts/compare_table.sh losses 'Losses on sparse annotations' <"$folder/table"
+    else
+        sh scripts/compare_table.sh "losses-${device%%:*}" "Losses on sparse annotations: ${device%%:*}" <"$folder/table"
+    fi
     exit
 fi
 
@@ -136,7 +153,7 @@ esac
 round=1
 while [ "$round" -le "$rounds" ]; do
     printf 'round %s of %s\n' "$round" "$rounds" >&2
-    cargo bench --bench medians -- "$group" 2>"$folder/log" >>"$folder/voxgrad"
+    voxgrad "$group" 2>"$folder/log" >>"$folder/voxgrad"
     sh scripts/peers.sh benches/peers/torch_peers.py "$group" 2>>"$folder/log" >>"$folder/torch"
     round=$((round + 1))
 done

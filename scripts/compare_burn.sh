@@ -3,16 +3,17 @@
 # and the loss, on Vulkan beside Burn's Vulkan, on the CPU beside Burn's `flex`. Prints one Markdown table, and puts it
 # into benches/RESULTS.md.
 #
-#   sudo sh scripts/compare_burn.sh [ROUNDS]     3 unless given
+#   sudo sh scripts/compare_burn.sh [ROUNDS]     2 unless given
 #
 # In turns, on a machine that does nothing else; each figure is the median of the rounds' medians. ratio = Burn's seconds /
 # voxgrad's: above 1, voxgrad is faster. Where there is no GPU both run on Debian sid's software driver (Burn crashes on
 # Debian 12's), which needs root. Building Burn takes ten minutes and more the first time. What Burn has not done after
-# BURN_PEER_LIMIT_S seconds (60) is given up, and not tried again in later rounds.
+# BURN_PEER_LIMIT_S seconds (150) is given up, and not tried again in later rounds: most of an item's time goes into
+# choosing among Burn's kernels, which each process does anew.
 set -eu
 cd "$(dirname "$0")/.."
-rounds=${1:-3}
-limit=${BURN_PEER_LIMIT_S:-60}
+rounds=${1:-2}
+limit=${BURN_PEER_LIMIT_S:-150}
 target=${CARGO_TARGET_DIR:-target}
 items='conv/32-32-k333-s1-32x32x32/forward
 conv/32-32-k333-s1-32x32x32/forward_backward
@@ -32,15 +33,10 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 touch "$folder/voxgrad" "$folder/burn" "$folder/reasons" "$folder/log"
 
-# What runs a program on Vulkan. Asked for help, Burn's says nothing but starts: that makes the root before anything is timed.
-if ls /dev/dri/render* /dev/nvidia0 >/dev/null 2>&1; then
-    vulkan='env VOXGRAD_DEVICE=vulkan'
-    driver="the GPU's driver"
-else
-    vulkan='sh scripts/vulkan_sid.sh'
-    $vulkan "$peer" >/dev/null 2>"$folder/log" || true
-    driver=$(sed -n 's/^vulkan_sid: \(Mesa [^ ]*\) .*/\1/p' "$folder/log")"'s software driver"
-fi
+# What runs a program on Vulkan. Run once for nothing: the driver's root may have to be made.
+vulkan='env VOXGRAD_DEVICE=vulkan sh scripts/compare_run.sh'
+$vulkan "$medians" conv/none >/dev/null 2>"$folder/log" || true
+driver=$(sed -n 's/^# device [^ ]* \(.*\)$/\1/p; s/^vulkan_sid: \(Mesa [^ ]*\) .*/\1/p' "$folder/log" | paste -s -d ' ')
 
 # Runs one item of one program (voxgrad or burn) and notes `device id seconds rate`, or why not.
 #   measure PROGRAM DEVICE ID COMMAND...
@@ -85,7 +81,7 @@ reason() { sed -n "s|^$1 $2 $3 ||p" "$folder/reasons"; }
 
 {
     processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
-    printf '%s, rounds: %s, %s cores of %s; Vulkan: %s.\n\n' \
+    printf '%s, rounds: %s, %s cores of %s; Vulkan on %s.\n\n' \
         "$(date +%F)" "$rounds" "$(nproc)" "${processor:-an unknown processor}" "$driver"
     printf '| work | device | voxgrad s | peer | peer s | ratio |\n|---|---|---:|---|---:|---:|\n'
     for device in vulkan cpu; do
