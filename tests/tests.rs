@@ -20,6 +20,9 @@ mod conv_transpose3d;
 /// Sums over rows.
 mod reduce;
 
+/// Exponential and logarithm of vectors.
+mod vector_math;
+
 /// Filling, copying, converting, scaling, adding.
 mod elementwise;
 

@@ -42,6 +42,7 @@ pub mod loss;
 mod loss_scale;
 pub mod optimizer;
 pub mod reduce;
+pub mod vector_math;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};

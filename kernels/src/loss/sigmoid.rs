@@ -1,7 +1,8 @@
 //! Overlapping regions: a sigmoid each, soft Dice of all regions, binary cross-entropy.
 
-use super::plan::Plan;
+use super::plan::{Plan, Weighting};
 use super::walk::*;
+use crate::vector_math::{exp, ln};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -25,7 +26,7 @@ fn region_word<N: Size>(
 /// `(p, p (1 - p), 1 + exp(-|z|))` of a logit, without overflow or cancellation for either sign.
 #[cube]
 pub(super) fn sigmoid<N: Size>(z: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
-    let e = (Vector::<f32, N>::new(0.0f32) - z.abs()).exp();
+    let e = exp::<N>(Vector::<f32, N>::new(0.0f32) - z.abs());
     let one_plus = e + Vector::new(1.0f32);
     let r = Vector::<f32, N>::new(1.0f32) / one_plus;
     let small = e * r;
@@ -60,6 +61,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
     voxel: usize,
     values: &mut Array<Vector<f32, N>>,
     sums: &mut Array<Vector<f32, N>>,
+    products: &mut Array<Vector<f32, N>>,
     #[comptime] plan: Plan,
 ) {
     let channels = comptime!(plan.classes);
@@ -84,7 +86,12 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
                 let (p, _slope, one_plus) = sigmoid::<N>(z);
                 if comptime!(plan.entropy) {
                     let positive = select_many(z.greater_than(&zero), z, zero);
-                    let entropy = positive - select_many(inside, z, zero) + one_plus.ln();
+                    let mut entropy = positive - select_many(inside, z, zero);
+                    if comptime!(by_products(plan)) {
+                        products[region] *= select_many(counts, one_plus, Vector::new(1.0f32));
+                    } else {
+                        entropy += ln::<N>(one_plus);
+                    }
                     sums[comptime!(plan.entropies()) + region] += select_many(counts, entropy * weight, zero);
                 }
                 if comptime!(plan.dice) {
@@ -97,6 +104,36 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
             }
         }
     }
+}
+
+/// Groups whose `1 + exp(-|z|)` are multiplied before one logarithm is taken: each is at most 2.
+const FACTORS: usize = 64;
+
+/// Whether logarithms are taken of products: where threads add up voxels that all count the same.
+fn by_products(plan: Plan) -> bool {
+    plan.walkers == 1 && plan.entropy && plan.weighting == Weighting::None
+}
+
+#[cube]
+fn start_products<N: Size>(products: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+    #[unroll(plan.unroll)]
+    for region in 0..plan.classes {
+        products[region] = Vector::new(1.0f32);
+    }
+}
+
+/// Adds the logarithms of products to the cross-entropies, and begins new products.
+#[cube]
+fn take_logarithms<N: Size>(
+    products: &mut Array<Vector<f32, N>>,
+    sums: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: Plan,
+) {
+    #[unroll(plan.unroll)]
+    for region in 0..plan.classes {
+        sums[comptime!(plan.entropies()) + region] += ln::<N>(products[region]);
+    }
+    start_products::<N>(products, plan);
 }
 
 /// Pass 1: rows of partial sums of every chunk, see [`Plan::slots`].
@@ -119,17 +156,46 @@ pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let walker = my_place(plan.walkers);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
-        let groups = (place.end - place.start) / lanes;
+        let (first, groups) = groups_of::<N>(&place);
         let mut wide = Array::<Vector<f32, N>>::new(slots);
         let mut values = Array::<Vector<f32, N>>::new(channels);
         let mut rest = Array::<Vector<f32, Const<1>>>::new(slots);
+        let mut products = Array::<Vector<f32, N>>::new(channels);
+        if comptime!(by_products(plan)) {
+            start_products::<N>(&mut products, plan);
+        }
         for group in range_stepped(walker, groups, plan.walkers) {
-            let voxel = place.start + group * lanes;
-            add_group::<E, L, W, N>(logits, labels, weights, grid, &place, voxel, &mut values, &mut wide, plan);
+            let voxel = first + group * lanes;
+            add_group::<E, L, W, N>(
+                logits,
+                labels,
+                weights,
+                grid,
+                &place,
+                voxel,
+                &mut values,
+                &mut wide,
+                &mut products,
+                plan,
+            );
+            if comptime!(by_products(plan)) {
+                if group % FACTORS == FACTORS - 1 {
+                    take_logarithms::<N>(&mut products, &mut wide, plan);
+                }
+            }
+        }
+        if comptime!(by_products(plan)) {
+            take_logarithms::<N>(&mut products, &mut wide, plan);
         }
         if comptime!(lanes > 1) {
             let mut values = Array::<Vector<f32, Const<1>>>::new(channels);
-            for voxel in place.start + groups * lanes..place.end {
+            let mut products = Array::<Vector<f32, Const<1>>>::new(channels);
+            if comptime!(by_products(plan)) {
+                start_products::<Const<1>>(&mut products, plan);
+            }
+            // Fewer than two groups, and so than `FACTORS`.
+            for i in 0..place.end - place.start - groups * lanes {
+                let voxel = voxel_beside(&place, first, groups * lanes, i);
                 add_group::<E, L, W, Const<1>>(
                     logits,
                     labels,
@@ -139,14 +205,16 @@ pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
                     voxel,
                     &mut values,
                     &mut rest,
+                    &mut products,
                     plan,
                 );
             }
+            if comptime!(by_products(plan)) {
+                take_logarithms::<Const<1>>(&mut products, &mut rest, plan);
+            }
         }
         let row = (item * plan.walkers + walker) * slots;
-        for slot in 0..slots {
-            sums[row + slot] = lane_sum::<N>(wide[slot]) + rest[slot].extract(0usize);
-        }
+        write_row::<N>(&wide, &rest, sums, row, plan);
     }
 }
 
@@ -226,7 +294,7 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let walker = my_place(plan.walkers);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
-        let groups = (place.end - place.start) / lanes;
+        let (first, groups) = groups_of::<N>(&place);
         let mut values = Array::<Vector<f32, N>>::new(channels);
         for group in range_stepped(walker, groups, plan.walkers) {
             write_group::<E, L, W, N>(
@@ -235,7 +303,7 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
                 weights,
                 grid,
                 &place,
-                place.start + group * lanes,
+                first + group * lanes,
                 coefficients,
                 gradients,
                 &mut values,
@@ -244,7 +312,8 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
         }
         if comptime!(lanes > 1) {
             let mut values = Array::<Vector<f32, Const<1>>>::new(channels);
-            for voxel in place.start + groups * lanes..place.end {
+            for i in 0..place.end - place.start - groups * lanes {
+                let voxel = voxel_beside(&place, first, groups * lanes, i);
                 write_group::<E, L, W, Const<1>>(
                     logits,
                     labels,

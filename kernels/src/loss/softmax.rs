@@ -6,6 +6,7 @@
 
 use super::plan::Plan;
 use super::walk::*;
+use crate::vector_math::{exp, ln};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -51,13 +52,13 @@ fn exponentiate<E: Float, N: Size>(
                 best = select_many(exponents[class].greater_than(&best), exponents[class], best);
             }
         }
-        let mut merged = (exponents[0] - best).exp();
+        let mut merged = exp::<N>(exponents[0] - best);
         for class in 1..classes {
             if grid.acting[row + class] == 0 {
-                merged += (exponents[class] - best).exp();
+                merged += exp::<N>(exponents[class] - best);
             }
         }
-        labelled = select_many(label.equal(&Vector::new(0u32)), best + merged.ln(), labelled);
+        labelled = select_many(label.equal(&Vector::new(0u32)), best + ln::<N>(merged), labelled);
     }
     let mut sum = Vector::<f32, N>::new(0.0f32);
     #[unroll(plan.unroll)]
@@ -66,7 +67,7 @@ fn exponentiate<E: Float, N: Size>(
         if comptime!(plan.missing) {
             shifted[class] = below;
         }
-        let e = below.exp();
+        let e = exp::<N>(below);
         exponents[class] = e;
         sum += e;
     }
@@ -99,7 +100,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
         let valid = label.less_than(&Vector::new(classes as u32));
         let (sum, below_top) = exponentiate::<E, N>(logits, grid, place, voxel, label, exponents, shifted, plan);
         if comptime!(plan.entropy || plan.top_k) {
-            entropy = select_many(valid, weight * (sum.ln() + below_top), zero);
+            entropy = select_many(valid, weight * (ln::<N>(sum) + below_top), zero);
         }
         let counted = select_many(valid, weight, zero);
         let weight_slot = comptime!(if plan.per_voxel { classes } else { plan.weight() });
@@ -126,7 +127,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
             }
         }
         if comptime!(plan.per_voxel) {
-            let p = (zero - below_top).exp() * scale;
+            let p = exp::<N>(zero - below_top) * scale;
             #[unroll]
             for lane in 0..N::value() {
                 let at = label.extract(lane) as usize * PER_CLASS;
@@ -176,7 +177,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let walker = my_place(plan.walkers);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
-        let groups = (place.end - place.start) / lanes;
+        let (first, groups) = groups_of::<N>(&place);
 
         let mut wide = Array::<Vector<f32, N>>::new(vector_sums);
         let mut exponents = Array::<Vector<f32, N>>::new(classes);
@@ -191,7 +192,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
                 weights,
                 grid,
                 &place,
-                place.start + group * lanes,
+                first + group * lanes,
                 entropies,
                 &mut exponents,
                 &mut shifted,
@@ -203,7 +204,8 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
         if comptime!(lanes > 1) {
             let mut exponents = Array::<Vector<f32, Const<1>>>::new(classes);
             let mut shifted = Array::<Vector<f32, Const<1>>>::new(shifted_len);
-            for voxel in place.start + groups * lanes..place.end {
+            for i in 0..place.end - place.start - groups * lanes {
+                let voxel = voxel_beside(&place, first, groups * lanes, i);
                 add_group::<E, L, W, Const<1>>(
                     logits,
                     labels,
@@ -236,9 +238,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
             let weight = lane_sum::<N>(wide[classes]) + rest[classes].extract(0usize);
             sums[row + comptime!(plan.weight())] = weight;
         } else {
-            for slot in 0..comptime!(plan.slots()) {
-                sums[row + slot] = lane_sum::<N>(wide[slot]) + rest[slot].extract(0usize);
-            }
+            write_row::<N>(&wide, &rest, sums, row, plan);
         }
     }
 }
@@ -282,7 +282,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
         let mut b = Vector::<f32, N>::new(0.0f32);
         let mut e = Vector::<f32, N>::new(0.0f32);
         if comptime!(plan.per_voxel) {
-            e = (zero - below_top).exp();
+            e = exp::<N>(zero - below_top);
         }
         if comptime!(plan.dice) {
             #[unroll(plan.unroll)]
@@ -319,7 +319,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
                 let hit = stands_for::<N>(label, grid, acting, class, plan);
                 let mut of_label = zero - entropy;
                 if comptime!(plan.missing) {
-                    of_label *= (shifted[class] + below_top).exp();
+                    of_label *= exp::<N>(shifted[class] + below_top);
                 }
                 if comptime!(plan.dice) {
                     of_label += p * Vector::new(coefficients[at]);
@@ -423,7 +423,7 @@ pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let walker = my_place(plan.walkers);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
-        let groups = (place.end - place.start) / lanes;
+        let (first, groups) = groups_of::<N>(&place);
         let mut exponents = Array::<Vector<f32, N>>::new(classes);
         let mut shifted = Array::<Vector<f32, N>>::new(shifted_len);
         for group in range_stepped(walker, groups, plan.walkers) {
@@ -433,7 +433,7 @@ pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
                 weights,
                 grid,
                 &place,
-                place.start + group * lanes,
+                first + group * lanes,
                 coefficients,
                 entropies,
                 gradients,
@@ -445,7 +445,8 @@ pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
         if comptime!(lanes > 1) {
             let mut exponents = Array::<Vector<f32, Const<1>>>::new(classes);
             let mut shifted = Array::<Vector<f32, Const<1>>>::new(shifted_len);
-            for voxel in place.start + groups * lanes..place.end {
+            for i in 0..place.end - place.start - groups * lanes {
+                let voxel = voxel_beside(&place, first, groups * lanes, i);
                 write_group::<E, L, W, Const<1>>(
                     logits,
                     labels,

@@ -166,15 +166,10 @@ pub(super) fn read_group<L: Int, W: Numeric, N: Size>(
     let mut label = Vector::<u32, N>::empty();
     let mut weight = Vector::<f32, N>::new(1.0f32);
     if comptime!(!plan.coarse) || place.full {
-        #[unroll]
-        for lane in 0..N::value() {
-            label.insert(lane, u32::cast_from(labels[first + voxel + lane]));
-        }
+        let at = (first + voxel) / N::value();
+        label = Vector::cast_from(labels.as_vectorized().with_vector_size::<N>()[at]);
         if comptime!(plan.weighting != Weighting::None) {
-            #[unroll]
-            for lane in 0..N::value() {
-                weight.insert(lane, f32::cast_from(weights[first + voxel + lane]));
-            }
+            weight = Vector::cast_from(weights.as_vectorized().with_vector_size::<N>()[at]);
         }
     } else {
         let row = voxel as u32 / place.width;
@@ -245,29 +240,42 @@ pub(super) fn load_group<E: Float, N: Size>(
     values: &mut Array<Vector<f32, N>>,
     #[comptime] plan: Plan,
 ) -> Vector<f32, N> {
+    let lanes = N::value();
     let mut top = Vector::<f32, N>::new(f32::MIN);
     #[unroll]
     for candidate in 0..plan.levels {
         if comptime!(plan.levels == 1) || level == candidate {
             let buffer = &logits[candidate];
-            #[unroll(plan.unroll)]
-            for channel in 0..plan.classes {
-                let mut stored = Vector::<E, N>::empty();
-                #[unroll]
-                for lane in 0..N::value() {
-                    stored.insert(lane, buffer[first + lane * plan.classes + channel]);
+            if comptime!(lanes == 1) {
+                #[unroll(plan.unroll)]
+                for channel in 0..plan.classes {
+                    let stored = Vector::<E, N>::new(buffer[first + channel]);
+                    let z = select_many(counts, Vector::cast_from(stored), Vector::new(0.0f32));
+                    values[channel] = z;
+                    top = select_many(z.greater_than(&top), z, top);
                 }
-                let z = select_many(counts, Vector::cast_from(stored), Vector::new(0.0f32));
-                values[channel] = z;
-                top = select_many(z.greater_than(&top), z, top);
+            } else if comptime!(plan.classes <= BLOCK) {
+                load_span::<E, N>(buffer, first, values, plan.classes);
+            } else {
+                for block in 0..comptime!(plan.classes.div_ceil(BLOCK)) {
+                    let channel = (block * BLOCK).min(comptime!(plan.classes - BLOCK));
+                    load_block::<E, N>(buffer, first + channel, values, channel, plan.classes);
+                }
             }
+        }
+    }
+    if comptime!(lanes > 1) {
+        #[unroll(plan.unroll)]
+        for channel in 0..plan.classes {
+            let z = select_many(counts, values[channel], Vector::new(0.0f32));
+            values[channel] = z;
+            top = select_many(z.greater_than(&top), z, top);
         }
     }
     top
 }
 
-/// Stores all channels of `N` neighbouring voxels. Voxel by voxel, so that memory is written in order: storing
-/// channel by channel took up to twice as long.
+/// Stores all channels of `N` neighbouring voxels.
 #[cube]
 pub(super) fn store_group<E: Float, N: Size>(
     gradients: &mut Sequence<Box<[E]>>,
@@ -276,19 +284,200 @@ pub(super) fn store_group<E: Float, N: Size>(
     values: &mut Array<Vector<f32, N>>,
     #[comptime] plan: Plan,
 ) {
+    let lanes = N::value();
     #[unroll]
     for candidate in 0..plan.levels {
         if comptime!(plan.levels == 1) || level == candidate {
             let buffer = &mut gradients[candidate];
-            #[unroll]
-            for lane in 0..N::value() {
+            if comptime!(lanes == 1) {
                 #[unroll(plan.unroll)]
                 for channel in 0..plan.classes {
-                    buffer[first + lane * plan.classes + channel] = E::cast_from(values[channel].extract(lane));
+                    buffer[first + channel] = E::cast_from(values[channel].extract(0usize));
+                }
+            } else if comptime!(plan.classes <= BLOCK) {
+                store_span::<E, N>(buffer, first, values, plan.classes);
+            } else {
+                for block in 0..comptime!(plan.classes.div_ceil(BLOCK)) {
+                    let channel = (block * BLOCK).min(comptime!(plan.classes - BLOCK));
+                    store_block::<E, N>(buffer, first + channel, values, channel, plan.classes);
                 }
             }
         }
     }
+}
+
+/// Reads the `N` voxels of a group whose few channels fill whole vectors: `channels` aligned loads, and shuffles.
+#[cube]
+fn load_span<E: Float, N: Size>(
+    buffer: &[E],
+    first: usize,
+    values: &mut Array<Vector<f32, N>>,
+    #[comptime] channels: usize,
+) {
+    let lanes = N::value();
+    let vectors = buffer.as_vectorized().with_vector_size::<N>();
+    let mut span = Array::<Vector<f32, N>>::new(channels);
+    #[unroll]
+    for part in 0..channels {
+        span[part] = Vector::cast_from(vectors[first / lanes + part]);
+    }
+    #[unroll]
+    for channel in 0..channels {
+        let mut value = Vector::<f32, N>::empty();
+        #[unroll]
+        for lane in 0..lanes {
+            let place = comptime!(lane * channels + channel);
+            value.insert(lane, span[comptime!(place / lanes)].extract(comptime!(place % lanes)));
+        }
+        values[channel] = value;
+    }
+}
+
+/// The reverse of `load_span`.
+#[cube]
+fn store_span<E: Float, N: Size>(
+    buffer: &mut [E],
+    first: usize,
+    values: &mut Array<Vector<f32, N>>,
+    #[comptime] channels: usize,
+) {
+    let lanes = N::value();
+    let size!(Two) = comptime!(2 * lanes);
+    let size!(Four) = comptime!(4 * lanes);
+    let buffer = buffer.as_vectorized_mut();
+    if comptime!(channels == 1) {
+        buffer.with_vector_size_mut::<N>()[first / lanes] = Vector::cast_from(values[0]);
+    } else if comptime!(channels == 2) {
+        let both = join::<N, Two>(values[0], values[1]);
+        buffer.with_vector_size_mut::<Two>()[first / comptime!(2 * lanes)] = Vector::cast_from(both);
+    } else {
+        // With a fourth channel that is left out again if there are three.
+        let fourth = values[comptime!(channels - 1)];
+        let quads = join_four::<N, Two, Four>(values[0], values[1], values[2], fourth);
+        if comptime!(channels == 4) {
+            buffer.with_vector_size_mut::<Four>()[first / comptime!(4 * lanes)] = Vector::cast_from(quads);
+        } else {
+            let vectors = buffer.with_vector_size_mut::<N>();
+            #[unroll]
+            for part in 0..channels {
+                let mut span = Vector::<f32, N>::empty();
+                #[unroll]
+                for lane in 0..lanes {
+                    let place = comptime!(part * lanes + lane);
+                    span.insert(lane, quads.extract(comptime!(place / channels * 4 + place % channels)));
+                }
+                vectors[first / lanes + part] = Vector::cast_from(span);
+            }
+        }
+    }
+}
+
+/// Channels that a group of many is read and stored by: a load for each voxel, instead of one for each value.
+const BLOCK: usize = 4;
+
+/// Reads `BLOCK` neighbouring channels of `N` voxels, of which `first` is the first value, into `values` from `channel`
+/// on.
+#[cube]
+fn load_block<E: Float, N: Size>(
+    buffer: &[E],
+    first: usize,
+    values: &mut Array<Vector<f32, N>>,
+    channel: usize,
+    #[comptime] channels: usize,
+) {
+    let lanes = N::value();
+    let size!(All) = comptime!(BLOCK * lanes);
+    let size!(Half) = comptime!(BLOCK / 2 * lanes);
+    let mut stored = Vector::<E, All>::empty();
+    #[unroll]
+    for lane in 0..lanes {
+        #[unroll]
+        for i in 0..BLOCK {
+            stored.insert(comptime!(lane * BLOCK + i), buffer[first + comptime!(lane * channels + i)]);
+        }
+    }
+    let (even, odd) = split::<All, Half>(Vector::cast_from(stored));
+    let (zero, two) = split::<Half, N>(even);
+    let (one, three) = split::<Half, N>(odd);
+    values[channel] = zero;
+    values[channel + 1] = one;
+    values[channel + 2] = two;
+    values[channel + 3] = three;
+}
+
+/// The reverse of `load_block`.
+#[cube]
+fn store_block<E: Float, N: Size>(
+    buffer: &mut [E],
+    first: usize,
+    values: &mut Array<Vector<f32, N>>,
+    channel: usize,
+    #[comptime] channels: usize,
+) {
+    let lanes = N::value();
+    let size!(All) = comptime!(BLOCK * lanes);
+    let size!(Half) = comptime!(BLOCK / 2 * lanes);
+    let quads =
+        join_four::<N, Half, All>(values[channel], values[channel + 1], values[channel + 2], values[channel + 3]);
+    let stored = Vector::<E, All>::cast_from(quads);
+    #[unroll]
+    for lane in 0..lanes {
+        #[unroll]
+        for i in 0..BLOCK {
+            buffer[first + comptime!(lane * channels + i)] = stored.extract(comptime!(lane * BLOCK + i));
+        }
+    }
+}
+
+/// The even and the odd lanes. Shifts and narrowing say so in few operations, which an extraction of every lane does
+/// not.
+#[cube]
+fn split<Both: Size, One: Size>(v: Vector<f32, Both>) -> (Vector<f32, One>, Vector<f32, One>) {
+    let pairs = Vector::<u64, One>::reinterpret(v);
+    let even = Vector::<u32, One>::cast_from(pairs);
+    let odd = Vector::<u32, One>::cast_from(pairs >> Vector::new(32u64));
+    (Vector::reinterpret(even), Vector::reinterpret(odd))
+}
+
+/// The reverse of `split`.
+#[cube]
+fn join<One: Size, Both: Size>(even: Vector<f32, One>, odd: Vector<f32, One>) -> Vector<f32, Both> {
+    let even = Vector::<u64, One>::cast_from(Vector::<u32, One>::reinterpret(even));
+    let odd = Vector::<u64, One>::cast_from(Vector::<u32, One>::reinterpret(odd));
+    Vector::reinterpret(even | (odd << Vector::new(32u64)))
+}
+
+/// Four channels of each voxel side by side.
+#[cube]
+fn join_four<N: Size, Two: Size, Four: Size>(
+    zero: Vector<f32, N>,
+    one: Vector<f32, N>,
+    two: Vector<f32, N>,
+    three: Vector<f32, N>,
+) -> Vector<f32, Four> {
+    join::<Two, Four>(join::<N, Two>(zero, two), join::<N, Two>(one, three))
+}
+
+/// Whole groups of a place: the first voxel of the first one, and their number. They begin at multiples of `N` voxels of
+/// the level's buffer, so that what they hold is aligned vectors; the voxels before and behind them are walked over one
+/// by one, see `voxel_beside`.
+#[cube]
+pub(super) fn groups_of<N: Size>(place: &Place) -> (usize, usize) {
+    let lanes = N::value();
+    if comptime!(lanes == 1) {
+        (place.start, place.end - place.start)
+    } else {
+        let beyond = (place.before + place.start) % lanes;
+        let start = select(beyond == 0, place.start, (place.start + lanes - beyond).min(place.end));
+        (start, (place.end - start) / lanes)
+    }
+}
+
+/// The `i`-th voxel of a place that is not in its groups, which cover `covered` voxels from `start` on.
+#[cube]
+pub(super) fn voxel_beside(place: &Place, start: usize, covered: usize, i: usize) -> usize {
+    let voxel = place.start + i;
+    select(voxel < start, voxel, voxel + covered)
 }
 
 /// Zeroes `len` values of a gradient.
@@ -356,10 +545,51 @@ pub(super) fn coefficients_of(batch: usize, level: usize, #[comptime] plan: Plan
 /// Sum of the lanes.
 #[cube]
 pub(super) fn lane_sum<N: Size>(v: Vector<f32, N>) -> f32 {
+    let lanes = N::value();
+    let size!(Half) = comptime!((lanes / 2).max(1));
+    let size!(Quarter) = comptime!((lanes / 4).max(1));
+    if comptime!(lanes >= 4) {
+        let (even, odd) = split::<N, Half>(v);
+        let (left, right) = split::<Half, Quarter>(even + odd);
+        in_order::<Quarter>(left + right)
+    } else {
+        in_order::<N>(v)
+    }
+}
+
+#[cube]
+fn in_order<N: Size>(v: Vector<f32, N>) -> f32 {
     let mut sum = v.extract(0usize);
     #[unroll]
     for lane in 1..N::value() {
         sum += v.extract(lane);
     }
     sum
+}
+
+/// Writes a row of partial sums: the lanes of `wide` and the voxels beside the groups together.
+#[cube]
+pub(super) fn write_row<N: Size>(
+    wide: &Array<Vector<f32, N>>,
+    rest: &Array<Vector<f32, Const<1>>>,
+    sums: &mut [f32],
+    row: usize,
+    #[comptime] plan: Plan,
+) {
+    let lanes = N::value();
+    if comptime!(lanes > 1 && plan.unroll) {
+        // Sums that the loop below does not index stay in registers.
+        let mut copies = Array::<Vector<f32, N>>::new(comptime!(plan.slots()));
+        #[unroll]
+        for slot in 0..comptime!(plan.slots()) {
+            copies[slot] = wide[slot];
+        }
+        for slot in 0..comptime!(plan.slots()) {
+            sums[row + slot] = lane_sum::<N>(copies[slot]) + rest[slot].extract(0usize);
+        }
+    } else {
+        for slot in 0..comptime!(plan.slots()) {
+            sums[row + slot] = lane_sum::<N>(wide[slot]) + rest[slot].extract(0usize);
+        }
+    }
 }
