@@ -734,6 +734,47 @@ fn half_precision_logits() {
     }
 }
 
+/// Of what is allocated, and from the shapes: `kernels/src/loss/plan.rs` has the latter for every kind of device.
+#[test]
+fn memory_beyond_the_arguments_is_less_than_a_hundredth_of_the_logits() {
+    let (context, _guard) = device();
+    let caps = context.caps();
+    let dims = [32, 32, 32];
+    for classes in [4, 14, 62, 118] {
+        if classes > 16 && caps.cores.is_none() && caps.shared_memory == 0 {
+            println!("skipped: {classes} classes where shared memory does not work");
+            continue;
+        }
+        for (target, ignore) in [(Target::Labels { classes }, classes as u16), (overlapping(classes, 6), 6)] {
+            let settings = LossSettings::new(target, Some(ignore), false);
+            let problem = Problem::new(context, &settings, 1, dims, &[Level { dims, weight: 1.0 }]).unwrap();
+            let labels = context.upload(&vec![1u8; dims.iter().product()], Dtype::U8).unwrap();
+            let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+            for (dtype, has) in [(Dtype::F32, true), (Dtype::F16, caps.f16)] {
+                if !has {
+                    continue;
+                }
+                let bytes = problem.logits_len(0) * dtype.size();
+                let logits = context.upload(&vec![0u8; bytes], Dtype::U8).unwrap();
+                let logits = Buffer::from_handle(logits.handle().clone(), problem.logits_len(0), dtype).unwrap();
+                let gradient = context.empty(problem.logits_len(0), dtype).unwrap();
+                context.reset_peak();
+                let (held, launches) = (context.held_bytes(), context.launches());
+                let into = [Gradient::Into(&gradient)];
+                value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, 1.0, &loss).unwrap();
+                let (more, launches) = (context.peak_bytes() - held, context.launches() - launches);
+                context.finish([&loss, &gradient]).unwrap();
+                let what = format!("{:?}, {dtype:?}", settings.target.channels());
+                eprintln!("{what}: {more} bytes beside {bytes}, {launches} launches");
+                assert!(100 * more < bytes as u64, "{what}: {more} bytes beside {bytes}");
+                // The sums, their total, the loss, the gradient.
+                assert_eq!(launches, 4, "{what}");
+            }
+        }
+    }
+    assert_no_device_panic();
+}
+
 #[test]
 fn what_does_not_fit_is_a_typed_error() {
     let (context, _guard) = device();

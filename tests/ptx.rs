@@ -5,6 +5,7 @@ use crate::common::{assert_no_device_panic, device};
 use std::path::Path;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
 use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
@@ -95,6 +96,42 @@ fn launch(context: &Context, work: Work) {
     assert_no_device_panic();
 }
 
+/// Losses of more classes and regions than these networks have, one of them with everything that a loss may have.
+fn launch_losses(context: &Context) {
+    let dims = [64, 64, 64];
+    let levels = [Level { dims, weight: 0.75 }, Level { dims: [32; 3], weight: 0.25 }];
+    for channels in [14, 62, 118, 1023] {
+        let regions = (0..channels).map(|region| vec![region as u16 % 7]).collect();
+        for target in [Target::Labels { classes: channels }, Target::Regions { labels: 7, regions }] {
+            for everything in [false, true] {
+                if everything && channels != 62 {
+                    continue;
+                }
+                let mut settings = LossSettings::new(target.clone(), Some(2000), false);
+                if everything && matches!(target, Target::Labels { .. }) {
+                    settings.entropy = Entropy::TopK { percent: 10.0 };
+                }
+                let problem = Problem::new(context, &settings, 1, dims, &levels).unwrap();
+                let labels = context.upload(&vec![0u16; 64 * 64 * 64], Dtype::U16).unwrap();
+                let weights = context.upload(&vec![255u8; 64 * 64 * 64], Dtype::U8).unwrap();
+                let mut annotation = Annotation::from(&labels);
+                if everything {
+                    annotation.weights = Some(&weights);
+                    annotation.missing = Some(&[2, 1]);
+                }
+                let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+                for dtype in [Dtype::F32, Dtype::F16] {
+                    let logits = [0, 1].map(|level| context.empty(problem.logits_len(level), dtype).unwrap());
+                    let logits = [&logits[0], &logits[1]];
+                    let in_place = [Gradient::InPlace; 2];
+                    value_and_gradient(context, &problem, &annotation, &logits, &in_place, 1.0, &loss).unwrap();
+                    context.finish([&loss]).unwrap();
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn kernels_of_whole_networks_compile_for_cuda() {
     if std::env::var_os("CUDA_STUB_FOLDER").is_none() {
@@ -105,4 +142,6 @@ fn kernels_of_whole_networks_compile_for_cuda() {
     for labels in [REGIONS, SPARSE_REGIONS, SPARSE_LABELS] {
         launch(context, brats(labels));
     }
+    launch_losses(context);
+    assert_no_device_panic();
 }

@@ -32,7 +32,7 @@ pub struct Caps {
     pub registers: usize,
     /// Width of a plane (warp, subgroup) if plane operations are offered.
     pub plane: Option<u32>,
-    /// Bytes of shared memory a cube may use.
+    /// Bytes of shared memory a cube may use: 0 where CubeCL's compiler cannot be relied on for it.
     pub shared_memory: usize,
     /// Largest number of units in a cube.
     pub max_units: u32,
@@ -73,12 +73,17 @@ impl Caps {
                 units: (hardware.plane_size_min == hardware.plane_size_max).then_some(hardware.plane_size_max),
             })
             .collect();
+        let plane = features.plane.contains(Plane::Ops).then_some(hardware.plane_size_max);
+        // CubeCL 0.11.3's SPIR-V for shared memory is wrong where the driver lacks explicit layouts of it. Of those in
+        // use that are software drivers (which have no plane operations here), up to the version that brought them
+        // cooperative matrices too.
+        let shared_memory = plane.is_some() || !features.matmul.cmma.is_empty() || hardware.num_cpu_cores.is_some();
         Self {
             cores: hardware.num_cpu_cores,
             lanes: (hardware.load_width as usize / 32).max(1),
             registers: hardware.vector_register_count.unwrap_or(64) as usize,
-            plane: features.plane.contains(Plane::Ops).then_some(hardware.plane_size_max),
-            shared_memory: hardware.max_shared_memory_size,
+            plane,
+            shared_memory: if shared_memory { hardware.max_shared_memory_size } else { 0 },
             max_units: hardware.max_units_per_cube,
             max_cubes: [hardware.max_cube_count.0, hardware.max_cube_count.1],
             max_buffer: properties.memory.max_page_size,

@@ -41,17 +41,25 @@
 //! Three passes over all levels, each one launch, none of which waits for the host: (1) partial sums of chunks of 2048
 //! voxels; (2) their totals in a fixed order, the loss and the coefficients of the gradient, on the device; (3) the
 //! gradient, from logits and labels again: keeping probabilities would cost more bytes than computing them twice.
-//! Bytes: `voxels (3 classes size(logit) + 2)`, less where nothing is annotated. Memory beyond the arguments: on the
-//! CPU runtime `4 classes + 1` partial sums a chunk, a few thousandths of the logits. On a GPU that is the row of each
-//! unit of a cube, 64 a chunk; with more than 16 classes it is a row for each 1024 voxels, but softmax then takes two
-//! launches more, and two f32 a voxel (three with missing classes). The k largest cross-entropies take an f32 a voxel,
-//! and are read three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on
-//! the number of cores.
+//! Bytes: `voxels (3 classes size(logit) + 2)`, less where nothing is annotated. On a device that copies at most `b`
+//! bytes a second they take at least `voxels (3 classes size(logit) + 2) / b`: for two patches of 128^3 voxels and four
+//! classes in f32, 210 MB.
+//!
+//! Memory beyond the arguments: a row of at most `4 classes + 1` sums for each chunk, less than a hundredth of the
+//! logits, and nothing for a voxel, however many classes there are. On a GPU a cube takes a chunk, and its units add
+//! up in up to 15 KiB of shared memory. On Vulkan drivers whose shared memory CubeCL's compiler breaks
+//! ([`Caps::shared_memory`](crate::Caps) is 0: software drivers of old) a unit takes a chunk, as a thread does, which
+//! with more than 16 classes is as short as a unit of such a driver must not run longer: there it is
+//! `40 (classes + 1) / 65536` of f32 logits. The k largest cross-entropies take an f32 a voxel everywhere, and are read
+//! three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on the number of
+//! cores.
 
+mod cube;
+mod cube_sigmoid;
+#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
+mod cube_softmax;
 #[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod finish;
-#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
-mod owned;
 mod pass;
 mod plan;
 mod problem;

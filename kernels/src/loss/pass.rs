@@ -4,7 +4,7 @@ use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_k
 use super::plan::{Plan, TAIL, Weighting};
 use super::problem::Reduction;
 use super::walk::GridLaunch;
-use super::{Annotation, Entropy, Gradient, OPERATION, Problem, owned, sigmoid, softmax, top_k};
+use super::{Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -31,8 +31,6 @@ pub(super) struct Pass<'a> {
 pub(super) struct Sums {
     /// `[levels, batch]` rows.
     totals: Buffer,
-    /// Where units own channels, `log sum exp` of every voxel.
-    normalisers: Buffer,
     /// Where only the largest cross-entropies count: that of every voxel, their sums by label and what was selected.
     entropies: Buffer,
     largest: Buffer,
@@ -77,7 +75,6 @@ impl<'a> Pass<'a> {
             problem.batch,
             problem.dims.iter().product(),
             problem.chunks,
-            problem.voxels,
         )
     }
 
@@ -91,12 +88,13 @@ impl<'a> Pass<'a> {
         (self.logits[0].dtype().elem(), self.labels.dtype().elem(), self.weights.dtype().elem())
     }
 
-    /// Cubes and units of the kernels over chunks.
-    fn chunk_cubes(&self) -> Result<(CubeCount, CubeDim), KernelError> {
+    /// Cubes and units of the kernels over chunks, of which a unit or a cube takes one.
+    fn chunk_cubes(&self, walkers: usize) -> Result<(CubeCount, CubeDim), KernelError> {
         match self.context.caps().cores {
             // As many units for few chunks too: kernels are compiled for a number of units.
             Some(cores) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(cores * UNITS_PER_CORE))),
-            None => self.cubes(self.problem.chunks * self.plan.walkers, self.plan.walkers as u32),
+            None if walkers == 1 => self.cubes_of_items(self.problem.chunks),
+            None => self.cubes(self.problem.chunks * walkers, walkers as u32),
         }
     }
 
@@ -122,22 +120,21 @@ impl<'a> Pass<'a> {
     /// Pass 1 and the first half of pass 2: the sums of each level and sample.
     pub(super) fn sums(&self) -> Result<Sums, KernelError> {
         let (problem, plan) = (self.problem, self.plan);
-        let rows = self.context.empty(problem.chunks * plan.rows() * plan.slots(), Dtype::F32)?;
+        let rows = self.context.empty(problem.chunks * plan.slots(), Dtype::F32)?;
         let entropies = self.scratch(plan.top_k, problem.voxels)?;
-        let normalisers = self.scratch(plan.owned && !plan.regions, problem.voxels)?;
-        if plan.owned {
-            self.owned_sums(&rows, &normalisers, &entropies)?;
+        if plan.walkers > 1 {
+            self.cube_sums(&rows, &entropies)?;
         } else {
             self.chunk_sums(&rows, &entropies)?;
         }
         let totals = self.reduce(rows, plan.slots(), &problem.reduction)?;
         let (largest, selection) = if plan.top_k { self.select_largest(&entropies)? } else { self.nothing_selected()? };
-        Ok(Sums { totals, normalisers, entropies, largest, selection })
+        Ok(Sums { totals, entropies, largest, selection })
     }
 
     fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
         let plan = self.plan;
-        let (count, dim) = self.chunk_cubes()?;
+        let (count, dim) = self.chunk_cubes(plan.walkers)?;
         let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
         let (e, l, w) = self.types();
         let (labels, weights) = (self.labels.arg(), self.weights.arg());
@@ -179,44 +176,46 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let (client, plan) = (self.context.client(), self.plan);
+    fn cube_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
+        let plan = self.plan;
+        let (count, dim) = self.chunk_cubes(plan.walkers)?;
+        let client = self.context.client();
         let (e, l, w) = self.types();
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
-            owned::normaliser_kernel::launch(
+        let (labels, weights) = (self.labels.arg(), self.weights.arg());
+        if plan.regions {
+            cube_sigmoid::cube_sigmoid_sums_kernel::launch(
                 client,
                 count,
                 dim,
+                plan.vector,
                 self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
+                labels,
+                weights,
                 self.grid(),
-                normalisers.arg(),
+                rows.arg(),
+                plan,
+                e,
+                l,
+                w,
+            );
+        } else {
+            cube_softmax::cube_softmax_sums_kernel::launch(
+                client,
+                count,
+                dim,
+                plan.vector,
+                self.logits(),
+                labels,
+                weights,
+                self.grid(),
+                rows.arg(),
                 entropies.arg(),
                 plan,
                 e,
                 l,
                 w,
             );
-            self.context.launched();
         }
-        let (count, dim) = self.chunk_cubes()?;
-        owned::owned_sums_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            normalisers.arg(),
-            rows.arg(),
-            plan,
-            e,
-            l,
-            w,
-        );
         self.context.launched();
         Ok(())
     }
@@ -252,8 +251,11 @@ impl<'a> Pass<'a> {
         let histograms = context.upload(&vec![0u32; plan.levels * top_k::BINS], Dtype::U32)?;
         let state = context.upload(&self.problem.searches, Dtype::U32)?;
         let selection = context.empty(2 * plan.levels, Dtype::U32)?;
+        // A histogram for each unit is for threads only.
+        let threads = context.caps().cores.is_some();
+        let counting = Plan { walkers: if threads { 1 } else { context.caps().cube_units() as usize }, ..plan };
         for shift in top_k::SHIFTS {
-            let (count, dim) = self.chunk_cubes()?;
+            let (count, dim) = self.chunk_cubes(counting.walkers)?;
             top_k::histogram_kernel::launch(
                 client,
                 count,
@@ -263,7 +265,7 @@ impl<'a> Pass<'a> {
                 state.arg(),
                 histograms.arg(),
                 shift,
-                plan,
+                counting,
             );
             context.launched();
             let (count, dim) = self.cubes_of_items(plan.levels)?;
@@ -297,7 +299,7 @@ impl<'a> Pass<'a> {
             w,
         );
         context.launched();
-        Ok((self.reduce(rows, plan.classes, &self.problem.chunk_reduction)?, selection))
+        Ok((self.reduce(rows, plan.classes, &self.problem.reduction)?, selection))
     }
 
     /// The second half of pass 2: the loss, and the coefficients of the gradient.
@@ -347,10 +349,10 @@ impl<'a> Pass<'a> {
         gradients: &[Gradient],
     ) -> Result<(), KernelError> {
         let plan = self.plan;
-        if plan.owned {
-            return self.owned_gradient(sums, coefficients, gradients);
+        if plan.walkers > 1 {
+            return self.cube_gradient(sums, coefficients, gradients);
         }
-        let (count, dim) = self.chunk_cubes()?;
+        let (count, dim) = self.chunk_cubes(plan.walkers)?;
         let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
         let (e, l, w) = self.types();
         let (labels, weights) = (self.labels.arg(), self.weights.arg());
@@ -407,49 +409,48 @@ impl<'a> Pass<'a> {
         sequence
     }
 
-    fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
+    fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
+        let plan = self.plan;
+        let (count, dim) = self.chunk_cubes(plan.walkers)?;
+        let client = self.context.client();
         let (e, l, w) = self.types();
-        let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(voxels)?;
-            owned::mean_kernel::launch(
+        let (labels, weights) = (self.labels.arg(), self.weights.arg());
+        if plan.regions {
+            cube_sigmoid::cube_sigmoid_gradient_kernel::launch(
                 client,
                 count,
                 dim,
+                plan.vector,
                 self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
+                labels,
+                weights,
                 self.grid(),
-                sums.normalisers.arg(),
                 coefficients.arg(),
-                means.arg(),
+                self.gradients(gradients),
                 plan,
                 e,
                 l,
                 w,
             );
-            self.context.launched();
+        } else {
+            cube_softmax::cube_softmax_gradient_kernel::launch(
+                client,
+                count,
+                dim,
+                plan.vector,
+                self.logits(),
+                labels,
+                weights,
+                self.grid(),
+                coefficients.arg(),
+                sums.entropies.arg(),
+                self.gradients(gradients),
+                plan,
+                e,
+                l,
+                w,
+            );
         }
-        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
-        owned::owned_gradient_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            sums.normalisers.arg(),
-            means.arg(),
-            coefficients.arg(),
-            sums.entropies.arg(),
-            self.gradients(gradients),
-            plan,
-            e,
-            l,
-            w,
-        );
         self.context.launched();
         Ok(())
     }

@@ -6,14 +6,22 @@ use crate::Caps;
 /// Voxels in a chunk. A chunk lies in one sample of one level and is what one partial sum covers: short enough that
 /// its f32 sums lose nothing (256 terms a lane with eight lanes), long enough that the partial sums are few.
 const CHUNK: usize = 2048;
-/// The same where a unit owns a channel: every voxel has a cube's attention.
-const OWNED_CHUNK: usize = 1024;
 /// Up to this many classes a thread compares each with the label, which is then cheaper than looking one up.
 const COMPARED_CLASSES: usize = 8;
-/// Up to this many classes a GPU's unit keeps the sums of all of them in registers.
+/// On a GPU a unit has at most this many of a voxel's classes in registers, and their P. A row of shared memory for each
+/// team is then at most 12 KiB a cube, so that many cubes find room on a multiprocessor.
+const CLASSES_OF_UNIT: usize = 16;
+/// The same of regions, with all of their sums.
+const REGIONS_OF_UNIT: usize = 8;
+/// Bytes of shared memory that are enough for all losses, and that every GPU has. Where it does not work, units are
+/// taken for threads.
+const LARGEST_SHARED: usize = 16 << 10;
+/// Up to this many classes such units keep their sums in registers.
 const REGISTER_CLASSES: usize = 16;
-/// Units of a cube where a unit owns a channel: with more channels it owns several.
-const OWNING_UNITS: usize = 256;
+/// Turns of all loops together after which Mesa's old software driver, which is what such units run on, leaves them.
+const MOST_TURNS: usize = (1 << 16) - 1;
+/// Logits of a vector that a GPU reads at once.
+const LARGEST_VECTOR: usize = 4;
 /// The coefficients of a level's gradient are `[batch, classes, (A, B)]` of Dice and then this many values: the weight
 /// of a voxel's cross-entropy, and, where only the largest count, the bits of the least of them and the share in which
 /// those that equal it count.
@@ -45,10 +53,12 @@ pub(super) struct Plan {
     pub(super) coarse: bool,
     /// Voxels of a chunk.
     pub(super) chunk: usize,
-    /// Units that share a chunk: 1 where units are threads.
+    /// Units that share a chunk: 1 where units are threads, else a cube of them.
     pub(super) walkers: usize,
-    /// A unit owns a channel instead of walking over voxels with all of them.
-    pub(super) owned: bool,
+    /// Units of a cube that share a voxel, a power of two.
+    pub(super) team: usize,
+    /// Neighbouring channels that a unit of a team reads at once.
+    pub(super) vector: usize,
     /// Groups of ignored voxels are not read.
     pub(super) skip: bool,
     /// The loop over classes is unrolled and its sums are registers.
@@ -72,27 +82,27 @@ impl Plan {
     pub(super) fn new(settings: &LossSettings, levels: usize, coarse: bool, caps: &Caps) -> Self {
         let target = &settings.target;
         let classes = target.channels();
-        let threads = caps.cores.is_some();
-        let owned = !threads && classes > REGISTER_CLASSES;
-        let owning = classes.next_multiple_of(64).min(OWNING_UNITS).min(caps.max_units as usize);
+        let regions = matches!(target, Target::Regions { .. });
+        let threads = caps.cores.is_some() || caps.shared_memory < LARGEST_SHARED;
+        let software = threads && caps.cores.is_none();
+        let walkers = if threads { 1 } else { 1 << caps.cube_units().ilog2() };
+        let of_unit = if regions { REGIONS_OF_UNIT } else { CLASSES_OF_UNIT };
         let top_k = matches!(settings.entropy, Entropy::TopK { .. });
         Self {
             classes,
             labels: target.labels(),
-            regions: matches!(target, Target::Regions { .. }),
+            regions,
             levels,
             coarse,
-            chunk: if owned { OWNED_CHUNK } else { CHUNK },
-            walkers: match (threads, owned) {
-                (true, _) => 1,
-                (false, true) => owning,
-                (false, false) => caps.cube_units() as usize,
-            },
-            owned,
+            // A voxel takes at most ten loops over the classes.
+            chunk: if software && classes > REGISTER_CLASSES { MOST_TURNS / (10 * classes + 10) } else { CHUNK },
+            walkers,
+            team: classes.div_ceil(of_unit).next_power_of_two().min(walkers),
+            vector: 1 << classes.trailing_zeros().min(LARGEST_VECTOR.ilog2()),
             skip: !settings.ignore.is_empty(),
             // Four classes of sixteen lanes are about 300 operations; more only cost compile time.
-            unroll: classes <= if threads { 4 } else { REGISTER_CLASSES },
-            per_voxel: threads && classes > COMPARED_CLASSES,
+            unroll: classes <= if software { REGISTER_CLASSES } else { 4 },
+            per_voxel: caps.cores.is_some() && classes > COMPARED_CLASSES,
             entropy: settings.weight_ce != 0.0 && !top_k,
             top_k: settings.weight_ce != 0.0 && top_k,
             dice: settings.weight_dice != 0.0,
@@ -113,14 +123,42 @@ impl Plan {
         }
     }
 
-    /// Voxels that a unit handles at once.
+    /// Voxels that a thread handles at once.
     pub(super) fn lanes(&self, caps: &Caps) -> usize {
-        if self.walkers == 1 { caps.lanes.next_power_of_two().clamp(4, 16) } else { 1 }
+        // A GPU without shared memory has a voxel for each of its own lanes.
+        if caps.cores.is_some() { caps.lanes.next_power_of_two().clamp(4, 16) } else { 1 }
     }
 
-    /// Rows of partial sums of a chunk.
-    pub(super) fn rows(&self) -> usize {
-        if self.owned { (self.walkers / self.classes).max(1) } else { self.walkers }
+    // Of a cube:
+
+    /// Voxels that it handles at once.
+    pub(super) fn teams(&self) -> usize {
+        self.walkers / self.team
+    }
+
+    /// Vectors of a voxel.
+    pub(super) fn vectors(&self) -> usize {
+        self.classes / self.vector
+    }
+
+    /// Vectors of a unit.
+    pub(super) fn mine(&self) -> usize {
+        self.vectors().div_ceil(self.team)
+    }
+
+    /// Length of a team's row of sums in shared memory: without the P of exclusive labels, and a part at a time of
+    /// regions.
+    pub(super) fn shared_row(&self) -> usize {
+        match (self.regions, self.dice) {
+            (true, _) => self.classes,
+            (false, true) => self.slots() - self.classes,
+            (false, false) => self.slots(),
+        }
+    }
+
+    /// Values in shared memory by which teams exchange `fields` of each unit, for two voxels in turn.
+    pub(super) fn shares(&self, fields: usize) -> usize {
+        if self.team > 1 { 2 * fields * self.walkers } else { 1 }
     }
 
     // A row of partial sums is `[P.., I.., G.., cross-entropy.., weight of the voxels]`, one value a class, without
@@ -177,35 +215,65 @@ mod tests {
         Plan::new(&LossSettings::new(Target::Labels { classes }, None, false), 1, false, caps)
     }
 
+    fn gpu() -> Caps {
+        Caps { shared_memory: 48 << 10, ..caps(None, 4) }
+    }
+
+    fn regions(classes: usize) -> LossSettings {
+        let regions = (0..classes).map(|r| vec![r as u16 % 7]).collect();
+        LossSettings::new(Target::Regions { labels: 7, regions }, None, false)
+    }
+
     #[test]
-    fn threads_walk_alone_over_vectors_and_never_own_channels() {
+    fn threads_walk_alone_over_vectors() {
         for (lanes, expected) in [(1, 4), (4, 4), (8, 8), (16, 16)] {
             for classes in [1, 4, 14, 255, 1024] {
                 let caps = caps(Some(2), lanes);
                 let plan = plan(classes, &caps);
-                assert_eq!((plan.walkers, plan.lanes(&caps), plan.owned, plan.rows()), (1, expected, false, 1));
+                assert_eq!((plan.walkers, plan.lanes(&caps)), (1, expected));
+            }
+        }
+        // So do units of a GPU whose shared memory does not work, and not for too long.
+        for classes in 17..=1024 {
+            let caps = caps(None, 4);
+            let plan = plan(classes, &caps);
+            assert_eq!((plan.walkers, plan.lanes(&caps)), (1, 1));
+            assert!(plan.chunk >= 1 && plan.chunk * (9 * classes + 2) + 4 * classes <= MOST_TURNS, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn a_cube_s_units_share_all_channels_in_few_registers_and_little_memory() {
+        for classes in 1..=1024 {
+            for settings in [LossSettings::new(Target::Labels { classes }, None, false), regions(classes)] {
+                let plan = Plan::new(&settings, 1, false, &gpu()).annotated(Weighting::None, true);
+                assert_eq!(plan.teams() * plan.team, 64);
+                assert_eq!(plan.vectors() * plan.vector, classes);
+                assert!(plan.mine() * plan.team >= plan.vectors());
+                assert!(plan.mine() * plan.vector <= 16, "{plan:?}");
+                // The most that is exchanged where classes are missing: four fields in pass 1, five for the gradient.
+                let pass_1 = 4 * (plan.teams() * plan.shared_row() + plan.shares(4));
+                assert!(pass_1.max(4 * plan.shares(5)) <= LARGEST_SHARED, "{pass_1} bytes of {plan:?}");
+                assert!(plan.classes <= plan.shared_row(), "no room for a part of all regions");
             }
         }
     }
 
     #[test]
-    fn units_of_a_gpu_keep_at_most_16_channels() {
-        let caps = caps(None, 4);
-        for classes in 1..=1024 {
-            let plan = plan(classes, &caps);
-            assert_eq!((plan.lanes(&caps), plan.per_voxel, plan.owned), (1, false, classes > 16));
-            assert!(plan.owned || plan.unroll);
-            assert!(plan.walkers <= 256 && plan.walkers.is_multiple_of(64));
-            assert!(!plan.owned || plan.walkers >= classes.min(256));
-        }
-    }
-
-    #[test]
     fn partial_sums_are_less_than_a_hundredth_of_the_logits() {
-        let caps = caps(Some(2), 16);
-        for classes in [4, 14, 62, 118, 1023] {
-            let plan = plan(classes, &caps);
-            assert!(100 * plan.slots() * plan.rows() < plan.chunk * classes);
+        for caps in [caps(Some(2), 16), gpu()] {
+            for classes in [4, 14, 62, 118, 1023] {
+                let plan = plan(classes, &caps);
+                // f32 sums of logits of two bytes, and what remains of the rows after each step
+                assert!(100 * 4 * (plan.slots() + plan.slots().div_ceil(100)) < 2 * plan.chunk * classes);
+                // Cubes for a large GPU, in a batch of two
+                assert!(2 * (128usize.pow(3)).div_ceil(plan.chunk) >= 500);
+            }
+        }
+        // Old software drivers: with few classes only.
+        for classes in [4, 14] {
+            let plan = plan(classes, &caps(None, 4));
+            assert!(100 * 4 * plan.slots() < 2 * plan.chunk * classes && plan.unroll);
         }
     }
 

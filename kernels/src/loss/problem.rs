@@ -168,9 +168,8 @@ pub struct Problem {
     /// Chunks and voxels of all active levels and samples.
     pub(super) chunks: usize,
     pub(super) voxels: usize,
-    /// How rows of partial sums, several a chunk and one a chunk, become one for each level and sample.
+    /// How rows of partial sums, one a chunk, become one for each level and sample.
     pub(super) reduction: Vec<Reduction>,
-    pub(super) chunk_reduction: Vec<Reduction>,
 }
 
 /// One step of a reduction: runs of rows that become a row each.
@@ -244,7 +243,6 @@ impl Problem {
             chunks += batch * count.div_ceil(plan.chunk);
             voxels += batch * count;
         }
-        let of_walkers: Vec<usize> = of_sample.iter().map(|chunks| chunks * plan.rows()).collect();
         Ok(Self {
             settings: settings.clone(),
             batch,
@@ -259,8 +257,7 @@ impl Problem {
             regions: context.upload(&region_table(&settings.target), Dtype::U32)?,
             chunks,
             voxels,
-            reduction: reduction(context, &of_walkers)?,
-            chunk_reduction: reduction(context, &of_sample)?,
+            reduction: reduction(context, &of_sample)?,
         })
     }
 
