@@ -11,7 +11,7 @@
 //! consecutive voxels are read as one longer row: with 3 channels and chunks of 32 elements, 32 voxels are one
 //! row of 96 elements, element `e` of which belongs to channel `e % 3`. Stage 2 folds them.
 
-use crate::block::strip;
+use crate::block::{only, strip};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -136,7 +136,7 @@ pub(crate) struct Path {
     pub block: usize,
 }
 
-/// What this unit owns: tasks `.0 .. .1`, and of their rows the tiles `.2 .. .3`.
+/// What this unit owns: tasks `.0 .. .1`, and of their rows the tiles `.2 .. .3`. Surplus units of a GPU end here.
 #[cube]
 pub(crate) fn share(path: &Path, #[comptime] tile: usize, #[comptime] chunked: bool) -> (usize, usize, usize, usize) {
     let tiles = path.groups / tile;
@@ -144,9 +144,9 @@ pub(crate) fn share(path: &Path, #[comptime] tile: usize, #[comptime] chunked: b
         let (low, high) = strip(path.tasks);
         (low, high, 0usize.runtime(), tiles)
     } else {
-        let task = ABSOLUTE_POS / tiles;
+        let (low, high) = only(ABSOLUTE_POS / tiles, path.tasks);
         let at = ABSOLUTE_POS % tiles;
-        (task, (task + 1).min(path.tasks), at, at + 1)
+        (low, high, at, at + 1)
     }
 }
 

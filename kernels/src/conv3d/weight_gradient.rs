@@ -35,6 +35,8 @@ struct Plan {
     apart: usize,
     /// Whether the last tile has fewer channels of the strided tensor.
     ragged: bool,
+    /// Whether a unit sums one tile over one chunk only, as on a GPU: no loops there, whose state would take registers.
+    single: bool,
 }
 
 /// One weight gradient. Axes are depth, height, width.
@@ -115,11 +117,12 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
         let group = ABSOLUTE_POS % s.groups;
         let tiles_each = tiles.div_ceil(s.groups);
         let first_tile = (group * tiles_each).min(tiles);
-        let last_tile = (first_tile + tiles_each).min(tiles);
+        let last_tile = if comptime!(plan.single) { first_tile + 1 } else { (first_tile + tiles_each).min(tiles) };
         let rows_each = s.out_rows.div_ceil(s.splits);
         let first_row = (split * rows_each).min(s.out_rows);
         let last_row = (first_row + rows_each).min(s.out_rows);
-        let chunks = (last_row - first_row).div_ceil(s.chunk).max(1);
+        let chunks =
+            if comptime!(plan.single) { 1usize.runtime() } else { (last_row - first_row).div_ceil(s.chunk).max(1) };
 
         for chunk in 0..chunks {
             let from = first_row + chunk * s.chunk;
@@ -387,7 +390,14 @@ impl WeightGradient<'_> {
             Some(_) => (0, self.rows * self.columns, self.columns),
             None => (self.first, self.tap_stride, self.row_stride),
         };
-        let plan = Plan { rows, split, vectors, apart, ragged: !(self.rows / split).is_multiple_of(rows) };
+        let plan = Plan {
+            rows,
+            split,
+            vectors,
+            apart,
+            ragged: !(self.rows / split).is_multiple_of(rows),
+            single: caps.cores.is_none(),
+        };
         let shape = ShapeLaunch::new(
             self.rows,
             self.columns,

@@ -1,7 +1,7 @@
 //! How units walk over the voxels of all levels, and how they read what is known about a group of voxels.
 
 use super::plan::{Plan, TAIL, Weighting};
-use crate::block::strip;
+use crate::block::{only, strip};
 use cubecl::prelude::*;
 
 /// Words of a level in the table of levels.
@@ -117,15 +117,11 @@ pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> P
     place(grid, level, in_level / chunks, start, end)
 }
 
-/// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube.
+/// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube. Surplus cubes end
+/// here.
 #[cube]
 pub(super) fn my_chunks(chunks: usize, #[comptime] walkers: usize) -> (usize, usize) {
-    if comptime!(walkers == 1) {
-        strip(chunks)
-    } else {
-        let low = CUBE_POS.min(chunks);
-        (low, (low + 1).min(chunks))
-    }
+    if comptime!(walkers == 1) { strip(chunks) } else { only(CUBE_POS, chunks) }
 }
 
 /// This unit's place among those that share a chunk.
