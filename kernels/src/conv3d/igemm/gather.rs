@@ -36,6 +36,7 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     let mut staging = Shared::<[f32]>::new_aligned_slice(comptime!(plan.staging_len()), 32usize);
     let mut positions = Shared::<[u32]>::new_slice(comptime!(plan.rows()));
     let sums = zero_sums(plan);
+    let rows_of_unit = rows_of_unit(&s, first_row, rows, plan);
 
     let taps = s.taps_depth * s.taps_height * s.taps_width;
     add_input::<E, A, B>(
@@ -45,11 +46,10 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
         &mut left,
         &mut right,
         &mut positions,
+        &rows_of_unit,
         &s,
         s.channels,
         0usize,
-        rows,
-        first_row,
         first_column,
         plan,
     );
@@ -61,11 +61,10 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
             &mut left,
             &mut right,
             &mut positions,
+            &rows_of_unit,
             &s,
             s.second_channels,
             taps * s.channels,
-            rows,
-            first_row,
             first_column,
             plan,
         );
@@ -114,6 +113,46 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     }
 }
 
+/// Taps along an axis, at most.
+const AXIS_BITS: u32 = 3;
+
+/// What a unit knows of those of the block's rows whose positions it computes: all divisions are done here, once.
+#[derive(CubeType)]
+struct RowsOfUnit {
+    /// Position of the input voxel under the first tap, as if there were voxels all around: it may be below zero, and
+    /// wraps around.
+    corner: Array<u32>,
+    /// For each axis [`AXIS_BITS`] bits: whether a tap's voxel is inside along it.
+    inside: Array<u32>,
+}
+
+#[cube]
+fn rows_of_unit(s: &Shape, first_row: usize, rows: usize, #[comptime] plan: Plan) -> RowsOfUnit {
+    let count = comptime!(plan.rows().div_ceil(plan.units()));
+    let mut corner = Array::<u32>::new(count);
+    let mut inside = Array::<u32>::new(count);
+    #[unroll]
+    for i in 0..count {
+        let row = first_row + UNIT_POS as usize + comptime!(i * plan.units());
+        let (n, jd, jh, jw) = place(row, s.count_depth, s.count_height, s.count_width);
+        let id = (jd * s.in_step_depth) as u32 - s.pad_depth as u32;
+        let ih = (jh * s.in_step_height) as u32 - s.pad_height as u32;
+        let iw = (jw * s.in_step_width) as u32 - s.pad_width as u32;
+        let plane = (n * s.in_depth) as u32 + id;
+        corner[i] = (plane * s.in_height as u32 + ih) * s.in_width as u32 + iw;
+        let mut bits = 0u32.runtime();
+        #[unroll]
+        for tap in 0..AXIS_BITS {
+            // What is below zero has wrapped around, beyond any extent.
+            bits |= u32::cast_from(id + tap < s.in_depth as u32) << tap;
+            bits |= u32::cast_from(ih + tap < s.in_height as u32) << (tap + AXIS_BITS);
+            bits |= u32::cast_from(iw + tap < s.in_width as u32) << (tap + 2 * AXIS_BITS);
+        }
+        inside[i] = select(row < rows, bits, 0u32);
+    }
+    RowsOfUnit { corner, inside }
+}
+
 /// Adds the products of one input of `channels` channels, whose weights begin at row `first_weight`, to the sums.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
@@ -124,11 +163,10 @@ fn add_input<E: Float, A: Size, B: Size>(
     left: &mut [Vector<E, A>],
     right: &mut [Vector<E, B>],
     positions: &mut [u32],
+    rows_of_unit: &RowsOfUnit,
     s: &Shape,
     channels: usize,
     first_weight: usize,
-    rows: usize,
-    first_row: usize,
     first_column: usize,
     #[comptime] plan: Plan,
 ) {
@@ -142,28 +180,19 @@ fn add_input<E: Float, A: Size, B: Size>(
     let right_stride = comptime!(plan.right_stride() / b_lanes);
     let taps = s.taps_depth * s.taps_height * s.taps_width;
     for tap in 0..taps {
-        // The input voxel of each of the block's rows. Positions are counted from the first padded one, so that they stay
-        // unsigned.
-        let tw = tap % s.taps_width;
-        let th = tap / s.taps_width % s.taps_height;
-        let td = tap / s.taps_width / s.taps_height;
-        let mut row = unit;
-        while row < comptime!(plan.rows()) {
-            let (n, jd, jh, jw) = place(first_row + row, s.count_depth, s.count_height, s.count_width);
-            let id = jd * s.in_step_depth + td;
-            let ih = jh * s.in_step_height + th;
-            let iw = jw * s.in_step_width + tw;
-            let inside = first_row + row < rows
-                && id >= s.pad_depth
-                && id < s.in_depth + s.pad_depth
-                && ih >= s.pad_height
-                && ih < s.in_height + s.pad_height
-                && iw >= s.pad_width
-                && iw < s.in_width + s.pad_width;
-            let plane = n * s.in_depth + id - s.pad_depth;
-            let position = (plane * s.in_height + ih - s.pad_height) * s.in_width + iw - s.pad_width;
-            positions[row] = select(inside, position as u32, OUTSIDE);
-            row += units;
+        // The input voxel of each of the block's rows.
+        let tw = (tap % s.taps_width) as u32;
+        let th = (tap / s.taps_width % s.taps_height) as u32;
+        let td = (tap / s.taps_width / s.taps_height) as u32;
+        let ahead = (td * s.in_height as u32 + th) * s.in_width as u32 + tw;
+        #[unroll]
+        for i in 0..comptime!(plan.rows().div_ceil(plan.units())) {
+            let row = unit + comptime!(i * plan.units());
+            let inside = rows_of_unit.inside[i];
+            let all = (inside >> td) & (inside >> (th + AXIS_BITS)) & (inside >> (tw + 2 * AXIS_BITS)) & 1;
+            if row < comptime!(plan.rows()) {
+                positions[row] = select(all == 1, rows_of_unit.corner[i] + ahead, OUTSIDE);
+            }
         }
         sync_cube();
 

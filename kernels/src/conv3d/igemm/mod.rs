@@ -24,14 +24,20 @@ const STEPS: usize = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     planes: [usize; 2],
-    fragments: [usize; 2],
+    /// Products of a plane along the columns. Along the rows there are as many as make `products` of them, up to
+    /// [`MOST_ROWS`]: a factor in registers then serves several products also where columns are few.
+    columns: usize,
+    products: usize,
 }
 
-/// Rows are voxels, of which there are always enough. The f32 sums of 2 x 4 products of 16 x 16 take 64 registers of each
-/// unit of a warp.
-pub(crate) const VOXELS_BY_CHANNELS: Layout = Layout { planes: [4, 1], fragments: [2, 4] };
+/// Rows are voxels, of which there are always enough. The f32 sums of 8 products of 16 x 16 take 64 registers of each unit
+/// of a warp.
+pub(crate) const VOXELS_BY_CHANNELS: Layout = Layout { planes: [4, 1], columns: 4, products: 8 };
 /// Rows are channels as columns are.
-pub(crate) const CHANNELS_BY_CHANNELS: Layout = Layout { planes: [2, 2], fragments: [2, 2] };
+pub(crate) const CHANNELS_BY_CHANNELS: Layout = Layout { planes: [2, 2], columns: 2, products: 4 };
+
+/// Products of a plane along the rows, at most.
+const MOST_ROWS: usize = 4;
 
 /// What is compiled into one instance of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,14 +82,15 @@ impl Plan {
             // The largest, and of equal ones the square: it needs the fewest loads.
             .max_by_key(|tile| (tile.m * tile.n * tile.k, tile.m.min(tile.n), tile.m))?;
         let [m, n, k] = [tile.m, tile.n, tile.k].map(|length| length as usize);
-        let needed = [rows.div_ceil(layout.planes[0] * m), columns.div_ceil(layout.planes[1] * n)];
+        let along_columns = columns.div_ceil(layout.planes[1] * n).min(layout.columns);
+        let along_rows = rows.div_ceil(layout.planes[0] * m).min(layout.products / along_columns).min(MOST_ROWS);
         let plan = Self {
             m,
             n,
             k,
             plane: tile.units? as usize,
             planes: layout.planes,
-            fragments: std::array::from_fn(|side| needed[side].min(layout.fragments[side])),
+            fragments: [along_rows, along_columns],
             depth: STEPS * k,
         };
         let fits = plan.shared_bytes(dtype.size()) <= caps.shared_memory && plan.units() <= caps.max_units as usize;
@@ -140,9 +147,10 @@ impl Plan {
     }
 }
 
-/// Elements of a vector that loads from global memory and stores into shared memory move at once.
+/// 16-bit elements of a vector that loads from global memory and stores into shared memory move at once: as many as the
+/// device loads, up to the 8 that all strides in shared memory are multiples of.
 pub(crate) fn load_lanes(caps: &Caps, channels: &[usize]) -> usize {
-    let mut lanes = caps.lanes.next_power_of_two().min(4);
+    let mut lanes = (2 * caps.lanes.next_power_of_two()).min(SKEW);
     while channels.iter().any(|channels| !channels.is_multiple_of(lanes)) {
         lanes /= 2;
     }
@@ -295,8 +303,9 @@ mod tests {
         let caps = caps(&tiles, Some(32));
         let plan = Plan::choose(&caps, f16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32).unwrap();
         assert_eq!([plan.m, plan.n, plan.k], [16; 3]);
-        assert_eq!((plan.rows(), plan.columns(), plan.units(), plan.depth), (128, 32, 128, 32));
-        assert_eq!(Plan::choose(&caps, f16, VOXELS_BY_CHANNELS, usize::MAX, 320, 320).unwrap().columns(), 64);
+        assert_eq!((plan.rows(), plan.columns(), plan.units(), plan.depth), (256, 32, 128, 32));
+        let wide = Plan::choose(&caps, f16, VOXELS_BY_CHANNELS, usize::MAX, 320, 320).unwrap();
+        assert_eq!((wide.rows(), wide.columns(), wide.units(), wide.depth), (128, 64, 128, 32));
         assert_eq!(Plan::choose(&caps, bf16, VOXELS_BY_CHANNELS, usize::MAX, 32, 32).unwrap().m, 8);
         assert_eq!(Plan::choose(&caps, f32, VOXELS_BY_CHANNELS, usize::MAX, 32, 32), None);
     }
@@ -311,6 +320,7 @@ mod tests {
         assert_eq!(weights(4, 32), None);
         let block = |plan: Plan| (plan.rows(), plan.columns());
         assert_eq!((weights(32, 64).map(block), weights(320, 320).map(block)), (Some((32, 64)), Some((64, 64))));
+        assert_eq!((weights(128, 32).map(block), weights(64, 32).map(block)), (Some((128, 32)), Some((64, 32))));
     }
 
     #[test]
