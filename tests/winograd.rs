@@ -224,7 +224,7 @@ fn results_repeat_bit_for_bit() {
 #[test]
 fn the_algorithm_is_chosen_by_shape_type_and_device() {
     let (context, _guard) = device();
-    let cpu = Caps { cores: Some(2), lanes: 16, registers: 32, ..context.caps().clone() };
+    let cpu = Caps { cores: Some(2), lanes: 16, registers: 32, tensor_cores: vec![], ..context.caps().clone() };
     let gpu = Caps { cores: None, ..cpu.clone() };
     let of = |problem: &Problem, dtype, caps: &Caps| algorithm(problem, Pass::Forward, dtype, caps);
     let problem = Problem::new(1, [16; 3], 32, 32, [3; 3], [1; 3]).unwrap();

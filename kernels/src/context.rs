@@ -1,5 +1,6 @@
 //! A device to launch on, and flat buffers on it.
 
+use crate::conv3d::Choices;
 use crate::{Caps, KernelError};
 use cubecl::bytes::Bytes;
 use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
@@ -196,6 +197,7 @@ pub struct Context {
     caps: Arc<Caps>,
     launches: Arc<AtomicU32>,
     exact: bool,
+    choices: Arc<Choices>,
     held: Arc<Held>,
 }
 
@@ -209,7 +211,14 @@ impl Context {
     /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
-        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), exact: false, held: Arc::default() }
+        Self {
+            client,
+            caps,
+            launches: Arc::new(AtomicU32::new(0)),
+            exact: false,
+            choices: Arc::default(),
+            held: Arc::default(),
+        }
     }
 
     /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
@@ -222,6 +231,27 @@ impl Context {
     /// Whether [`Context::with_exact`] was set.
     pub fn is_exact(&self) -> bool {
         self.exact
+    }
+
+    /// The same device with algorithms of convolutions chosen by shape; shapes that are not listed follow the fixed rule. An
+    /// exact context obeys no choice.
+    pub fn with_choices(mut self, choices: Choices) -> Self {
+        self.choices = Arc::new(choices);
+        self
+    }
+
+    /// What [`Context::with_choices`] was given.
+    pub fn choices(&self) -> &Choices {
+        &self.choices
+    }
+
+    /// The same device as if it had no tensor cores.
+    pub(crate) fn without_tensor_cores(&self) -> Self {
+        if self.caps.tensor_cores.is_empty() {
+            return self.clone();
+        }
+        let caps = Caps { tensor_cores: Vec::new(), ..self.caps.as_ref().clone() };
+        Self { caps: Arc::new(caps), ..self.clone() }
     }
 
     /// CubeCL's client.

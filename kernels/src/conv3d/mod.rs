@@ -3,23 +3,29 @@
 //!
 //! The input may be the concatenation of two tensors along the channels, which is then never written.
 
+mod choices;
 pub(crate) mod gather;
 pub(crate) mod igemm;
 pub(crate) mod pack;
 pub(crate) mod weight_gradient;
 mod winograd;
+mod workspace;
 
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
+pub use choices::{Choices, applicable};
+use choices::{chosen, tensor_cores_fit};
 use gather::{Gather, Method};
 use pack::Packing;
 use weight_gradient::WeightGradient;
 use winograd::convolution::Convolution;
 use winograd::weight_gradient::WeightGradient as WinogradWeightGradient;
 
+pub use workspace::{transposed_workspace_bytes, workspace_bytes};
+
 const OPERATION: &str = "conv3d";
 
 /// The shapes of one convolution. Axes are depth, height, width.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     batch: usize,
     in_dims: [usize; 3],
@@ -162,6 +168,8 @@ pub enum Algorithm {
     Direct,
     /// Winograd's F(2, 3) along each axis of three taps: fewer products, a little more rounding.
     Winograd,
+    /// The products of the definition, from 16-bit factors on tensor cores.
+    TensorCores,
 }
 
 /// What is computed for a [`Problem`].
@@ -179,21 +187,24 @@ pub enum Pass {
 /// below 32 channels the transforms cost what the products save, and so they do in the gradients of a network's lowest
 /// stages, whose few voxels do not pay for transforming `256 x 256` weights.
 pub fn algorithm(problem: &Problem, pass: Pass, dtype: Dtype, caps: &Caps) -> Algorithm {
-    let fits = caps.cores.is_some()
+    let gathered = problem.channels_in + problem.second_channels;
+    let least = gathered.min(problem.channels_out);
+    let pays = least >= 32 && (pass == Pass::Forward || least < 256);
+    if pays && winograd_fits(problem, dtype, caps) {
+        return Algorithm::Winograd;
+    }
+    if tensor_cores_fit(problem, pass, dtype, caps) { Algorithm::TensorCores } else { Algorithm::Direct }
+}
+
+/// Whether Winograd's algorithm can compute a problem, in all passes.
+fn winograd_fits(problem: &Problem, dtype: Dtype, caps: &Caps) -> bool {
+    let channels = [problem.channels_in, problem.second_channels, problem.channels_out];
+    caps.cores.is_some()
         && dtype == Dtype::F32
         && problem.stride == [1; 3]
         && matches!(problem.kernel, [1 | 3, 3, 3])
-        && problem.output_len() > 0;
-    let gathered = problem.channels_in + problem.second_channels;
-    let vectors =
-        [problem.channels_in, problem.second_channels, problem.channels_out].iter().all(|c| c.is_multiple_of(8));
-    let least = gathered.min(problem.channels_out);
-    let pays = least >= 32 && (pass == Pass::Forward || least < 256);
-    if fits && vectors && pays { Algorithm::Winograd } else { Algorithm::Direct }
-}
-
-fn algorithm_in(context: &Context, problem: &Problem, pass: Pass, dtype: Dtype) -> Algorithm {
-    if context.is_exact() { Algorithm::Direct } else { algorithm(problem, pass, dtype, context.caps()) }
+        && problem.output_len() > 0
+        && channels.iter().all(|c| c.is_multiple_of(8))
 }
 
 /// `y = conv(x, w) + bias`.
@@ -218,6 +229,7 @@ pub fn forward(
         bias.check(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
     }
     y.check(OPERATION, "output", problem.output_len(), x.dtype())?;
+    let (context, algorithm) = &chosen(context, problem, Pass::Forward, x.dtype());
     let out_dims = problem.out_dims();
     let method = problem.method(x.dtype(), context.caps());
     let (block, split, dtype) = method.packing(x.dtype(), problem.channels_out);
@@ -237,7 +249,7 @@ pub fn forward(
         dtype,
     };
     let second = second.map(|second| (second, problem.second_channels));
-    if algorithm_in(context, problem, Pass::Forward, x.dtype()) == Algorithm::Winograd {
+    if *algorithm == Algorithm::Winograd {
         return Convolution {
             batch: problem.batch,
             dims: problem.in_dims,
@@ -294,9 +306,9 @@ pub fn backward_data(
     dy.check(OPERATION, "gradient of the output", problem.output_len(), dx.dtype())?;
     let outputs =
         [Some((dx, 0, problem.channels_in)), second_dx.map(|d| (d, problem.channels_in, problem.second_channels))];
-    let winograd = algorithm_in(context, problem, Pass::DataGradient, dx.dtype()) == Algorithm::Winograd;
+    let (context, algorithm) = &chosen(context, problem, Pass::DataGradient, dx.dtype());
     for (dx, first_channel, channels) in outputs.into_iter().flatten() {
-        if winograd {
+        if *algorithm == Algorithm::Winograd {
             let packing = Packing {
                 kernel: problem.kernel,
                 rows: problem.channels_in + problem.second_channels,
@@ -419,7 +431,8 @@ pub fn backward_weight(
     problem.check_inputs(x, second)?;
     dy.check(OPERATION, "gradient of the output", problem.output_len(), x.dtype())?;
     dw.check(OPERATION, "gradient of the weights", problem.weight_len(), Dtype::F32)?;
-    if algorithm_in(context, problem, Pass::WeightGradient, x.dtype()) == Algorithm::Winograd {
+    let (context, algorithm) = &chosen(context, problem, Pass::WeightGradient, x.dtype());
+    if *algorithm == Algorithm::Winograd {
         return WinogradWeightGradient {
             batch: problem.batch,
             dims: problem.in_dims,

@@ -26,6 +26,7 @@ pub(crate) mod convolution;
 mod tiles;
 pub(crate) mod weight_gradient;
 mod weights;
+pub(crate) mod workspace;
 
 use cubecl::prelude::*;
 

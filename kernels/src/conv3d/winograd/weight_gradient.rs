@@ -367,4 +367,4 @@ impl WeightGradient<'_> {
 }
 
 /// Output channels of a group at least: with fewer, the input would be transformed again for little work.
-const GROUP_CHANNELS: usize = 64;
+pub(super) const GROUP_CHANNELS: usize = 64;
