@@ -611,6 +611,26 @@ pub enum Error {
         /// The largest number of bytes possible.
         limit: u64,
     },
+    /// A file of measurements cannot be used.
+    #[error("{path}: not usable for tuning: {problem}; delete the file to measure again")]
+    Tuning {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Predicting would not fit into memory.
+    #[error("{what} needs {needed} bytes, there is room for {limit}; predict with {remedy}")]
+    PredictionMemory {
+        /// What is too large.
+        what: &'static str,
+        /// Its bytes.
+        needed: u64,
+        /// The largest number of bytes possible.
+        limit: u64,
+        /// What would need less.
+        remedy: &'static str,
+    },
     /// A saved state does not fit the network.
     #[error("parameter {name} {problem}; the checkpoint belongs to other plans")]
     State {

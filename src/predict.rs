@@ -4,8 +4,8 @@
 use crate::augment::flip;
 use crate::error::Result;
 use crate::infer::{Accumulator, SlidingWindow, export, mirror_subsets};
-use crate::kernels::Context;
-use crate::nn::PlainConvUNet;
+use crate::kernels::{Context, Dtype};
+use crate::nn::{PlainConvUNet, planned_prediction};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -18,11 +18,13 @@ pub struct Settings {
     pub step_size: f64,
     /// Axes along which mirrored copies are predicted too: up to 8 passes a window.
     pub mirror: [bool; 3],
+    /// Type of activations. Logits are added up in f32 in any case. nnU-Net: f16 on GPUs.
+    pub dtype: Dtype,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { step_size: 0.5, mirror: [true; 3] }
+        Self { step_size: 0.5, mirror: [true; 3], dtype: Dtype::F32 }
     }
 }
 
@@ -30,7 +32,8 @@ impl Default for Settings {
 /// done and to do.
 ///
 /// # Errors
-/// If the patch does not fit the network, or the device fails.
+/// [`Error::PredictionMemory`](crate::Error::PredictionMemory) before anything is launched if the case is too large, or if
+/// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
     network: &PlainConvUNet,
@@ -41,6 +44,7 @@ pub fn logits(
 ) -> Result<Vec<f32>> {
     let (channels, depth, height, width) = case.data.dim();
     let window = SlidingWindow::new([depth, height, width], patch, settings.step_size)?;
+    planned_prediction(context, network.shape(), window.image, patch, settings.dtype).check(context.caps())?;
     let starts = window.starts.clone();
     let subsets = mirror_subsets(settings.mirror);
     let heads = network.shape().heads;
@@ -56,7 +60,7 @@ pub fn logits(
         for &axes in &subsets {
             mirrored.copy_from_slice(&input);
             flip(&mut mirrored, patch, channels, axes);
-            let x = Var::data(Tensor::upload(context, shape, &mirrored)?);
+            let x = Var::data(Tensor::upload(context, shape, &mirrored)?.cast(context, settings.dtype)?);
             let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
             for output in &outputs {
                 let mut logits = output.tensor().download(context)?;

@@ -8,7 +8,7 @@ use voxgrad::kernels::Context;
 use voxgrad::nn::PlainConvUNet;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
-use voxgrad::train::{Checkpoint, Model};
+use voxgrad::train::{Checkpoint, Model, Precision};
 use voxgrad::{Compat, io};
 
 /// What was typed.
@@ -29,6 +29,9 @@ pub struct Predict {
     /// Do not average over mirrored copies: up to 8 times as fast, a little less accurate.
     #[arg(long = "disable-tta")]
     disable_tta: bool,
+    /// Type of activations: f32, f16 or bf16; that of training unless given, where the device has it.
+    #[arg(long)]
+    precision: Option<Precision>,
     #[command(flatten)]
     exact: ExactArgument,
     #[command(flatten)]
@@ -44,7 +47,13 @@ impl Predict {
         let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
-        let settings = Settings { step_size: self.step_size, mirror };
+        let precision = match self.precision {
+            Some(asked) => asked,
+            None if checkpoint.settings.precision.check(context.caps()).is_ok() => checkpoint.settings.precision,
+            None => Precision::F32,
+        };
+        precision.check(context.caps())?;
+        let settings = Settings { step_size: self.step_size, mirror, dtype: precision.dtype() };
         predict_cases(&context, &network, &checkpoint.model, &cases, &self.output, &settings, true)
     }
 }

@@ -1,6 +1,6 @@
 //! `voxgrad verify`, `fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
 
-use super::{progress_bar, summary};
+use super::{DeviceArgument, progress_bar, summary};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::planner::{Planner, PlannerKind};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{Dataset, splits, verify};
-use voxgrad::kernels::Dtype;
+use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::{planned_memory, pytorch_kept_bytes};
 use voxgrad::preprocess::{Preprocessor, preprocess_folder};
 use voxgrad::tape::Fusion;
@@ -203,9 +203,11 @@ pub struct Plan {
     which: Which,
     #[command(flatten)]
     planning: Planning,
-    /// Also print the memory that a training step of each 3-D configuration takes.
+    /// Also print the memory that a training step of each 3-D configuration takes on the device.
     #[arg(long)]
     memory: bool,
+    #[command(flatten)]
+    device: DeviceArgument,
 }
 
 /// `voxgrad preprocess`.
@@ -277,7 +279,7 @@ impl Plan {
             let measured = Fingerprint::read(&file).context("run `voxgrad fingerprint` first")?;
             let plans = plan(&target, &planner, &measured)?;
             if self.memory {
-                print_memory(&target, &plans)?;
+                print_memory(&target, &plans, &self.device.open()?.context)?;
             }
         }
         Ok(())
@@ -402,8 +404,8 @@ fn plan(target: &Target, planner: &Planner, measured: &Fingerprint) -> anyhow::R
     Ok(plans)
 }
 
-/// The memory of a training step, counted from shapes, and what PyTorch would keep for its backward pass.
-fn print_memory(target: &Target, plans: &Plans) -> anyhow::Result<()> {
+/// The memory of a training step on a device, counted from shapes, and what PyTorch would keep for its backward pass.
+fn print_memory(target: &Target, plans: &Plans, context: &Context) -> anyhow::Result<()> {
     let gibibytes = |bytes: u64| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
     for name in plans.configurations.keys().filter(|name| name.starts_with("3d")) {
         let model = Model::new(plans.clone(), name, target.dataset.json.clone())?;
@@ -411,7 +413,7 @@ fn print_memory(target: &Target, plans: &Plans) -> anyhow::Result<()> {
         let (patch, _) = model.configuration.three_dimensional()?;
         println!("{} {name}: a training step on {batch} patches of {patch:?} voxels takes", target.name);
         for (precision, dtype) in [("f32", Dtype::F32), ("f16", Dtype::F16)] {
-            let plan = planned_memory(&shape, batch, patch, dtype, Fusion::default());
+            let plan = planned_memory(context, &shape, batch, patch, dtype, Fusion::default());
             println!(
                 "  {precision}: {} ({} parameters, {} kept for backward, {} temporaries); PyTorch keeps {} for backward",
                 gibibytes(plan.total),

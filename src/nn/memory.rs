@@ -3,7 +3,8 @@
 
 use super::UNetShape;
 use crate::error::{Error, Result};
-use crate::kernels::{Caps, Dtype};
+use crate::kernels::conv3d::{Pass, Problem, transposed_workspace_bytes, workspace_bytes};
+use crate::kernels::{Caps, Context, Dtype, conv_transpose3d};
 use crate::loss::deep_supervision_weights;
 use crate::tape::Fusion;
 
@@ -42,55 +43,24 @@ impl MemoryPlan {
 }
 
 /// The memory of a training step on `batch` patches of `patch` voxels (depth, height, width) with activations of type
-/// `dtype`. Partial sums and packed weights depend a little on the device: they are counted with their largest size.
-pub fn planned_memory(shape: &UNetShape, batch: usize, patch: [usize; 3], dtype: Dtype, fusion: Fusion) -> MemoryPlan {
+/// `dtype`, with the algorithms that `context` chooses. Small buffers are counted with their largest size.
+pub fn planned_memory(
+    context: &Context,
+    shape: &UNetShape,
+    batch: usize,
+    patch: [usize; 3],
+    dtype: Dtype,
+    fusion: Fusion,
+) -> MemoryPlan {
     let sizes = Sizes { batch, element: dtype.size() };
-    let mut walk = Walk { fusion, ..Walk::default() };
+    let mut walk = Walk::new(context, dtype, fusion, true);
     let image = walk.allocate(sizes.tensor(patch, shape.channels_in));
     let labels = walk.allocate(Sizes { batch, element: 1 }.tensor(patch, 1));
     let batch_bytes = walk.now;
 
-    // Forward.
-    let mut dims = patch;
-    let mut dims_of = Vec::with_capacity(shape.stages.len());
-    let mut value = Value { tensor: image, raw: None, gradient: None };
-    let mut inputs = shape.channels_in;
-    let mut skips = Vec::new();
-    for stage in &shape.stages {
-        dims = std::array::from_fn(|a| dims[a].div_ceil(stage.stride[a]));
-        dims_of.push(dims);
-        let output = sizes.tensor(dims, stage.features);
-        for _ in 0..stage.encoder_blocks {
-            let weights = weight_bytes(stage.kernel, inputs, stage.features);
-            value = walk.block(vec![value], output, weights);
-            inputs = stage.features;
-        }
-        walk.hold(value.tensor);
-        skips.push(value);
-    }
-    // The bottleneck is no skip.
-    skips.pop().into_iter().for_each(|bottleneck| walk.release(bottleneck.tensor));
     let weights = deep_supervision_weights(shape.levels());
     let levels = weights.iter().filter(|&&weight| weight > 0.0).count();
-    let mut logits = Vec::new();
-    for s in (0..shape.levels()).rev() {
-        let (stage, below) = (&shape.stages[s], &shape.stages[s + 1]);
-        let output = sizes.tensor(dims_of[s], stage.features);
-        value = walk.convolution(vec![value], output, weight_bytes(below.stride, below.features, stage.features));
-        let mut skip = skips.pop();
-        let mut inputs = 2 * stage.features;
-        for _ in 0..stage.decoder_blocks {
-            let from = std::iter::once(value).chain(skip.take()).collect();
-            value = walk.block(from, output, weight_bytes(stage.kernel, inputs, stage.features));
-            inputs = stage.features;
-        }
-        if s < levels {
-            walk.hold(value.tensor);
-            let output = sizes.tensor(dims_of[s], shape.heads);
-            logits.push(walk.convolution(vec![value], output, weight_bytes([1; 3], stage.features, shape.heads)));
-        }
-    }
-    walk.release(value.tensor);
+    let logits = forward(&mut walk, shape, sizes, patch, image, levels);
     let activations = walk.now - batch_bytes - logits.iter().map(|l| walk.tensors[l.tensor].0).sum::<u64>();
 
     // Loss and backward.
@@ -104,8 +74,7 @@ pub fn planned_memory(shape: &UNetShape, batch: usize, patch: [usize; 3], dtype:
     walk.release(labels);
     walk.release(image);
 
-    let padded = |len: usize| 4 * len.next_multiple_of(64) as u64;
-    let parameters = 3 * shape.parameter_lengths().map(padded).sum::<u64>();
+    let parameters = 3 * parameter_bytes(shape);
     let peak = walk.peak;
     MemoryPlan {
         parameters,
@@ -115,6 +84,131 @@ pub fn planned_memory(shape: &UNetShape, batch: usize, patch: [usize; 3], dtype:
         largest_buffer: walk.largest.max(parameters / 3),
         total: parameters + peak,
     }
+}
+
+/// Bytes that predicting one case takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PredictionMemory {
+    /// The most that the device holds at once: weights, and one pass over a window.
+    pub device: u64,
+    /// The largest single buffer of the device.
+    pub largest_buffer: u64,
+    /// The logits that are added up on the host for the whole case, and their copy when they are averaged.
+    pub host: u64,
+}
+
+impl PredictionMemory {
+    /// Refuses what the device, or the memory that a CPU shares with it, cannot hold.
+    ///
+    /// # Errors
+    /// [`Error::PredictionMemory`], which says what to reduce.
+    pub fn check(&self, caps: &Caps) -> Result<()> {
+        let too_large = |what, needed, limit, remedy| Err(Error::PredictionMemory { what, needed, limit, remedy });
+        let window = "a configuration with a smaller patch, --precision f16, or another device";
+        if self.largest_buffer > caps.max_buffer {
+            return too_large("the largest tensor of a window", self.largest_buffer, caps.max_buffer, window);
+        }
+        let Some(memory) = caps.memory else { return Ok(()) };
+        if self.device > memory {
+            return too_large("a window", self.device, memory, window);
+        }
+        // Only a CPU's own memory is known here.
+        let shared = self.device.saturating_add(self.host);
+        if caps.cores.is_some() && shared > memory {
+            let remedy = "fewer classes, a configuration with a larger voxel spacing, or an image cut into parts";
+            return too_large("a window and the logits of the whole image", shared, memory, remedy);
+        }
+        Ok(())
+    }
+}
+
+/// The memory of predicting an image of `image` voxels, padded to at least one window, in windows of `patch` voxels with
+/// activations of type `dtype`.
+pub fn planned_prediction(
+    context: &Context,
+    shape: &UNetShape,
+    image: [usize; 3],
+    patch: [usize; 3],
+    dtype: Dtype,
+) -> PredictionMemory {
+    let sizes = Sizes { batch: 1, element: dtype.size() };
+    let floats = Sizes { batch: 1, element: 4 };
+    let mut walk = Walk::new(context, dtype, Fusion::default(), false);
+    let uploaded = walk.allocate(floats.tensor(patch, shape.channels_in));
+    let input = walk.allocate(if dtype == Dtype::F32 { 0 } else { sizes.tensor(patch, shape.channels_in) });
+    walk.release(if dtype == Dtype::F32 { input } else { uploaded });
+    let input = if dtype == Dtype::F32 { uploaded } else { input };
+    walk.hold(input);
+    forward(&mut walk, shape, sizes, patch, input, 1);
+    if dtype != Dtype::F32 {
+        walk.allocate(floats.tensor(patch, shape.heads));
+    }
+    let parameters = parameter_bytes(shape);
+    let padded = std::array::from_fn(|a| image[a].max(patch[a]));
+    let sums = floats.tensor(padded, shape.heads).saturating_add(floats.tensor(padded, 1));
+    PredictionMemory {
+        // Values, gradients and momenta are allocated together.
+        device: 3 * parameters + walk.peak,
+        largest_buffer: walk.largest.max(parameters),
+        host: sums.saturating_add(floats.tensor(image, shape.heads)),
+    }
+}
+
+/// Bytes of all weights, each padded to a whole number of lines.
+fn parameter_bytes(shape: &UNetShape) -> u64 {
+    shape.parameter_lengths().map(|len| 4 * len.next_multiple_of(64) as u64).sum()
+}
+
+/// The network's forward pass; returns the logits of the `levels` finest resolutions, lowest first.
+fn forward(
+    walk: &mut Walk,
+    shape: &UNetShape,
+    sizes: Sizes,
+    patch: [usize; 3],
+    image: usize,
+    levels: usize,
+) -> Vec<Value> {
+    let mut dims = patch;
+    let mut dims_of = Vec::with_capacity(shape.stages.len());
+    let mut value = Value { tensor: image, raw: None, gradient: None };
+    let mut inputs = shape.channels_in;
+    let mut skips = Vec::new();
+    for stage in &shape.stages {
+        for block in 0..stage.encoder_blocks {
+            let stride = if block == 0 { stage.stride } else { [1; 3] };
+            let work = walk.work(sizes.batch, dims, [inputs, 0], stage.features, stage.kernel, stride);
+            dims = std::array::from_fn(|a| dims[a].div_ceil(stride[a]));
+            value = walk.block(vec![value], sizes.tensor(dims, stage.features), work);
+            inputs = stage.features;
+        }
+        dims_of.push(dims);
+        walk.hold(value.tensor);
+        skips.push(value);
+    }
+    // The bottleneck is no skip.
+    skips.pop().into_iter().for_each(|bottleneck| walk.release(bottleneck.tensor));
+    let mut logits = Vec::new();
+    for s in (0..shape.levels()).rev() {
+        let (stage, below) = (&shape.stages[s], &shape.stages[s + 1]);
+        let output = sizes.tensor(dims_of[s], stage.features);
+        let work = walk.upsampling(sizes.batch, dims_of[s + 1], below.features, stage.features, below.stride);
+        value = walk.convolution(vec![value], output, work);
+        let mut skip = skips.pop();
+        for block in 0..stage.decoder_blocks {
+            let from = std::iter::once(value).chain(skip.take()).collect();
+            let inputs = [stage.features, if block == 0 { stage.features } else { 0 }];
+            let work = walk.work(sizes.batch, dims_of[s], inputs, stage.features, stage.kernel, [1; 3]);
+            value = walk.block(from, output, work);
+        }
+        if s < levels {
+            walk.hold(value.tensor);
+            let output = sizes.tensor(dims_of[s], shape.heads);
+            let work = walk.work(sizes.batch, dims_of[s], [stage.features, 0], shape.heads, [1; 3], [1; 3]);
+            logits.push(walk.convolution(vec![value], output, work));
+        }
+    }
+    walk.release(value.tensor);
+    logits
 }
 
 /// Bytes that PyTorch keeps for the backward pass of the same network, counted by its rules: a convolution saves its
@@ -155,10 +249,6 @@ impl Sizes {
     }
 }
 
-fn weight_bytes(kernel: [usize; 3], inputs: usize, outputs: usize) -> u64 {
-    4 * (kernel.iter().product::<usize>() * inputs * outputs) as u64
-}
-
 /// A tensor that an operation has put out: the tape's `Var`.
 #[derive(Clone, Copy)]
 struct Value {
@@ -169,15 +259,26 @@ struct Value {
     gradient: Option<usize>,
 }
 
+/// Bytes that a convolution takes beside its operands.
+#[derive(Clone, Copy)]
+struct Work {
+    forward: u64,
+    data_gradient: u64,
+    weight_gradient: u64,
+}
+
 /// What backward does for one operation.
 enum Step {
-    Convolution { inputs: Vec<(Value, u64)>, output: usize, weights: u64 },
+    Convolution { inputs: Vec<(Value, u64)>, output: usize, work: Work },
     Norm { raw: usize, input: usize, output: usize },
 }
 
-#[derive(Default)]
-struct Walk {
+struct Walk<'a> {
+    context: &'a Context,
+    dtype: Dtype,
     fusion: Fusion,
+    /// Whether backward will follow.
+    recording: bool,
     /// Bytes, and how many hold it.
     tensors: Vec<(u64, u32)>,
     gradients: Vec<Option<usize>>,
@@ -187,7 +288,47 @@ struct Walk {
     largest: u64,
 }
 
-impl Walk {
+impl<'a> Walk<'a> {
+    fn new(context: &'a Context, dtype: Dtype, fusion: Fusion, recording: bool) -> Self {
+        let (tensors, gradients, steps) = (Vec::new(), Vec::new(), Vec::new());
+        Self { context, dtype, fusion, recording, tensors, gradients, steps, now: 0, peak: 0, largest: 0 }
+    }
+
+    /// What a convolution takes. A shape that no kernel takes is refused when it is launched.
+    fn work(
+        &self,
+        batch: usize,
+        dims: [usize; 3],
+        inputs: [usize; 2],
+        outputs: usize,
+        kernel: [usize; 3],
+        stride: [usize; 3],
+    ) -> Work {
+        let problem = Problem::new(batch, dims, inputs[0], outputs, kernel, stride);
+        let problem = match inputs[1] {
+            0 => problem,
+            second => problem.and_then(|problem| problem.with_second_input(second)),
+        };
+        let bytes = |pass| problem.as_ref().map_or(0, |p| workspace_bytes(self.context, p, pass, self.dtype));
+        Work {
+            forward: bytes(Pass::Forward),
+            data_gradient: bytes(Pass::DataGradient),
+            weight_gradient: bytes(Pass::WeightGradient),
+        }
+    }
+
+    /// The same of a transposed convolution.
+    fn upsampling(&self, batch: usize, dims: [usize; 3], inputs: usize, outputs: usize, stride: [usize; 3]) -> Work {
+        let problem = conv_transpose3d::Problem::new(batch, dims, inputs, outputs, stride);
+        let bytes =
+            |pass| problem.as_ref().map_or(0, |p| transposed_workspace_bytes(self.context, p, pass, self.dtype));
+        Work {
+            forward: bytes(Pass::Forward),
+            data_gradient: bytes(Pass::DataGradient),
+            weight_gradient: bytes(Pass::WeightGradient),
+        }
+    }
+
     fn allocate(&mut self, bytes: u64) -> usize {
         self.tensors.push((bytes, 1));
         self.now += bytes;
@@ -227,9 +368,13 @@ impl Walk {
     }
 
     /// A convolution or transposed convolution. The inputs are dropped behind it.
-    fn convolution(&mut self, inputs: Vec<Value>, output_bytes: u64, weights: u64) -> Value {
+    fn convolution(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
         let tensor = self.allocate(output_bytes);
-        self.touch(weights + WORKSPACE);
+        self.touch(work.forward + WORKSPACE);
+        if !self.recording {
+            inputs.iter().for_each(|input| self.release(input.tensor));
+            return Value { tensor, raw: None, gradient: None };
+        }
         let output = self.variable();
         for input in &inputs {
             let (kept, _) = self.kept(input);
@@ -237,16 +382,20 @@ impl Walk {
             self.release(input.tensor);
         }
         let inputs = inputs.into_iter().map(|input| (input, self.tensors[input.tensor].0)).collect();
-        self.steps.push(Step::Convolution { inputs, output, weights });
+        self.steps.push(Step::Convolution { inputs, output, work });
         Value { tensor, raw: None, gradient: Some(output) }
     }
 
     /// Convolution, norm, activation. The inputs are dropped behind all three.
-    fn block(&mut self, inputs: Vec<Value>, output_bytes: u64, weights: u64) -> Value {
+    fn block(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
         inputs.iter().for_each(|input| self.hold(input.tensor));
-        let raw = self.convolution(inputs.clone(), output_bytes, weights);
+        let raw = self.convolution(inputs.clone(), output_bytes, work);
         let tensor = self.allocate(output_bytes);
         self.touch(WORKSPACE);
+        if !self.recording {
+            inputs.iter().chain([&raw]).for_each(|value| self.release(value.tensor));
+            return Value { tensor, raw: None, gradient: None };
+        }
         let output = self.variable();
         if let Some(input) = raw.gradient {
             self.steps.push(Step::Norm { raw: raw.tensor, input, output });
@@ -268,19 +417,18 @@ impl Walk {
     fn backward(&mut self) {
         while let Some(step) = self.steps.pop() {
             match step {
-                Step::Convolution { inputs, output, weights } => {
+                Step::Convolution { inputs, output, work } => {
                     let Some(dy) = self.gradients[output].take() else { continue };
                     let again: u64 = inputs.iter().filter(|i| self.kept(&i.0).1).map(|i| i.1).sum();
-                    self.largest = self.largest.max(weights);
-                    // Values computed again, and the parts that a weight gradient is added up from.
-                    self.touch(again + weights + WORKSPACE);
+                    // Values computed again, and what the weight gradient takes.
+                    self.touch(again + work.weight_gradient + WORKSPACE);
                     for (input, _) in &inputs {
                         let (kept, _) = self.kept(input);
                         self.release(kept);
                     }
                     if inputs.iter().any(|(input, _)| input.gradient.is_some()) {
                         let gradients: Vec<usize> = inputs.iter().map(|&(_, bytes)| self.allocate(bytes)).collect();
-                        self.touch(weights);
+                        self.touch(work.data_gradient);
                         self.release(dy);
                         for ((input, _), gradient) in inputs.iter().zip(gradients) {
                             self.arrive(input, gradient);

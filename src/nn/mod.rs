@@ -4,5 +4,5 @@ mod init;
 mod memory;
 mod unet;
 
-pub use memory::{MemoryPlan, planned_memory, pytorch_kept_bytes};
+pub use memory::{MemoryPlan, PredictionMemory, planned_memory, planned_prediction, pytorch_kept_bytes};
 pub use unet::{PlainConvUNet, Stage, UNetShape};

@@ -139,7 +139,7 @@ impl Trainer {
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
-        check_memory(context, &model, &architecture, settings.precision)?;
+        check_memory(context, &model, &architecture, &settings)?;
         let network = PlainConvUNet::new(context, architecture, settings.seed)?;
         let random = ChaCha8Rng::seed_from_u64(settings.seed);
         let progress = Progress {
@@ -160,7 +160,7 @@ impl Trainer {
     /// As [`Trainer::new`], and [`Error::State`] if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
-        check_memory(context, &checkpoint.model, &architecture, checkpoint.settings.precision)?;
+        check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
         let network = PlainConvUNet::new(context, architecture, checkpoint.settings.seed)?;
         checkpoint.load_into(context, network.parameters())?;
         let Checkpoint { model, settings, progress, .. } = checkpoint;
@@ -359,10 +359,12 @@ impl Trainer {
 }
 
 /// Refuses a patch or batch that the device cannot train on, before anything is launched.
-fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, precision: Precision) -> Result<()> {
+fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, settings: &Settings) -> Result<()> {
     let (patch, _) = model.configuration.three_dimensional()?;
     let batch = model.configuration.batch_size;
-    planned_memory(architecture, batch, patch, precision.dtype(), Fusion::default()).check(context.caps())
+    let context = &context.clone().with_exact(settings.exact || context.is_exact());
+    let dtype = settings.precision.dtype();
+    planned_memory(context, architecture, batch, patch, dtype, Fusion::default()).check(context.caps())
 }
 
 /// A batch on the device: the image, and the label map.
