@@ -34,6 +34,7 @@ pub mod sample;
 // Both together.
 pub mod predict;
 pub mod train;
+pub mod tune;
 
 pub use compat::Compat;
 pub use error::{Error, Result};

@@ -121,3 +121,6 @@ mod ptx;
 
 /// The memory of a training step, counted and real.
 mod memory;
+
+/// Algorithms chosen by shape.
+mod tune;

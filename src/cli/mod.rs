@@ -10,6 +10,8 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::OnceLock;
+use std::time::Instant;
 use voxgrad::device::{self, Device, DeviceChoice};
 
 /// Train, run and evaluate nnU-Net-style 3D segmentation networks on sparse annotations.
@@ -59,6 +61,9 @@ struct ExactArgument {
     exact: bool,
 }
 
+/// The moment at which the program began.
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
 impl DeviceArgument {
     fn open(&self) -> anyhow::Result<Device> {
         let choice: DeviceChoice = self.device.parse()?;
@@ -70,6 +75,7 @@ impl DeviceArgument {
 
 /// Parses the command line and does what it says.
 pub fn run() -> anyhow::Result<()> {
+    BEGAN.get_or_init(Instant::now);
     match Arguments::parse_from(spelling::long_flags(std::env::args_os())).verb {
         Verb::Devices => devices::run(),
         Verb::Verify(verify) => verify.run(),

@@ -1,7 +1,7 @@
 //! `voxgrad train`.
 
 use super::prepare::FolderArguments;
-use super::{DeviceArgument, ExactArgument, evaluate, predict, progress_bar};
+use super::{BEGAN, DeviceArgument, ExactArgument, evaluate, predict, progress_bar};
 use anyhow::Context as _;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -13,12 +13,14 @@ use std::time::Instant;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
+use voxgrad::device::Device;
 use voxgrad::io;
+use voxgrad::kernels::Context;
 use voxgrad::preprocess::{Preprocessor, RawCase, case_path, label_counts, made_with, read_b2nd, read_npz};
 use voxgrad::report::{Overlay, write_overlay, write_progress};
 use voxgrad::sample::{ChunkCache, PatchSource, StoredPatches};
 use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Settings, Trainer};
-use voxgrad::{Compat, predict as inference};
+use voxgrad::{Compat, predict as inference, tune};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -71,6 +73,11 @@ pub struct Train {
     precision: Precision,
     #[command(flatten)]
     exact: ExactArgument,
+    /// Before training, measure which algorithm is the fastest for each convolution on this device, unless an earlier run
+    /// has: the measurements are kept in the user's cache folder. Results then repeat bit for bit with the same
+    /// measurements only; by default a fixed rule chooses.
+    #[arg(long, conflicts_with = "exact")]
+    tune: bool,
     /// Seed of weights and patches.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -130,7 +137,7 @@ impl Train {
         let [training, validation] =
             [training, validation].map(|cases| cases.into_iter().map(|case| case.source).collect::<Vec<_>>());
 
-        let mut trainer = self.trainer(&device.context, model)?;
+        let mut trainer = self.trainer(&device, model)?;
         println!(
             "network: {} parameters, patch {:?}, batch {}, {} training and {} validation cases",
             trainer.network().parameters().count(),
@@ -146,7 +153,8 @@ impl Train {
         let files: Vec<CaseFiles> = case_files(&dataset, &split.val)?.into_iter().cloned().collect();
         let folder = self.output.join("validation");
         let mirror = if self.disable_tta { [false; 3] } else { trainer.settings().mirror };
-        let settings = inference::Settings { mirror, ..Default::default() };
+        let dtype = trainer.settings().precision.dtype();
+        let settings = inference::Settings { mirror, dtype, ..Default::default() };
         predict::predict_cases(
             trainer.context(),
             trainer.network(),
@@ -242,12 +250,14 @@ impl Train {
         Ok(splits::cases_of_fold(&splits, fold, &names)?)
     }
 
-    fn trainer(&self, context: &voxgrad::kernels::Context, model: Model) -> anyhow::Result<Trainer> {
+    fn trainer(&self, device: &Device, model: Model) -> anyhow::Result<Trainer> {
         let saved = [FINAL, LATEST, BEST].map(|name| self.output.join(name)).into_iter().find(|path| path.exists());
         match saved {
             Some(path) if self.resume => {
                 println!("continuing from {}", path.display());
-                Ok(Trainer::resume(context, Checkpoint::read(&path)?)?)
+                let checkpoint = Checkpoint::read(&path)?;
+                let context = self.context(device, &checkpoint.model, &checkpoint.settings)?;
+                Ok(Trainer::resume(&context, checkpoint)?)
             }
             Some(path) => anyhow::bail!(
                 "{} is there already; use --continue to go on with it, or choose another --output",
@@ -265,9 +275,47 @@ impl Train {
                     exact: self.exact.exact,
                     seed: self.seed,
                 };
-                Ok(Trainer::new(context, model, settings)?)
+                Ok(Trainer::new(&self.context(device, &model, &settings)?, model, settings)?)
             }
         }
+    }
+
+    /// The device, with the algorithms that were measured to be the fastest if that was asked for.
+    fn context(&self, device: &Device, model: &Model, settings: &Settings) -> anyhow::Result<Context> {
+        if !self.tune || settings.exact {
+            return Ok(device.context.clone());
+        }
+        let (patch, _) = model.configuration.three_dimensional()?;
+        let problems = tune::convolutions(&model.architecture()?, model.configuration.batch_size, patch)?;
+        let identity = tune::identity(device);
+        let file = tune::cache_file(&identity);
+        let mut table = match &file {
+            Some(file) => tune::Table::read(file, &identity).unwrap_or_else(|error| {
+                eprintln!("note: {error}; measuring anew");
+                tune::Table::new(&identity)
+            }),
+            None => tune::Table::new(&identity),
+        };
+        let dtype = settings.precision.dtype();
+        let measured = table.complete(&device.context, &problems, dtype, |problem, pass, times| {
+            let [depth, height, width] = problem.in_dims();
+            let inputs = problem.channels_in() + problem.second_channels();
+            let times: Vec<String> = times.iter().map(|(name, ms)| format!("{name} {ms:.2} ms")).collect();
+            println!(
+                "measured: {inputs} to {} channels, {depth}x{height}x{width}, {pass}: {}",
+                problem.channels_out(),
+                times.join(", ")
+            );
+        })?;
+        match &file {
+            Some(file) if measured > 0 => {
+                table.write(file)?;
+                println!("kept {measured} measurements in {}", file.display());
+            }
+            Some(file) => println!("algorithms as measured in {}", file.display()),
+            None => eprintln!("note: no cache folder in the environment; the measurements are not kept"),
+        }
+        Ok(device.context.clone().with_choices(table.choices()))
     }
 
     /// Trains all remaining epochs. False if Ctrl-C stopped it; the place is saved then.
@@ -295,10 +343,14 @@ impl Train {
         bar.set_position((trainer.progress().epoch * per_epoch + trainer.progress().iteration) as u64);
         bar.reset_eta();
         let mut loss = f32::NAN;
+        let (context, mut first) = (trainer.context().clone(), FirstIterations::new());
         while !trainer.is_finished() {
             let (start, mut iterations) = (Instant::now(), 0);
             let outcome = trainer.epoch(training, validation, |report| {
                 iterations += 1;
+                if let Some(line) = first.after(&context) {
+                    print_above(&bar, &line);
+                }
                 if !report.validation {
                     loss = report.loss.unwrap_or(loss);
                 }
@@ -357,12 +409,7 @@ impl Train {
             last(&history.epoch_end_timestamps) - last(&history.epoch_start_timestamps),
             if best { "  best" } else { "" },
         );
-        // Above the bar on a terminal, plainly into a file.
-        if bar.is_hidden() {
-            println!("{line}")
-        } else {
-            bar.println(line)
-        }
+        print_above(bar, &line);
         Ok(())
     }
 
@@ -394,6 +441,39 @@ impl Train {
             },
         )?;
         Ok(())
+    }
+}
+
+/// Prints above the bar on a terminal, plainly into a file.
+fn print_above(bar: &indicatif::ProgressBar, line: &str) {
+    if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
+}
+
+/// The time of the first two iterations: the first one compiles the kernels.
+struct FirstIterations {
+    last: Instant,
+    durations: Vec<f64>,
+}
+
+impl FirstIterations {
+    fn new() -> Self {
+        Self { last: Instant::now(), durations: Vec::new() }
+    }
+
+    /// To be called after every iteration. Waits for the device after the first two only, and then has something to say.
+    fn after(&mut self, context: &Context) -> Option<String> {
+        // A device that has failed says so when the loss is read.
+        if self.durations.len() == 2 || context.finish([]).is_err() {
+            return None;
+        }
+        self.durations.push(self.last.elapsed().as_secs_f64());
+        self.last = Instant::now();
+        let &[first, second] = self.durations.as_slice() else { return None };
+        let since_begin = BEGAN.get()?.elapsed().as_secs_f64() - second;
+        Some(format!(
+            "first iteration done {since_begin:.1} s after the program's begin: {first:.1} s, of which {:.1} s compiling              kernels; the second took {second:.3} s",
+            (first - second).max(0.0),
+        ))
     }
 }
 
