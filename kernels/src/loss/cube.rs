@@ -155,12 +155,12 @@ pub(super) fn write_sums<V: Size>(
         }
     }
     add_rows(rows, channels, plan);
-    write_row(&*rows, sums, grid, slot, channels, plan);
+    write_cube_row(&*rows, sums, grid, slot, channels, plan);
 }
 
 /// Writes `len` values to this chunk's row from `slot` on.
 #[cube]
-pub(super) fn write_row(
+pub(super) fn write_cube_row(
     values: &[f32],
     sums: &mut [f32],
     grid: &Grid,

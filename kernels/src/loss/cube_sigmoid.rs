@@ -107,7 +107,7 @@ pub(super) fn cube_sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
         rows[team] = weight_sum;
     }
     add_rows(&mut rows, 1usize, plan);
-    write_row(&rows, sums, grid, plan.weight(), 1usize, plan);
+    write_cube_row(&rows, sums, grid, plan.weight(), 1usize, plan);
 }
 
 /// Pass 3: the gradient, see [`TAIL`](super::plan::TAIL) and what the threads' kernel computes. A gradient may be the

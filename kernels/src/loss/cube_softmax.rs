@@ -295,7 +295,7 @@ pub(super) fn cube_softmax_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
         rows[row + comptime!(plan.shared_row() - 1)] = weight_sum;
     }
     add_rows(&mut rows, len, plan);
-    write_row(&rows, sums, grid, first_slot, len, plan);
+    write_cube_row(&rows, sums, grid, first_slot, len, plan);
     if comptime!(plan.dice) {
         write_sums::<V>(&p_sums, &mut rows, sums, grid, 0usize, plan);
     }
