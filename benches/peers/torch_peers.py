@@ -1,7 +1,7 @@
 """The work of voxgrad's benches, done by PyTorch and nnU-Net: on the CPU in f32 with one thread per core, or on a GPU.
 
     sh scripts/peers.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT] [--threads N]
-                                                           [--device cuda] [--compile] [--large] [--format F]
+                                                           [--device cuda] [--amp TYPES] [--compile] [--large] [--format F]
 
 GROUP is conv, norm, loss, step, size or all (all but size). Each line is an id, the median seconds of N runs, and a remark after `#`: the form
 of `cargo bench --bench medians`, which prints the same ids, so that two outputs can be joined on the first column.
@@ -30,16 +30,17 @@ Shapes are depth x height x width of the input, without the batch.
 | step/8-16-32-64-in1-b2-40x56x40                    | one training step of PlainConvUNet with these features per |
 | step/32-64-128-256-in1-b2-40x56x40                 | stage, 1 input channel, batch 2, 2 regions, ignore label   |
 | step/32-64-128-in4-b2-64x64x64                     | 4 input channels, batch 2, 4 classes, ignore label         |
-| step/32-64-128-256-320-320-in4-b2-128x128x128      | --large: nnU-Net's plan for BraTS                          |
+| step/32-64-128-256-320-320-in4-b2-128x128x128      | on a GPU or with --large: nnU-Net's plan for BraTS         |
 | size/...                                           | steps of the first network with patches of 32 to 96, and   |
 |                                                    | with 2 and 4 times the features                            |
 
 A step is: forward, nnU-Net's deep-supervision loss, backward, clipping of the gradient norm to 12, SGD (learning rate
 0.01, Nesterov momentum 0.99, weight decay 3e-5). Loading and augmentation are not part of it.
 In all losses 10 % of the voxels are annotated, in whole slices, and batch_dice is off as in nnU-Net's 3d_fullres.
-Every item is timed in PyTorch's two memory formats, interleaved, and the fastest is reported. On a GPU also in f32, and
-under autocast to fp16 (with a gradient scaler) and bf16; --compile adds each under torch.compile. On Linux and on a GPU
-the last line is the peak memory of the process or the device.
+Every item is timed in PyTorch's two memory formats, interleaved, and the fastest is reported; --compile adds each under
+torch.compile. --amp f16,bf16 (what a GPU has unless told otherwise) times everything under autocast too, f16 steps with a
+gradient scaler: such an id has -f16 or -bf16 behind its shape, as voxgrad's. On a GPU the BraTS plan's step is always
+timed. On Linux and on a GPU the last line is the peak memory of the process or the device.
 """
 
 import argparse
@@ -84,6 +85,7 @@ SMALL = (8, 16, 32, 64)
 SIZES = [(SMALL, 1, 2, True, (side,) * 3) for side in (32, 48, 64, 80, 96)]
 SIZES += [(tuple(factor * f for f in SMALL), 1, 2, True, (48,) * 3) for factor in (2, 4)]
 BATCH = 2
+TYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
 
@@ -109,16 +111,12 @@ class Setting:
         return torch.autocast(self.device, dtype=self.precision)
 
 
-def settings(device, compiled, only_format):
-    """All settings that an item is timed in, by name."""
-    precisions = {"": None}
-    if device == "cuda":
-        precisions |= {" fp16": torch.float16, " bf16": torch.bfloat16}
+def settings(device, precision, compiled, only_format):
+    """All settings that an item of one precision is timed in, by name."""
     return {
-        f"{label}{precision}{' compiled' if c else ''}": Setting(device, memory_format, dtype, c)
+        f"{label}{' compiled' if c else ''}": Setting(device, memory_format, precision, c)
         for label, memory_format in FORMATS.items()
         if only_format in (None, label)
-        for precision, dtype in precisions.items()
         for c in ([False, True] if compiled else [False])
     }
 
@@ -126,15 +124,22 @@ def settings(device, compiled, only_format):
 class Timer:
     """Times items and prints them; `only` restricts it to ids that contain a text."""
 
-    def __init__(self, repeats, as_json, only, device, compiled, only_format):
+    def __init__(self, repeats, as_json, only, device, amp, compiled, only_format):
         self.repeats, self.as_json, self.only, self.device = repeats, as_json, only, device
-        self.settings = settings(device, compiled, only_format)
+        precisions = {"": None} | {f"-{name}": TYPES[name] for name in amp}
+        self.settings = {end: settings(device, dtype, compiled, only_format) for end, dtype in precisions.items()}
 
     def __call__(self, name, make):
         """`make(setting)` builds the item and returns a function that runs it once."""
+        for suffix, settings in self.settings.items():
+            # Behind the shape: conv/...-32x32x32-f16/forward, step/...-64x64x64-f16.
+            group, item, *direction = name.split("/")
+            self.item("/".join([group, item + suffix, *direction]), make, settings)
+
+    def item(self, name, make, settings):
         if self.only not in name:
             return
-        runs = {label: self.waiting(make(setting)) for label, setting in self.settings.items()}
+        runs = {label: self.waiting(make(setting)) for label, setting in settings.items()}
         seconds = {label: [] for label in runs}
         # The first runs pick an algorithm and allocate. Interleaved, so that a disturbance of the machine hits both.
         for repeat in range(-2, self.repeats):
@@ -362,8 +367,9 @@ def main():
     parser.add_argument("--only", default="", metavar="TEXT", help="only ids that contain this text")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--format", choices=FORMATS, help="this memory format alone")
+    parser.add_argument("--amp", metavar="TYPES", help="autocast types to time too: f16,bf16; on a GPU both unless given")
     parser.add_argument("--compile", action="store_true", help="time everything under torch.compile too")
-    parser.add_argument("--large", action="store_true", help="with the BraTS plan's step, which wants a GPU")
+    parser.add_argument("--large", action="store_true", help="with the BraTS plan's step on a CPU too")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores unless given")
     arguments = parser.parse_args()
 
@@ -372,9 +378,13 @@ def main():
     torch.set_num_threads(cores)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{cores} threads"
     print(f"# torch {torch.__version__}, {where}, median of {arguments.repeats}", file=sys.stderr)
-    only = (arguments.only, arguments.device, arguments.compile, arguments.format)
+    amp = "f16,bf16" if arguments.amp is None and arguments.device == "cuda" else arguments.amp or ""
+    amp = [name for name in amp.split(",") if name]
+    if not set(amp) <= set(TYPES):
+        parser.error(f"--amp {arguments.amp}: types are f16 and bf16")
+    only = (arguments.only, arguments.device, amp, arguments.compile, arguments.format)
     timer = Timer(max(1, arguments.repeats), arguments.json, *only)
-    groups = GROUPS | ({"step": bench_large_step} if arguments.large else {})
+    groups = GROUPS | ({"step": bench_large_step} if arguments.large or arguments.device == "cuda" else {})
     for name, bench in groups.items():
         if arguments.group == name or (arguments.group == "all" and name != "size"):
             bench(timer)
