@@ -75,6 +75,8 @@ if [ "$group" = loss ]; then
     if [ "$device" = cpu ] || ! [ -e /dev/nvidia0 ]; then
         export CUDA_VISIBLE_DEVICES=
     fi
+    same=
+    if [ "$device" != cpu ] && ! [ -e /dev/nvidia0 ]; then same=' of the CPU, since PyTorch has no Vulkan'; fi
     start=$(date +%s)
     round=1
     while [ "$round" -le "$rounds" ]; do
@@ -94,10 +96,10 @@ if [ "$group" = loss ]; then
     } | sort -k1,1 -k2,2 -k3,3g >"$folder/all"
     {
         processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
-        printf '%s, rounds: %s, %s cores of %s. voxgrad on %s, peers on %s.\n\n' \
+        printf '%s, rounds: %s, %s cores of %s. voxgrad on %s, peers on %s%s.\n\n' \
             "$(date +%F)" "$rounds" "$(nproc)" "${processor:-an unknown processor}" \
             "$(sed -n 's/^# device \(.*\)$/\1/p' "$folder/log" | head -n 1)" \
-            "$(sed -n 's/^# torch [^,]*, \(.*\), median.*/\1/p' "$folder/log" | head -n 1)"
+            "$(sed -n 's/^# torch [^,]*, \(.*\), median.*/\1/p' "$folder/log" | head -n 1)" "$same"
         printf '| work | voxgrad s | GB/s | %% of copy | extra MB'
         printf ' | nnU-Net s | ratio | extra MB | compiled s | ratio | extra MB | MONAI s | ratio | exacta s | ratio |\n'
         printf '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n'
