@@ -22,7 +22,7 @@
 //! with `width * vectors` independent sums a core's multiply-add units stay busy.
 
 use crate::block::strip;
-use crate::conv3d::igemm;
+use crate::conv3d::{igemm, tiled};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -93,6 +93,8 @@ pub(crate) enum Method {
     Direct(Tile),
     /// On tensor cores, from 16-bit factors.
     TensorCores(igemm::Plan),
+    /// On register tiles of a cube that shares its input, in f32.
+    Tiled(tiled::Plan),
 }
 
 impl Method {
@@ -101,8 +103,11 @@ impl Method {
     pub fn choose(caps: &Caps, dtype: Dtype, gathered: [usize; 2], channels_out: usize, count: usize) -> Self {
         let channels_in = gathered[0].max(gathered[1]);
         let (layout, voxels) = (igemm::VOXELS_BY_CHANNELS, usize::MAX);
-        match igemm::Plan::choose(caps, dtype, layout, voxels, channels_in, channels_out) {
-            Some(plan) => Self::TensorCores(plan),
+        if let Some(plan) = igemm::Plan::choose(caps, dtype, layout, voxels, channels_in, channels_out) {
+            return Self::TensorCores(plan);
+        }
+        match tiled::Plan::choose(caps, gathered, channels_out) {
+            Some(plan) => Self::Tiled(plan),
             None => Self::Direct(Tile::choose(caps, channels_out, count, gathered)),
         }
     }
@@ -112,6 +117,7 @@ impl Method {
         match self {
             Self::Direct(tile) => (tile.channels(), tile.split, Dtype::F32),
             Self::TensorCores(_) => (channels_out, 1, dtype),
+            Self::Tiled(_) => (channels_out, 1, Dtype::F32),
         }
     }
 }
@@ -395,6 +401,7 @@ impl Gather<'_> {
         let tile = match self.method {
             Method::Direct(tile) => tile,
             Method::TensorCores(plan) => return igemm::gather::launch(self, plan, context),
+            Method::Tiled(plan) => return tiled::launch(self, plan, context),
         };
         let rows = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1];
         let tiles = self.count[2].div_ceil(tile.width);

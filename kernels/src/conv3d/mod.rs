@@ -7,6 +7,7 @@ mod choices;
 pub(crate) mod gather;
 pub(crate) mod igemm;
 pub(crate) mod pack;
+pub(crate) mod tiled;
 pub(crate) mod weight_gradient;
 mod winograd;
 mod workspace;
