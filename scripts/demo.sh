@@ -4,7 +4,8 @@
 #   sh scripts/demo.sh [OUTPUT]      OUTPUT: folder for the results, demo/ unless given
 #
 # Installs what the build needs (see setup.sh). After the build it takes a few minutes on two CPU cores, fewer on a GPU.
-# Ctrl-C stops it; the same command goes on where it stopped. VOXGRAD_DEVICE chooses the device, VOXGRAD_SEED the seed.
+# Ctrl-C stops it; the same command goes on where it stopped. VOXGRAD_DEVICE chooses the device, VOXGRAD_SEED the seed,
+# VOXGRAD_PRECISION the type of activations: f32 (the default), f16 or bf16.
 set -eu
 cd "$(dirname "$0")/.."
 output=${1:-demo}
@@ -21,7 +22,7 @@ fi
 # and right are mirrored: which end is the anterior one is hard to tell from a mirrored patch.
 # shellcheck disable=SC2086  # no word if empty
 "${CARGO_TARGET_DIR:-target}/release/voxgrad" train "$data" --output "$output" \
-    --device "${VOXGRAD_DEVICE:-auto}" --seed "${VOXGRAD_SEED:-0}" \
+    --device "${VOXGRAD_DEVICE:-auto}" --seed "${VOXGRAD_SEED:-0}" --precision "${VOXGRAD_PRECISION:-f32}" \
     --epochs 40 --iterations 100 --validation-iterations 10 \
     --learning-rate 0.05 --momentum 0.9 --mirror 2 \
     --reference "$data/labelsTr_dense" $resume
