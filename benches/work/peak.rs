@@ -34,9 +34,9 @@ fn multiply_add_kernel<N: Size>(output: &mut [Vector<f32, N>], factor: f32, roun
 pub fn flops(context: &Context) -> f64 {
     let caps = context.caps();
     let lanes = caps.lanes.next_power_of_two();
-    let (cubes, units) = match caps.cores {
-        Some(cores) => (1, cores),
-        None => (4096, 256),
+    let (cubes, units, mut rounds) = match caps.cores {
+        Some(cores) => (1, cores, 4_000_000),
+        None => (4096, 256, 16),
     };
     let output = context.empty((cubes * units) as usize * lanes, Dtype::F32).expect("allocation");
     let run = |rounds: usize| {
@@ -46,13 +46,12 @@ pub fn flops(context: &Context) -> f64 {
         context.finish([&output]).expect("finish");
         start.elapsed().as_secs_f64()
     };
-    // The first run compiles. Then long enough that a launch costs nothing beside it, on any device.
-    let mut rounds = 16;
+    let fastest = |runs: usize, rounds| (0..runs).map(|_| run(rounds)).fold(f64::INFINITY, f64::min);
+    // The first run compiles. Then long enough that a launch costs nothing beside it: GPUs differ a thousandfold.
     run(rounds);
-    while run(rounds) < 0.02 {
+    while fastest(3, rounds) < 0.02 {
         rounds *= 2;
     }
-    let seconds = (0..10).map(|_| run(rounds));
     let flops = 2.0 * (CHAINS * lanes * rounds) as f64 * f64::from(cubes * units);
-    flops / seconds.fold(f64::INFINITY, f64::min)
+    flops / fastest(10, rounds)
 }
