@@ -4,7 +4,7 @@ use crate::common::{device, phantom};
 use std::ops::ControlFlow;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
-use voxgrad::kernels::Context;
+use voxgrad::kernels::{Context, Dtype};
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Report, Settings, Trainer};
@@ -176,6 +176,33 @@ fn exact_training_is_training_without_winograd() {
     let exact = train(context, true);
     assert_eq!(exact, train(&context.clone().with_exact(true), false));
     assert_ne!(exact, train(context, false));
+}
+
+#[test]
+fn predictions_in_sixteen_bits_are_near_those_in_f32() {
+    let (context, _guard) = device();
+    let (_folder, model, cases, _) = phantom();
+    let patch = model.configuration.three_dimensional().unwrap().0;
+    let mut trainer = Trainer::new(context, model, Settings { epochs: 1, iterations: 4, ..SETTINGS }).unwrap();
+    finish(&mut trainer, &cases);
+    let predict = |dtype| {
+        let settings = predict::Settings { mirror: [false; 3], step_size: 1.0, dtype };
+        predict::logits(context, trainer.network(), &cases[0], patch, &settings, |_, _| ()).unwrap()
+    };
+    let exact = predict(Dtype::F32);
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    // Half a unit of the last place is 5e-4 and 4e-3, and there are four roundings in a row.
+    for (dtype, there, bound) in [(Dtype::F16, context.caps().f16, 4e-3), (Dtype::Bf16, context.caps().bf16, 3e-2)] {
+        if !there {
+            eprintln!("skipped: no {dtype:?} on this device");
+            continue;
+        }
+        let rounded = predict(dtype);
+        let difference = square(&mut rounded.iter().zip(&exact).map(|(r, e)| r - e));
+        let relative = (difference / square(&mut exact.iter().copied())).sqrt();
+        eprintln!("logits in {dtype:?} differ by {relative:.1e}");
+        assert!(relative > 0.0 && relative < bound, "{relative:.1e} in {dtype:?}");
+    }
 }
 
 #[test]

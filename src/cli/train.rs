@@ -312,6 +312,7 @@ impl Train {
                 table.write(file)?;
                 println!("kept {measured} measurements in {}", file.display());
             }
+            Some(_) if table.choices().is_empty() => println!("tuning: one algorithm only for each convolution"),
             Some(file) => println!("algorithms as measured in {}", file.display()),
             None => eprintln!("note: no cache folder in the environment; the measurements are not kept"),
         }
@@ -471,7 +472,8 @@ impl FirstIterations {
         let &[first, second] = self.durations.as_slice() else { return None };
         let since_begin = BEGAN.get()?.elapsed().as_secs_f64() - second;
         Some(format!(
-            "first iteration done {since_begin:.1} s after the program's begin: {first:.1} s, of which {:.1} s compiling              kernels; the second took {second:.3} s",
+            "first iteration done {since_begin:.1} s after the program's begin: {first:.1} s, of which {:.1} s compiling \
+             kernels; the second took {second:.3} s",
             (first - second).max(0.0),
         ))
     }

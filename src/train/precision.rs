@@ -45,7 +45,7 @@ impl Precision {
         };
         match there {
             true => Ok(()),
-            false => Err(KernelError::Unsupported { operation: "training", feature }.into()),
+            false => Err(KernelError::Unsupported { operation: "this precision", feature }.into()),
         }
     }
 }

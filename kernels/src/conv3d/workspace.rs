@@ -34,7 +34,9 @@ pub fn workspace_bytes(context: &Context, problem: &Problem, pass: Pass, dtype: 
         Pass::Forward | Pass::DataGradient => weights,
         Pass::WeightGradient => {
             let input = problem.input_len().max(problem.second_len());
-            weight_gradient_bytes(&context, weights, dtype, input + problem.output_len())
+            // A CPU's few units have whole weights to themselves.
+            let parts = if context.caps().cores.is_some() { 0 } else { weights };
+            weight_gradient_bytes(&context, parts, dtype, input + problem.output_len())
         }
     }
 }
@@ -55,11 +57,11 @@ pub fn transposed_workspace_bytes(
     }
 }
 
-/// The direct gradient of weights of that many bytes: parts of it on a device of many units, or copies in f32 of operands
-/// of `elements` 16-bit values on a CPU.
-fn weight_gradient_bytes(context: &Context, weights: u64, dtype: Dtype, elements: usize) -> u64 {
+/// The direct gradient of weights: `parts` bytes of sums that are added up later, and copies in f32 of operands of `elements`
+/// 16-bit values on a CPU.
+fn weight_gradient_bytes(context: &Context, parts: u64, dtype: Dtype, elements: usize) -> u64 {
     let copies = if context.caps().cores.is_some() && dtype != Dtype::F32 { 4 * elements as u64 } else { 0 };
-    weights + copies + PARTS_BYTES
+    parts + copies + PARTS_BYTES
 }
 
 /// Room for the parts that sums are split into: where weights are few, so that all units are busy.

@@ -42,7 +42,8 @@ impl Sizes {
         let packed = if transposed { self.points() / PLANE * 9 * pairs } else { 0 };
         // Points lie one vector farther apart than is needed.
         let apart = caps.lanes.next_power_of_two() * self.points() * vectors_out;
-        4 * (scratch + self.points() * pairs + packed + apart) as u64
+        // Packed weights are gone when the scratch is allocated.
+        4 * (scratch.max(packed) + self.points() * pairs + apart) as u64
     }
 
     /// Bytes beside the operands of the gradient of the weights.
