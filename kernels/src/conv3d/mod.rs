@@ -167,7 +167,7 @@ impl Problem {
 pub enum Algorithm {
     /// The products of the definition, added up in registers.
     Direct,
-    /// Winograd's F(2, 3) along each axis of three taps: fewer products, a little more rounding.
+    /// Winograd's F(4, 3) along the width and F(2, 3) along the other axes of three taps: fewer products, other rounding.
     Winograd,
     /// The products of the definition, from 16-bit factors on tensor cores.
     TensorCores,

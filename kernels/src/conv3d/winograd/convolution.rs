@@ -3,7 +3,8 @@
 
 use super::tiles::{Route, Window, transform};
 use super::weights::WeightPoints;
-use super::{BLOCK_BYTES, Extents, FEW_TILES, Grid, PLANE, POINTS, block_of, vectors_of};
+use super::{A, A2, B, B2, BLOCK_BYTES, Extents, FEW_TILES, Grid, PLANE, POINTS, WIDE_OUTPUTS, WIDE_POINTS};
+use super::{block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::pack::Packing;
@@ -233,30 +234,31 @@ fn finish<O: Size>(
             for vector in 0..group_vectors {
                 let from = product_base + (tile - first_tile + i) * group_vectors + vector;
                 let plane = plane_of_outputs::<O>(products, from, s.product_stride);
-                let mut to_store = Array::<Vector<f32, O>>::new(4usize);
+                let mut to_store = Array::<Vector<f32, O>>::new(OUTPUTS);
                 let mut od = tile_depth;
                 let mut complete = true.runtime();
                 if comptime!(plan.deep) {
                     od = tile_depth * 2 + depth_point - 2;
                     complete = depth_point >= 2;
-                    let at = sums_base + ((tile - first_tile + i) * group_vectors + vector) * 8;
+                    let near = sums_base + ((tile - first_tile + i) * group_vectors + vector) * (2 * OUTPUTS);
+                    let far = near + OUTPUTS;
                     #[unroll]
-                    for k in 0..4usize {
+                    for k in 0..OUTPUTS {
                         if depth_point == 0 {
-                            sums[at + k] = plane[k];
+                            sums[near + k] = plane[k];
                         } else if depth_point == 1 {
-                            sums[at + k] += plane[k];
-                            sums[at + 4 + k] = plane[k];
+                            sums[near + k] += plane[k];
+                            sums[far + k] = plane[k];
                         } else if depth_point == 2 {
-                            to_store[k] = sums[at + k] + plane[k];
-                            sums[at + 4 + k] -= plane[k];
+                            to_store[k] = sums[near + k] + plane[k];
+                            sums[far + k] -= plane[k];
                         } else {
-                            to_store[k] = sums[at + 4 + k] - plane[k];
+                            to_store[k] = sums[far + k] - plane[k];
                         }
                     }
                 } else {
                     #[unroll]
-                    for k in 0..4usize {
+                    for k in 0..OUTPUTS {
                         to_store[k] = plane[k];
                     }
                 }
@@ -265,11 +267,11 @@ fn finish<O: Size>(
                     if comptime!(plan.bias) {
                         shift = bias[first_vector + vector];
                     }
-                    let ow = (first + i) * 2;
+                    let ow = (first + i) * WIDE_OUTPUTS;
                     #[unroll]
-                    for k in 0..4usize {
-                        let h = oh + comptime!(k / 2);
-                        let w = ow + comptime!(k % 2);
+                    for k in 0..OUTPUTS {
+                        let h = oh + comptime!(k / WIDE_OUTPUTS);
+                        let w = ow + comptime!(k % WIDE_OUTPUTS);
                         if h < grid.height && w < grid.width {
                             let position = ((n * grid.depth + od) * grid.height + h) * grid.width + w;
                             store(y, position * s.vectors_out + first_vector + vector, to_store[k] + shift);
@@ -282,22 +284,38 @@ fn finish<O: Size>(
     }
 }
 
-/// `Aᵀ` along the width and the height: `[height, width]` of 2 x 2 outputs.
+/// Outputs of a tile at one position along the depth.
+const OUTPUTS: usize = 2 * WIDE_OUTPUTS;
+
+/// `Aᵀ` along the width and the height: `[height, width]` of 2 x 4 outputs.
 #[cube]
 fn plane_of_outputs<O: Size>(products: &[Vector<f32, O>], from: usize, point_stride: usize) -> Array<Vector<f32, O>> {
-    let mut rows = Array::<Vector<f32, O>>::new(8usize);
+    let mut rows = Array::<Vector<f32, O>>::new(comptime!(POINTS * WIDE_OUTPUTS));
     #[unroll]
     for h in 0..POINTS {
-        let m1 = products[from + (h * POINTS + 1) * point_stride];
-        let m2 = products[from + (h * POINTS + 2) * point_stride];
-        rows[h * 2] = products[from + h * POINTS * point_stride] + (m1 + m2);
-        rows[h * 2 + 1] = (m1 - m2) - products[from + (h * POINTS + 3) * point_stride];
+        let from = from + h * WIDE_POINTS * point_stride;
+        let m1 = products[from + point_stride];
+        let m2 = products[from + 2 * point_stride];
+        let m3 = products[from + 3 * point_stride];
+        let m4 = products[from + 4 * point_stride];
+        let near_sum = m1 + m2;
+        let near_difference = m1 - m2;
+        let far_sum = m3 + m4;
+        let far_difference = m3 - m4;
+        let row = comptime!(h * WIDE_OUTPUTS);
+        rows[row] = products[from] + (near_sum + far_sum);
+        rows[row + 1] = fma(Vector::new(B), far_difference, Vector::new(A) * near_difference);
+        rows[row + 2] = fma(Vector::new(B2), far_sum, Vector::new(A2) * near_sum);
+        let last = fma(Vector::new(A2 * A), near_difference, products[from + 5 * point_stride]);
+        rows[row + 3] = fma(Vector::new(B2 * B), far_difference, last);
     }
-    let mut plane = Array::<Vector<f32, O>>::new(4usize);
+    let mut plane = Array::<Vector<f32, O>>::new(OUTPUTS);
     #[unroll]
-    for w in 0..2usize {
-        plane[w] = rows[w] + (rows[2 + w] + rows[4 + w]);
-        plane[2 + w] = (rows[2 + w] - rows[4 + w]) - rows[6 + w];
+    for w in 0..WIDE_OUTPUTS {
+        let second = rows[WIDE_OUTPUTS + w];
+        let third = rows[2 * WIDE_OUTPUTS + w];
+        plane[w] = rows[w] + (second + third);
+        plane[WIDE_OUTPUTS + w] = (second - third) - rows[3 * WIDE_OUTPUTS + w];
     }
     plane
 }
@@ -348,7 +366,8 @@ impl Convolution<'_> {
             blocks if blocks.is_multiple_of(units) && tiles < units * FEW_TILES => units,
             _ => 1,
         };
-        let bytes_of_tile = (PLANE * (channels_in + self.channels_out / groups) + 8 * self.channels_out / groups) * 4;
+        let bytes_of_tile =
+            (PLANE * (channels_in + self.channels_out / groups) + 2 * OUTPUTS * self.channels_out / groups) * 4;
         let block = block_of(tiles, units / groups, (BLOCK_BYTES / bytes_of_tile).clamp(FEW_TILES, 192));
         let blocks = tiles.div_ceil(block);
         let rows = rows_of(caps, vectors, block);
@@ -356,7 +375,7 @@ impl Convolution<'_> {
         // One vector more than is needed: points at a distance of a large power of two would share few lines of a cache.
         let input_stride = room * (channels_in / lanes_in) + 1;
         let product_stride = room * (vectors_out / groups) + 1;
-        let sums_stride = if self.deep { block * (vectors_out / groups) * 8 } else { 0 };
+        let sums_stride = if self.deep { block * (vectors_out / groups) * 2 * OUTPUTS } else { 0 };
         let input_points = context.empty(units * PLANE * input_stride * lanes_in, Dtype::F32)?;
         let products = context.empty(units * PLANE * product_stride * lanes_out, Dtype::F32)?;
         let sums = context.empty((units * sums_stride * lanes_out).max(1), Dtype::F32)?;

@@ -1,26 +1,40 @@
-//! Winograd's convolution F(2, 3) along each axis whose kernel has three taps, in f32, for stride 1.
+//! Winograd's convolution in f32 for stride 1: F(2, 3) along the depth and the height, where the kernel has three taps, and
+//! F(4, 3) along the width.
 //!
-//! Two neighbouring outputs of three taps need 4 products instead of 6. With `d` the 4 inputs that they see, `g` the taps
-//! and `*` the product element by element (S. Winograd 1980; A. Lavin, S. Gray, "Fast algorithms for convolutional neural
-//! networks", CVPR 2016):
+//! Two neighbouring outputs of three taps need 4 products instead of 6, and four need 6 instead of 12. With `d` the inputs
+//! that they see, `g` the taps and `*` the product element by element (S. Winograd 1980; A. Lavin, S. Gray, "Fast algorithms
+//! for convolutional neural networks", CVPR 2016):
 //!
 //! ```text
 //! y = Aᵀ ((G g) * (Bᵀ d))
 //!
-//!      1  0 -1  0          1    0    0         1  1  1  0
-//! Bᵀ = 0  1  1  0     G =  1/2  1/2  1/2   Aᵀ = 0  1 -1 -1
-//!      0 -1  1  0          1/2 -1/2  1/2
-//!      0  1  0 -1          0    0    1
+//! F(2, 3):   1  0 -1  0          1    0    0         1  1  1  0
+//!       Bᵀ = 0  1  1  0     G =  1/2  1/2  1/2   Aᵀ = 0  1 -1 -1
+//!            0 -1  1  0          1/2 -1/2  1/2
+//!            0  1  0 -1          0    0    1
 //! ```
 //!
-//! Applied along every axis in turn, a tile of 2 x 2 x 2 outputs (1 x 2 x 2 for a kernel of 1 x 3 x 3) takes 64 (16)
-//! *points* instead of 216 (36) products. At each point the channels of all tiles make a matrix product
+//! F(4, 3) evaluates polynomials at 0, ±a, ±b and infinity, with a = 3/4 and b = 3/2: of the choices that were tried these
+//! round least, and all their powers are exact in f32. With `n(p)` the product of the differences between `p` and the
+//! other finite points,
+//!
+//! ```text
+//!      a²b²   0    -a²-b²   0     1  0          1/n(0)   0      0              1  1  1  1  1  0
+//!      0     -ab²  -b²      a     1  0          1/n(a)  a/n(a) a²/n(a)         0  a -a  b -b  0
+//! Bᵀ = 0      ab²  -b²     -a     1  0     G =  1/n(a) -a/n(a) a²/n(a)    Aᵀ = 0  a² a² b² b² 0
+//!      0     -a²b  -a²      b     1  0          1/n(b)  b/n(b) b²/n(b)         0  a³ -a³ b³ -b³ 1
+//!      0      a²b  -a²     -b     1  0          1/n(b) -b/n(b) b²/n(b)
+//!      0      a²b²  0    -a²-b²   0  1          0        0      1
+//! ```
+//!
+//! Applied along every axis in turn, a tile of 2 x 2 x 4 outputs (1 x 2 x 4 for a kernel of 1 x 3 x 3) takes 96 (24)
+//! *points* instead of 432 (72) products. At each point the channels of all tiles make a matrix product
 //! `[tiles, channels in] x [channels in, channels out]`, where the time goes. The gradient of the input is the same
 //! convolution with flipped and transposed weights; the gradient of the weights is the transposed identity
 //! `dg = Gᵀ ((Bᵀ d) * (A dy))`, whose products sum over tiles.
 //!
 //! Points along the height and the width are computed together, points along the depth one after the other: so a core's
-//! scratch holds 16 points of a block of tiles and stays in its cache.
+//! scratch holds 24 points of a block of tiles and stays in its cache.
 
 pub(crate) mod convolution;
 mod tiles;
@@ -30,17 +44,32 @@ pub(crate) mod workspace;
 
 use cubecl::prelude::*;
 
-/// Points along one axis: products that two outputs of three taps need.
+/// Points along the depth and the height: products that two outputs of three taps need.
 const POINTS: usize = 4;
 
+/// Outputs of a tile along the width, and the points that they need.
+const WIDE_OUTPUTS: usize = 4;
+const WIDE_POINTS: usize = 6;
+
 /// Points of one point along the depth.
-const PLANE: usize = POINTS * POINTS;
+const PLANE: usize = POINTS * WIDE_POINTS;
+
+/// The finite points along the width other than 0 are ±`A` and ±`B`.
+const A: f32 = 0.75;
+const B: f32 = 1.5;
+const A2: f32 = A * A;
+const B2: f32 = B * B;
+
+/// Reciprocal products of the differences between a point and the other finite ones: of 0, of ±`A`, of ±`B`.
+const OF_ZERO: f32 = 1.0 / (A2 * B2);
+const OF_A: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
+const OF_B: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
 /// Bytes of scratch that a block of tiles may take of a core's second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Tiles over which reading the weights' points, or adding to their gradient's, is cheap beside the products.
-const FEW_TILES: usize = 48;
+const FEW_TILES: usize = 32;
 
 /// A grid of tiles over `[batch, depth, height, width]` positions, of inputs and of outputs alike.
 #[derive(CubeType, CubeLaunch)]
@@ -62,10 +91,10 @@ struct Extents {
 }
 
 impl Extents {
-    /// Tiles of two outputs along the height and the width, and along the depth if it has three taps.
+    /// Tiles of four outputs along the width, two along the height, and two along the depth if it has three taps.
     fn new(batch: usize, dims: [usize; 3], deep: bool) -> Self {
         let depth = if deep { dims[0].div_ceil(2) } else { dims[0] };
-        Self { batch, dims, tiles: [depth, dims[1].div_ceil(2), dims[2].div_ceil(2)] }
+        Self { batch, dims, tiles: [depth, dims[1].div_ceil(2), dims[2].div_ceil(WIDE_OUTPUTS)] }
     }
 
     /// Number of tiles.

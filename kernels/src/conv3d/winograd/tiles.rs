@@ -1,19 +1,19 @@
 //! From tensors to points: `Bᵀ d` of an input, `A dy` of an output's gradient.
 
-use super::{Grid, POINTS};
+use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS};
 use cubecl::prelude::*;
 
 /// What is transformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Window {
-    /// The input, by `Bᵀ`: four positions, the first one before the tile.
+    /// The input, by `Bᵀ`: positions of the tile, one before it and one behind it.
     Input,
-    /// The gradient of the output, by `A`: the tile's two positions.
+    /// The gradient of the output, by `A`: the tile's positions.
     Gradient,
 }
 
 impl Window {
-    /// Positions of a tile along one axis.
+    /// Positions of a tile along the depth and the height.
     fn positions(self) -> usize {
         match self {
             Self::Input => 4,
@@ -30,7 +30,7 @@ impl Window {
     }
 }
 
-/// One point along one axis: two positions and their factors. A position outside has the factor 0 and is read inside.
+/// One point along the depth: two positions and their factors. A position outside has the factor 0 and is read inside.
 #[derive(CubeType)]
 struct Pair {
     first: usize,
@@ -84,7 +84,7 @@ pub(super) struct Route {
 
 /// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth.
 ///
-/// A walk along a row of tiles needs two new positions a tile; at each, the rows of the window are added along the depth,
+/// A walk along a row of tiles needs four new positions a tile; at each, the rows of the window are added along the depth,
 /// and then make all points along the height.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels; a struct of slices is no kernel argument")]
@@ -117,36 +117,55 @@ pub(super) fn transform<N: Size>(
             let vector = route.first + i_vector;
             let mut at = start + i_vector;
             if comptime!(window == Window::Input) {
-                let mut a = column::<N>(x, &rows, first * 2, grid.width, vectors, vector, window, deep);
-                let mut b = column::<N>(x, &rows, first * 2 + 1, grid.width, vectors, vector, window, deep);
+                let position = first * WIDE_OUTPUTS;
+                let mut a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                let mut b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
                 for i in 0..run {
-                    let position = (first + i) * 2 + 2;
+                    let position = (first + i) * WIDE_OUTPUTS + 2;
                     let c = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
                     let d = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    let e = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
+                    let f = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
                     #[unroll]
                     for h in 0..POINTS {
-                        let to = at + h * POINTS * route.point_stride;
-                        points[to] = a[h] - c[h];
-                        points[to + route.point_stride] = b[h] + c[h];
-                        points[to + 2 * route.point_stride] = c[h] - b[h];
-                        points[to + 3 * route.point_stride] = b[h] - d[h];
-                        a[h] = c[h];
-                        b[h] = d[h];
+                        let to = at + h * WIDE_POINTS * route.point_stride;
+                        let product = Vector::<f32, N>::new(A2 * B2);
+                        let sum = Vector::<f32, N>::new(-(A2 + B2));
+                        points[to] = fma(sum, c[h], fma(product, a[h], e[h]));
+                        let even = fma(Vector::new(-B2), c[h], e[h]);
+                        let odd = fma(Vector::new(-B2), b[h], d[h]);
+                        points[to + route.point_stride] = fma(Vector::new(A), odd, even);
+                        points[to + 2 * route.point_stride] = fma(Vector::new(-A), odd, even);
+                        let even = fma(Vector::new(-A2), c[h], e[h]);
+                        let odd = fma(Vector::new(-A2), b[h], d[h]);
+                        points[to + 3 * route.point_stride] = fma(Vector::new(B), odd, even);
+                        points[to + 4 * route.point_stride] = fma(Vector::new(-B), odd, even);
+                        points[to + 5 * route.point_stride] = fma(sum, d[h], fma(product, b[h], f[h]));
+                        a[h] = e[h];
+                        b[h] = f[h];
                     }
                     at += route.tile_stride;
                 }
             } else {
                 for i in 0..run {
-                    let position = (first + i) * 2;
+                    let position = (first + i) * WIDE_OUTPUTS;
                     let a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
                     let b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    let c = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
+                    let d = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
                     #[unroll]
                     for h in 0..POINTS {
-                        let to = at + h * POINTS * route.point_stride;
+                        let to = at + h * WIDE_POINTS * route.point_stride;
                         points[to] = a[h];
-                        points[to + route.point_stride] = a[h] + b[h];
-                        points[to + 2 * route.point_stride] = a[h] - b[h];
-                        points[to + 3 * route.point_stride] = -b[h];
+                        let even = fma(Vector::new(A2), c[h], a[h]);
+                        let odd = fma(Vector::new(A2), d[h], b[h]);
+                        points[to + route.point_stride] = fma(Vector::new(A), odd, even);
+                        points[to + 2 * route.point_stride] = fma(Vector::new(-A), odd, even);
+                        let even = fma(Vector::new(B2), c[h], a[h]);
+                        let odd = fma(Vector::new(B2), d[h], b[h]);
+                        points[to + 3 * route.point_stride] = fma(Vector::new(B), odd, even);
+                        points[to + 4 * route.point_stride] = fma(Vector::new(-B), odd, even);
+                        points[to + 5 * route.point_stride] = d[h];
                     }
                     at += route.tile_stride;
                 }

@@ -3,7 +3,8 @@
 //! Each split of the tiles has sums of its own, which a second launch adds in a fixed order while it transforms them.
 
 use super::tiles::{Route, Window, transform};
-use super::{BLOCK_BYTES, Extents, FEW_TILES, Grid, PLANE, POINTS, block_of, vectors_of};
+use super::{A, A2, B, B2, BLOCK_BYTES, Extents, FEW_TILES, Grid, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
+use super::{block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -219,18 +220,20 @@ fn weights_of_sums_kernel<N: Size>(
             let mut rows = Array::<Vector<f32, N>>::new(12usize);
             #[unroll]
             for h in 0..POINTS {
-                let mut m = Array::<Vector<f32, N>>::new(POINTS);
+                let mut m = Array::<Vector<f32, N>>::new(WIDE_POINTS);
                 for split in 0..splits {
                     #[unroll]
-                    for w in 0..POINTS {
-                        let point = (split * depth_points + depth_point) * PLANE + h * POINTS + w;
+                    for w in 0..WIDE_POINTS {
+                        let point = (split * depth_points + depth_point) * PLANE + h * WIDE_POINTS + w;
                         m[w] += sums[point * stride + pair];
                     }
                 }
-                let outer = (m[1] + m[2]) * half;
-                rows[h * 3] = m[0] + outer;
-                rows[h * 3 + 1] = (m[1] - m[2]) * half;
-                rows[h * 3 + 2] = m[3] + outer;
+                let near = (m[1] + m[2]) * Vector::new(OF_A);
+                let far = (m[3] + m[4]) * Vector::new(OF_B);
+                let slope = (m[3] - m[4]) * Vector::new(B * OF_B);
+                rows[h * 3] = fma(m[0], Vector::new(OF_ZERO), near + far);
+                rows[h * 3 + 1] = fma(m[1] - m[2], Vector::new(A * OF_A), slope);
+                rows[h * 3 + 2] = fma(Vector::new(A2), near, fma(Vector::new(B2), far, m[5]));
             }
             let mut plane = Array::<Vector<f32, N>>::new(9usize);
             #[unroll]

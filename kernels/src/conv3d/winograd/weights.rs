@@ -1,6 +1,6 @@
 //! The weights' points `G g`, in the order in which the products read them.
 
-use super::{PLANE, POINTS};
+use super::{A, A2, B, B2, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
 use crate::block::strip;
 use crate::conv3d::pack::Packing;
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -65,12 +65,17 @@ fn weight_points_kernel<N: Size>(
             let to = (block * depth_points + depth_point) * PLANE * stride + c * vectors + v;
             #[unroll]
             for r in 0..POINTS {
-                let half = (rows[r * 3] + rows[r * 3 + 2]) * Vector::new(0.5f32);
-                let middle = rows[r * 3 + 1] * Vector::new(0.5f32);
-                points[to + (r * POINTS) * stride] = rows[r * 3];
-                points[to + (r * POINTS + 1) * stride] = half + middle;
-                points[to + (r * POINTS + 2) * stride] = half - middle;
-                points[to + (r * POINTS + 3) * stride] = rows[r * 3 + 2];
+                let to = to + r * WIDE_POINTS * stride;
+                points[to] = rows[r * 3] * Vector::new(OF_ZERO);
+                let even = fma(Vector::new(A2), rows[r * 3 + 2], rows[r * 3]) * Vector::new(OF_A);
+                let odd = rows[r * 3 + 1] * Vector::new(A * OF_A);
+                points[to + stride] = even + odd;
+                points[to + 2 * stride] = even - odd;
+                let even = fma(Vector::new(B2), rows[r * 3 + 2], rows[r * 3]) * Vector::new(OF_B);
+                let odd = rows[r * 3 + 1] * Vector::new(B * OF_B);
+                points[to + 3 * stride] = even + odd;
+                points[to + 4 * stride] = even - odd;
+                points[to + 5 * stride] = rows[r * 3 + 2];
             }
         }
     }
