@@ -123,8 +123,16 @@ fn load(context: &Context, folder: &str) -> Run {
     Run { reference, network, x, target, loss, levels: architecture.levels(), heads }
 }
 
+/// With the products of the definition; then, where the device has other algorithms, with them.
 fn three_steps_of(folder: &str) {
     let (context, _guard) = device();
+    three_steps_on(&context.clone().with_exact(true), folder, gradient_bound());
+    if context.caps().cores.is_some() {
+        three_steps_on(context, folder, OTHER_ROUNDING);
+    }
+}
+
+fn three_steps_on(context: &Context, folder: &str, gradient_bound: f64) {
     let Run { reference, network, x, target, loss, levels, heads } = load(context, folder);
     let (batch, x) = (x.shape().batch, Var::data(x));
     let parameters = network.parameters();
@@ -155,7 +163,8 @@ fn three_steps_of(folder: &str) {
             (context.download_f32(&norm).unwrap()[0], reference.get(&format!("step.gradnorm.{step}")).1[0]);
         assert!((actual - expected).abs() < 1e-3 * expected, "gradient norm {actual}, {expected} in PyTorch");
         if step == 0 {
-            check_gradients(&reference, &parameters.to_torch(context, Slot::Gradient).unwrap(), expected);
+            let gradients = parameters.to_torch(context, Slot::Gradient).unwrap();
+            check_gradients(&reference, &gradients, expected, gradient_bound);
         }
     }
     let (mut square, mut norm) = (0.0, 0.0);
@@ -173,7 +182,7 @@ fn three_steps_of(folder: &str) {
         // its gradient alone.
         let bound = match before.iter().all(|&v| v == 0.0) {
             true if name.ends_with("conv.bias") || name == ON_THE_KINK => f64::INFINITY,
-            true => 10.0 * gradient_bound(),
+            true => 10.0 * gradient_bound,
             false => 1e-4,
         };
         assert!(relative < bound, "{name} differs by {relative:.1e} after three steps");
@@ -189,7 +198,12 @@ fn gradient_bound() -> f64 {
     if is_slow() { 3e-3 } else { 1e-3 }
 }
 
-fn check_gradients(reference: &Reference, gradients: &[(String, Vec<usize>, Vec<f32>)], norm: f32) {
+/// Bound of the gradients where rounding differs. One of the few voxels of a low stage can lie so close to leaky ReLU's kink
+/// that rounding moves it across, and with it every gradient: of the direct algorithm too, by up to 1.1e-2 after a change of
+/// all weights by 2e-7.
+const OTHER_ROUNDING: f64 = 2e-2;
+
+fn check_gradients(reference: &Reference, gradients: &[(String, Vec<usize>, Vec<f32>)], norm: f32, bound: f64) {
     let names = reference.tensors();
     let mut compared = 0;
     for (name, shape, actual) in gradients {
@@ -206,7 +220,7 @@ fn check_gradients(reference: &Reference, gradients: &[(String, Vec<usize>, Vec<
             assert!(actual.iter().all(|g| g.abs() < 1e-5 * norm), "{name} should have almost no gradient");
         } else {
             let relative = difference(actual, &expected);
-            assert!(relative < gradient_bound() || name == ON_THE_KINK, "gradient of {name} differs by {relative:.1e}");
+            assert!(relative < bound || name == ON_THE_KINK, "gradient of {name} differs by {relative:.1e}");
         }
         compared += 1;
     }
