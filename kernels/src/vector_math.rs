@@ -6,8 +6,8 @@
 use cubecl::prelude::*;
 
 /// Minimax polynomial of `2^f` for |f| <= 1/2, from the constant term up: relative error 2e-9 before rounding.
-const EXP2: [f32; 7] =
-    [1.0, 0.693_147_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_4, 0.000_153_533_62];
+const EXP2_LOW: [f32; 4] = [1.0, 0.693_147_2, 0.240_226_48, 0.055_503_324];
+const EXP2_HIGH: [f32; 3] = [0.009_618_437, 0.001_339_887_4, 0.000_153_533_62];
 /// log2 of e, and what f32 leaves of it.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LOG2_E_REST: f32 = (std::f64::consts::LOG2_E - std::f32::consts::LOG2_E as f64) as f32;
@@ -18,28 +18,19 @@ const EXP_LEAST: f32 = -87.0;
 
 /// Minimax polynomial of `(ln(1 + f) - f) / f^2` for `1/sqrt(2) <= 1 + f <= sqrt(2)`: `ln` is off by at most 3e-8 with
 /// it.
-const LN: [f32; 8] = [
-    -0.499_999_82,
-    0.333_339_33,
-    -0.250_025_84,
-    0.199_634_78,
-    -0.165_517_88,
-    0.148_836_82,
-    -0.144_268_81,
-    0.089_795_32,
-];
+const LN_LOW: [f32; 4] = [-0.499_999_82, 0.333_339_33, -0.250_025_84, 0.199_634_78];
+const LN_HIGH: [f32; 4] = [-0.165_517_88, 0.148_836_82, -0.144_268_81, 0.089_795_32];
 /// Bits of 1/sqrt(2) and of 1.
 const SQRT_HALF: u32 = 0x3f35_04f3;
 const ONE: u32 = 0x3f80_0000;
 
+/// A polynomial of degree 3, from its constant term up. Its terms meet in pairs: what a thread waits for are operations
+/// that need each other.
 #[cube]
-fn horner<N: Size, const D: usize>(x: Vector<f32, N>, #[comptime] coefficients: [f32; D]) -> Vector<f32, N> {
-    let mut value = Vector::new(coefficients[comptime!(D - 1)]);
-    #[unroll]
-    for i in 1..D {
-        value = fma(value, x, Vector::new(coefficients[comptime!(D - 1 - i)]));
-    }
-    value
+fn cubic<N: Size>(x: Vector<f32, N>, square: Vector<f32, N>, #[comptime] terms: [f32; 4]) -> Vector<f32, N> {
+    let low = fma(x, Vector::new(terms[1]), Vector::new(terms[0]));
+    let high = fma(x, Vector::new(terms[3]), Vector::new(terms[2]));
+    fma(high, square, low)
 }
 
 /// `e^x` for x up to 88, to one unit in the last place; 0 below -87. NaN stays.
@@ -53,7 +44,11 @@ pub fn exp<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
         let minus_whole = Vector::new(ROUND) - shifted;
         let part = fma(x, Vector::new(LOG2_E_REST), fma(x, Vector::new(LOG2_E), minus_whole));
         let exponent = Vector::<u32, N>::reinterpret(shifted) << Vector::new(23u32);
-        let value = horner(part, EXP2) * Vector::<f32, N>::reinterpret(exponent);
+        let square = part * part;
+        let high = fma(part, Vector::new(EXP2_HIGH[1]), Vector::new(EXP2_HIGH[0]));
+        let high = fma(square, Vector::new(EXP2_HIGH[2]), high);
+        let value = fma(high, square * square, cubic::<N>(part, square, EXP2_LOW));
+        let value = value * Vector::<f32, N>::reinterpret(exponent);
         select_many(x.less_than(&Vector::new(EXP_LEAST)), Vector::new(0.0f32), value)
     }
 }
@@ -69,7 +64,9 @@ pub fn ln<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
         let exponent = Vector::<f32, N>::cast_from(bits >> Vector::new(23u32)) - Vector::new(127.0f32);
         let mantissa = (bits & Vector::new(0x007f_ffffu32)) + Vector::new(SQRT_HALF);
         let f = Vector::<f32, N>::reinterpret(mantissa) - Vector::new(1.0f32);
-        let of_mantissa = fma(f * f, horner(f, LN), f);
+        let square = f * f;
+        let series = fma(cubic::<N>(f, square, LN_HIGH), square * square, cubic::<N>(f, square, LN_LOW));
+        let of_mantissa = fma(square, series, f);
         let value = fma(exponent, Vector::new(std::f32::consts::LN_2), of_mantissa);
         select_many(x.less_than(&Vector::new(f32::INFINITY)), value, x)
     }

@@ -6,6 +6,9 @@ use crate::vector_math::{exp, ln};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+/// Up to this many labels, vectors of labels are compared with each, instead of looked up voxel by voxel.
+const COMPARED_LABELS: usize = 8;
+
 /// One word of the region sets of `N` voxels, empty for ignored ones.
 #[cube]
 fn region_word<N: Size>(
@@ -13,12 +16,22 @@ fn region_word<N: Size>(
     label: Vector<u32, N>,
     #[comptime] word: usize,
     #[comptime] words: usize,
+    #[comptime] plan: Plan,
 ) -> Vector<u32, N> {
-    let mut set = Vector::<u32, N>::empty();
-    #[unroll]
-    for lane in 0..N::value() {
-        // The entry for "ignored" is empty.
-        set.insert(lane, grid.regions[label.extract(lane) as usize * words + word]);
+    let lanes = N::value();
+    let mut set = Vector::<u32, N>::new(0u32);
+    if comptime!(lanes > 1 && plan.labels <= COMPARED_LABELS) {
+        #[unroll]
+        for declared in 0..plan.labels {
+            let regions = Vector::new(grid.regions[comptime!(declared * words + word)]);
+            set = select_many(label.equal(&Vector::new(declared as u32)), regions, set);
+        }
+    } else {
+        #[unroll]
+        for lane in 0..lanes {
+            // The entry for "ignored" is empty.
+            set.insert(lane, grid.regions[label.extract(lane) as usize * words + word]);
+        }
     }
     set
 }
@@ -75,7 +88,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
         sums[comptime!(plan.weight())] += select_many(valid, weight, zero);
         #[unroll]
         for word in 0..words {
-            let set = region_word::<N>(grid, label, word, words);
+            let set = region_word::<N>(grid, label, word, words, plan);
             let here = comptime!((plan.classes - 32 * word).min(32));
             #[unroll(plan.unroll)]
             for bit in 0..here {
@@ -245,7 +258,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
         let entropy = of_level + grid.batch * comptime!(2 * plan.classes);
         #[unroll]
         for word in 0..words {
-            let set = region_word::<N>(grid, label, word, words);
+            let set = region_word::<N>(grid, label, word, words, plan);
             let here = comptime!((plan.classes - 32 * word).min(32));
             #[unroll(plan.unroll)]
             for bit in 0..here {

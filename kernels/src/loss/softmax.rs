@@ -12,6 +12,9 @@ use cubecl::prelude::*;
 
 /// Values that `per_voxel` keeps for a class: I, G and cross-entropy.
 const PER_CLASS: usize = 3;
+/// Neighbouring voxels add to as many copies of them: mostly they have the same label, and an addition would wait for
+/// the one before.
+const COPIES: usize = 4;
 
 /// Reads the logits of a group, zeros where a voxel does not count, and leaves `exp(z - max)` in `exponents`.
 /// Returns their sum and `max - z` of the labelled class. Where classes are missing, the z of the background is
@@ -130,7 +133,8 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
             let p = exp::<N>(zero - below_top) * scale;
             #[unroll]
             for lane in 0..N::value() {
-                let at = label.extract(lane) as usize * PER_CLASS;
+                let copy = comptime!(lane % COPIES * PER_CLASS * (plan.classes + 1));
+                let at = copy + label.extract(lane) as usize * PER_CLASS;
                 if comptime!(plan.dice) {
                     hits[at] += p.extract(lane);
                     hits[at + 1] += counted.extract(lane);
@@ -170,7 +174,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let lanes = N::value();
     // Accumulators that the plan does not use have one entry.
     let vector_sums = comptime!(if plan.per_voxel { plan.classes + 1 } else { plan.slots() });
-    let hit_len = comptime!(if plan.per_voxel { PER_CLASS * (plan.classes + 1) } else { 1 });
+    let hit_len = comptime!(if plan.per_voxel { COPIES * PER_CLASS * (plan.classes + 1) } else { 1 });
     let shifted_len = comptime!(if plan.missing { plan.classes } else { 1 });
 
     let (low, high) = my_chunks(grid.chunks, plan.walkers);
@@ -225,6 +229,12 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
 
         let row = (item * plan.walkers + walker) * comptime!(plan.slots());
         if comptime!(plan.per_voxel) {
+            let values = comptime!(PER_CLASS * (plan.classes + 1));
+            for i in 0..values {
+                for copy in 1..COPIES {
+                    hits[i] += hits[copy * values + i];
+                }
+            }
             for class in 0..classes {
                 if comptime!(plan.dice) {
                     sums[row + class] = lane_sum::<N>(wide[class]) + rest[class].extract(0usize);
@@ -306,6 +316,10 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
             mean *= scale;
         }
         let base = entropy - mean;
+        let mut of_labelled = zero;
+        if comptime!(plan.per_voxel) {
+            of_labelled = select_many(valid, (e * scale * (base + b + a) - entropy) * weight, zero);
+        }
         #[unroll(plan.unroll)]
         for class in 0..classes {
             let p = exponents[class] * scale;
@@ -326,18 +340,11 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
                 }
                 g += select_many(hit, of_label, zero);
             }
-            exponents[class] = select_many(valid, g * weight, zero);
-        }
-        if comptime!(plan.per_voxel) {
-            let g = select_many(valid, (e * scale * (base + b + a) - entropy) * weight, zero);
-            #[unroll]
-            for lane in 0..N::value() {
-                // An ignored voxel gets its zero once more, in its last class.
-                let class = label.extract(lane).min(comptime!(classes as u32 - 1)) as usize;
-                let mut values = exponents[class];
-                values.insert(lane, g.extract(lane));
-                exponents[class] = values;
+            g = select_many(valid, g * weight, zero);
+            if comptime!(plan.per_voxel) {
+                g = select_many(label.equal(&Vector::new(class as u32)), of_labelled, g);
             }
+            exponents[class] = g;
         }
         store_group::<E, N>(gradients, place.level, first, exponents, plan);
     } else {
