@@ -54,13 +54,15 @@ fn lanes(context: &Context) -> Vec<usize> {
 #[test]
 fn exponentials_are_right_to_two_units_in_the_last_place() {
     let (context, _turn) = device();
-    let x: Vec<f32> = (0..=200_000).map(|i| -87.0 + 175.0 * i as f32 / 200_000.0).collect();
+    let x: Vec<f32> = (0..=50_000).map(|i| -87.0 + 175.0 * i as f32 / 50_000.0).collect();
     for lanes in lanes(context) {
         let y = values(context, Function::Exp, &x, lanes);
         // A GPU's own function is only right to a few more.
         let limit = if context.caps().cores.is_some() { 2.0 } else { 64.0 };
-        let worst = x.iter().zip(&y).map(|(x, y)| units(*y, f64::from(*x).exp())).fold(0.0, f64::max);
-        assert!(worst <= limit, "{lanes} lanes: {worst} units");
+        for (x, y) in x.iter().zip(&y) {
+            let units = units(*y, f64::from(*x).exp());
+            assert!(units <= limit, "{lanes} lanes: e^{x} = {y}, {units} units");
+        }
     }
 }
 
@@ -81,7 +83,7 @@ fn exponentials_of_far_numbers_and_of_none() {
 #[test]
 fn logarithms_are_right_to_a_few_millionths_of_a_percent() {
     let (context, _turn) = device();
-    let near_one = (0..100_000).map(|i| 1.0 + i as f32 / 25_000.0);
+    let near_one = (0..50_000).map(|i| 1.0 + i as f32 / 12_500.0);
     let far = (0..2_000).map(|i| 1.2e-38 * 1.09f32.powi(i));
     let x: Vec<f32> = near_one.chain(far).filter(|x| x.is_finite()).collect();
     for lanes in lanes(context) {
