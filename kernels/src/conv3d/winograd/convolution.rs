@@ -285,7 +285,7 @@ fn finish<O: Size>(
 }
 
 /// Outputs of a tile at one position along the depth.
-const OUTPUTS: usize = 2 * WIDE_OUTPUTS;
+pub(super) const OUTPUTS: usize = 2 * WIDE_OUTPUTS;
 
 /// `Aᵀ` along the width and the height: `[height, width]` of 2 x 4 outputs.
 #[cube]

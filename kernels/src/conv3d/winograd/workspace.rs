@@ -1,6 +1,7 @@
 //! Scratch of both kernels: bounds that follow their launch functions.
 
-use super::{BLOCK_BYTES, Extents, FEW_TILES, PLANE, POINTS, block_of, vectors_of, weight_gradient::GROUP_CHANNELS};
+use super::{BLOCK_BYTES, Extents, FEW_TILES, PLANE, POINTS, block_of, vectors_of};
+use super::{convolution::OUTPUTS, weight_gradient::GROUP_CHANNELS};
 use crate::Caps;
 use crate::conv3d::gather::widest_vector;
 
@@ -33,9 +34,9 @@ impl Sizes {
             blocks if blocks.is_multiple_of(units) && self.tiles() < units * FEW_TILES => units,
             _ => 1,
         };
-        let sums = if self.deep { 8 * self.channels_out / groups } else { 0 };
+        let sums = if self.deep { 2 * OUTPUTS * self.channels_out / groups } else { 0 };
         let tile = PLANE * (self.channels_in + self.channels_out / groups);
-        let most = (BLOCK_BYTES / (4 * (tile + 8 * self.channels_out / groups))).clamp(FEW_TILES, 192);
+        let most = (BLOCK_BYTES / (4 * (tile + 2 * OUTPUTS * self.channels_out / groups))).clamp(FEW_TILES, 192);
         let block = block_of(self.tiles(), units / groups, most);
         let scratch = units * ((block + PADDING) * tile + block * sums);
         let pairs = self.channels_in * self.channels_out;
