@@ -2,8 +2,8 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::instance_norm::{self, NormGradient};
-use crate::kernels::{Buffer, Dtype, conv_transpose3d, conv3d, reduce};
+use crate::kernels::instance_norm::{self, Moments, NormGradient};
+use crate::kernels::{Buffer, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
 use crate::parameters::Parameter;
 use crate::tape::{Normalised, Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -30,6 +30,39 @@ pub fn conv3d(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
+    convolve(tape, x, second, weight, bias, channels_out, shape, false).map(|(output, _)| output)
+}
+
+/// What `nn` makes its blocks of: convolution, instance norm (epsilon 1e-5, affine, biased variance) and leaky ReLU, fused as
+/// the tape's [`Fusion`](crate::tape::Fusion) says.
+///
+/// # Errors
+/// If shapes do not fit or the device is out of memory.
+pub fn conv3d_norm_leaky_relu(
+    tape: &mut Tape,
+    x: &Var,
+    second: Option<&Var>,
+    convolution: (&Parameter, Option<&Parameter>),
+    norm: (&Parameter, &Parameter),
+    channels_out: usize,
+    shape: ConvShape,
+) -> Result<Var> {
+    let (weight, bias) = convolution;
+    let (y, moments) = convolve(tape, x, second, weight, bias, channels_out, shape, true)?;
+    normalise(tape, &y, moments, norm)
+}
+
+#[allow(clippy::too_many_arguments, reason = "the private body of two functions")]
+fn convolve(
+    tape: &mut Tape,
+    x: &Var,
+    second: Option<&Var>,
+    weight: &Parameter,
+    bias: Option<&Parameter>,
+    channels_out: usize,
+    shape: ConvShape,
+    before_norm: bool,
+) -> Result<(Var, Option<Moments>)> {
     let context = tape.context().clone();
     let Shape { batch, dims, channels } = x.tensor().shape();
     let mut problem = conv3d::Problem::new(batch, dims, channels, channels_out, shape.kernel, shape.stride)?;
@@ -38,22 +71,23 @@ pub fn conv3d(
     }
     let out_shape = Shape { batch, dims: problem.out_dims(), channels: channels_out };
     let output = Tensor::empty(&context, out_shape, x.tensor().buffer().dtype())?;
-    conv3d::forward(
-        &context,
-        &problem,
-        x.tensor().buffer(),
-        second.map(|s| s.tensor().buffer()),
-        weight.value(),
-        bias.map(Parameter::value),
-        output.buffer(),
-    )?;
+    let (first, second_buffer) = (x.tensor().buffer(), second.map(|s| s.tensor().buffer()));
+    let bias_value = bias.map(Parameter::value);
+    let (w, y) = (weight.value(), output.buffer());
+    let moments = if before_norm && tape.fusion().moments_by_convolution {
+        conv3d::forward_with_moments(&context, &problem, first, second_buffer, w, bias_value, y)?
+    } else {
+        conv3d::forward(&context, &problem, first, second_buffer, w, bias_value, y)?;
+        None
+    };
 
+    let zero_bias_gradient = before_norm && tape.fusion().no_bias_gradient_before_norm;
     let inputs: Vec<&Var> = std::iter::once(x).chain(second).collect();
     let (needs_gradient, x_shape) = (x.needs_gradient(), x.tensor().shape());
     let second_shape = second.map(|s| s.tensor().shape());
     let (x, second) = (x.keep(), second.map(Var::keep));
     let (weight, bias) = (weight.clone(), bias.cloned());
-    Ok(tape.record(output, &inputs, move |gradient| {
+    let output = tape.record(output, &inputs, move |gradient| {
         let dy = gradient.buffer();
         {
             // Values computed again live no longer than the weight gradient takes.
@@ -63,8 +97,10 @@ pub fn conv3d(
             conv3d::backward_weight(&context, &problem, x.buffer(), second_buffer, dy, weight.gradient())?;
         }
         drop((x, second));
-        if let Some(bias) = bias {
-            reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?;
+        match bias {
+            Some(bias) if zero_bias_gradient => elementwise::fill(&context, bias.gradient(), 0.0)?,
+            Some(bias) => reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?,
+            None => {}
         }
         if !needs_gradient {
             return Ok(vec![]);
@@ -75,7 +111,8 @@ pub fn conv3d(
         let second_buffer = second_dx.as_ref().map(Tensor::buffer);
         conv3d::backward_data(&context, &problem, weight.value(), dy, dx.buffer(), second_buffer)?;
         Ok(vec![Some(dx), second_dx])
-    }))
+    });
+    Ok((output, moments))
 }
 
 /// Transposed convolution whose kernel is its stride.
@@ -122,6 +159,16 @@ const LEAKY_RELU_SLOPE: f32 = 0.01;
 /// # Errors
 /// If shapes do not fit or the device is out of memory.
 pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bias: &Parameter) -> Result<Var> {
+    normalise(tape, x, None, (weight, bias))
+}
+
+/// With the moments of `x`, where they were taken.
+fn normalise(
+    tape: &mut Tape,
+    x: &Var,
+    moments: Option<Moments>,
+    (weight, bias): (&Parameter, &Parameter),
+) -> Result<Var> {
     let context = tape.context().clone();
     let shape = x.tensor().shape();
     let dtype = x.tensor().buffer().dtype();
@@ -130,7 +177,12 @@ pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bi
     let statistics = context.empty(problem.statistics_len(), Dtype::F32)?;
     let (raw, weight, bias) = (x.tensor().clone(), weight.clone(), bias.clone());
     let normalised = Normalised { problem, raw, statistics, weight, bias };
-    instance_norm::statistics(&context, &problem, normalised.raw.buffer(), &normalised.statistics)?;
+    match moments {
+        Some(moments) => {
+            instance_norm::statistics_of_moments(&context, &problem, moments, &normalised.statistics)?;
+        }
+        None => instance_norm::statistics(&context, &problem, normalised.raw.buffer(), &normalised.statistics)?,
+    }
     let output = normalised.activate(&context)?;
 
     let recipe = normalised.clone();

@@ -105,17 +105,30 @@ struct Step {
     backward: Backward,
 }
 
-/// Where time can be traded for memory. The results are the same bits either way.
+/// What is done together, or again, instead of going through memory. But for `recompute_activations`, which gives the same
+/// bits, the results differ by rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fusion {
     /// Whether backward computes normalised activations again from the convolution's output, which it keeps anyway,
     /// instead of keeping both. Costs a pass over the tensor (one read, one write) for each operation that reads it.
     pub recompute_activations: bool,
+    /// Whether a convolution before an instance norm takes the moments of its output while it stores it. Saves the pass over
+    /// the output that does nothing else.
+    pub moments_by_convolution: bool,
+    /// Whether the gradient of a convolution's bias before an instance norm, which takes every constant out again, is left at
+    /// the 0 that it is; computed, it is a sum of rounding errors. Saves a pass over the gradient of the output.
+    pub no_bias_gradient_before_norm: bool,
+}
+
+impl Fusion {
+    /// Every operation on its own, and nothing computed twice: what the fused ones are tested against.
+    pub const NONE: Self =
+        Self { recompute_activations: false, moments_by_convolution: false, no_bias_gradient_before_norm: false };
 }
 
 impl Default for Fusion {
     fn default() -> Self {
-        Self { recompute_activations: true }
+        Self { recompute_activations: true, moments_by_convolution: true, no_bias_gradient_before_norm: true }
     }
 }
 

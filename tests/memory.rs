@@ -13,13 +13,13 @@ use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
 
-const KEEP_BOTH: Fusion = Fusion { recompute_activations: false };
-const RECOMPUTE: Fusion = Fusion { recompute_activations: true };
+const KEEP_BOTH: Fusion = Fusion::NONE;
+const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
 const BATCH: usize = 2;
 const DATASET: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
     "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}"#;
 
-fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShape {
+pub fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShape {
     let stages = features.len();
     let stage = |(i, &features): (usize, &usize)| Stage {
         features,
@@ -60,7 +60,8 @@ fn step_in(
     (launches, peak, network.parameters().to_torch(context, Slot::Gradient).unwrap())
 }
 
-fn step(context: &Context, shape: &UNetShape, dims: [usize; 3], fusion: Fusion) -> (u32, u64, Vec<NamedTensor>) {
+/// The same in f32.
+pub fn step(context: &Context, shape: &UNetShape, dims: [usize; 3], fusion: Fusion) -> (u32, u64, Vec<NamedTensor>) {
     step_in(context, shape, dims, Dtype::F32, fusion)
 }
 

@@ -124,3 +124,6 @@ mod memory;
 
 /// Algorithms chosen by shape.
 mod tune;
+
+/// Fused operations against unfused ones.
+mod fusion;

@@ -141,6 +141,7 @@ pub fn forward(
             out_step: problem.stride,
             out_offset: position,
             method,
+            moments: None,
         }
         .launch(context)?;
     }
@@ -196,6 +197,7 @@ pub fn backward_data(
         out_step: [1; 3],
         out_offset: [0; 3],
         method,
+        moments: None,
     }
     .launch(context)
 }

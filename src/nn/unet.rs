@@ -156,8 +156,8 @@ struct Block {
 
 impl Block {
     fn forward(&self, tape: &mut Tape, x: &Var, second: Option<&Var>) -> Result<Var> {
-        let y = ops::conv3d(tape, x, second, &self.weight, self.bias.as_ref(), self.features, self.shape)?;
-        ops::instance_norm_leaky_relu(tape, &y, &self.norm_weight, &self.norm_bias)
+        let (convolution, norm) = ((&self.weight, self.bias.as_ref()), (&self.norm_weight, &self.norm_bias));
+        ops::conv3d_norm_leaky_relu(tape, x, second, convolution, norm, self.features, self.shape)
     }
 }
 

@@ -23,10 +23,15 @@
 
 use crate::block::strip;
 use crate::conv3d::{igemm, tiled};
+use crate::instance_norm::Moments;
+use crate::instance_norm::epilogue::{add_moments, clear_parts};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 pub(super) const OPERATION: &str = "convolution";
+
+/// Units that keep a GPU busy.
+const GPU_UNITS: usize = 1 << 16;
 
 /// What is compiled into one instance of the kernel. Taps, steps and paddings are run-time numbers: compiled in, they make
 /// the loops no faster (LLVM unrolls short ones, which was measured at half the speed), and every mix would be compiled.
@@ -41,6 +46,10 @@ pub(crate) struct Plan {
     /// Whether a second input continues the channels of the first.
     second_input: bool,
     bias: bool,
+    /// Whether the moments of the outputs are taken.
+    moments: bool,
+    /// Whether a unit has one part of each sample's moments for all of its segments, on CPUs; else each segment is a part.
+    chunked: bool,
 }
 
 /// Vector width and tile for `channels_out`, and for rows of `count` outputs.
@@ -162,6 +171,8 @@ pub(crate) struct Gather<'a> {
     pub out_step: [usize; 3],
     pub out_offset: [usize; 3],
     pub method: Method,
+    /// Where the moments of the outputs go, in [`Gather::parts`] parts.
+    pub moments: Option<&'a Moments>,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -196,6 +207,8 @@ pub(super) struct Shape {
     pub(super) pad_width: usize,
     /// Tiles of one row that one unit computes in a piece.
     pub(super) tiles_in_segment: usize,
+    /// Parts of the moments of each sample.
+    pub(super) parts: usize,
 }
 
 /// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
@@ -206,6 +219,7 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     weights: &[Vector<f32, N>],
     bias: &[Vector<f32, G>],
     y: &mut [Vector<E, G>],
+    moments: &mut [Vector<f32, G>],
     shape: Shape,
     #[comptime] plan: Plan,
     #[define(E)] _dtype: ElemType,
@@ -220,6 +234,10 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     let segments = tiles.div_ceil(shape.tiles_in_segment);
     let items = shape.batch * blocks * shape.count_depth * shape.count_height * segments;
 
+    let vectors_out = shape.channels_out / lanes;
+    if comptime!(plan.moments && plan.chunked) {
+        clear_parts(moments, ABSOLUTE_POS, shape.parts, shape.batch, 4 * vectors_out);
+    }
     let (low, high) = strip(items);
     for item in low..high {
         let segment = item % segments;
@@ -238,6 +256,25 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
 
         let first_tile = segment * shape.tiles_in_segment;
         let last_tile = (first_tile + shape.tiles_in_segment).min(tiles);
+
+        // Sums over the segment: of differences from the part's mean before it, and of their squares.
+        let mut shift = Array::<Vector<f32, G>>::new(vectors);
+        let mut sum = Array::<Vector<f32, G>>::new(vectors);
+        let mut square = Array::<Vector<f32, G>>::new(vectors);
+        let mut part = block * vectors;
+        let mut fresh = true.runtime();
+        if comptime!(plan.moments) {
+            if comptime!(plan.chunked) {
+                part += (n * shape.parts + ABSOLUTE_POS) * 4 * vectors_out;
+                fresh = moments[part + 3 * vectors_out].extract(0usize) == 0.0f32;
+                #[unroll]
+                for v in 0..vectors {
+                    shift[v] = moments[part + v] + moments[part + vectors_out + v];
+                }
+            } else {
+                part += (n * shape.parts + (jd * shape.count_height + jh) * segments + segment) * 4 * vectors_out;
+            }
+        }
         for tile in first_tile..last_tile {
             // The last tile of a row is moved back inside it, and computes some outputs a second time: no output of a
             // tile ever lies outside.
@@ -256,18 +293,50 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
                 add_taps::<E, N, K>(&mut sums, second, weights, &shape, channels, second_weight, n, jd, jh, j0, plan);
             }
 
+            // Outputs that the tile before has in common with the last one.
+            let repeated = tile * width - j0;
             #[unroll]
             for i in 0..width {
                 let ow = (j0 + i) * shape.out_step_width + shape.out_offset_width;
                 let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
                 #[unroll]
                 for v in 0..vectors {
-                    let mut sum = add_split::<N, G>(sums[i * vectors + v], plan.split);
+                    let mut value = add_split::<N, G>(sums[i * vectors + v], plan.split);
                     if comptime!(plan.bias) {
-                        sum += bias[block * vectors + v];
+                        value += bias[block * vectors + v];
                     }
-                    y[first + v] = Vector::cast_from(sum);
+                    let stored = Vector::<E, G>::cast_from(value);
+                    y[first + v] = stored;
+                    if comptime!(plan.moments) {
+                        let stored = Vector::<f32, G>::cast_from(stored);
+                        if comptime!(i == 0) {
+                            if fresh && tile == first_tile {
+                                shift[v] = stored;
+                            }
+                        }
+                        if i >= repeated {
+                            let difference = stored - shift[v];
+                            sum[v] += difference;
+                            square[v] += difference * difference;
+                        }
+                    }
                 }
+            }
+        }
+        if comptime!(plan.moments) {
+            let here = f32::cast_from((last_tile * width).min(shape.count_width) - first_tile * width);
+            #[unroll]
+            for v in 0..vectors {
+                let to = part + v;
+                if fresh {
+                    moments[to] = shift[v];
+                    moments[to + vectors_out] = Vector::zeroed();
+                    moments[to + 2 * vectors_out] = Vector::zeroed();
+                    moments[to + 3 * vectors_out] = Vector::zeroed();
+                }
+                let before = moments[to + 3 * vectors_out];
+                add_moments(moments, to, vectors_out, shift[v], sum[v], square[v], before, here);
+                moments[to + 3 * vectors_out] = before + Vector::new(here);
             }
         }
     }
@@ -408,12 +477,12 @@ impl Gather<'_> {
         if rows * tiles == 0 {
             return Ok(());
         }
-        // A CPU core walks whole rows; on a GPU each tile is a unit's.
-        let (tiles_in_segment, items) = match context.caps().cores {
-            Some(cores) => (tiles, cores as usize),
-            None => (1, rows * tiles),
-        };
         let units = context.caps().cube_units();
+        let tiles_in_segment = self.tiles_in_segment(context, tile, self.moments.is_some());
+        let items = match context.caps().cores {
+            Some(cores) => cores as usize,
+            None => rows * tiles.div_ceil(tiles_in_segment),
+        };
         let count = context.grid(OPERATION, items, units)?;
         let plan = Plan {
             width: tile.width,
@@ -421,7 +490,10 @@ impl Gather<'_> {
             split: tile.split,
             second_input: self.second.is_some(),
             bias: self.bias.is_some(),
+            moments: self.moments.is_some(),
+            chunked: context.caps().cores.is_some(),
         };
+        let nothing = context.empty(tile.lanes, Dtype::F32)?;
         let (second, _) = self.second.unwrap_or((self.input, 0));
         gather_kernel::launch(
             context.client(),
@@ -435,12 +507,38 @@ impl Gather<'_> {
             self.weights.arg(),
             self.bias.unwrap_or(self.weights).arg(),
             self.output.arg(),
+            self.moments.map_or(&nothing, |moments| &moments.partial).arg(),
             self.shape(tiles_in_segment),
             plan,
             self.output.dtype().elem(),
         );
         context.launched();
         Ok(())
+    }
+
+    /// Parts of the moments of each sample: one of every unit on a CPU, of every segment or cube on a GPU.
+    pub fn parts(&self, context: &Context) -> usize {
+        match (self.method, context.caps().cores) {
+            (Method::TensorCores(plan), _) => plan.row_blocks(self.count.iter().product()),
+            (Method::Tiled(_), _) => 0,
+            (Method::Direct(_), Some(cores)) => cores as usize,
+            (Method::Direct(tile), None) => {
+                let tiles = self.count[2].div_ceil(tile.width);
+                self.count[0] * self.count[1] * tiles.div_ceil(self.tiles_in_segment(context, tile, true))
+            }
+        }
+    }
+
+    /// A CPU core walks whole rows. On a GPU each tile is a unit's; where moments are taken, a unit walks as many as leave
+    /// enough units, so that there are fewer moments.
+    fn tiles_in_segment(&self, context: &Context, tile: Tile, moments: bool) -> usize {
+        let tiles = self.count[2].div_ceil(tile.width);
+        let all = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1] * tiles;
+        match (context.caps().cores, moments) {
+            (Some(_), _) => tiles,
+            (None, false) => 1,
+            (None, true) => (all / GPU_UNITS).clamp(1, tiles.max(1)),
+        }
     }
 
     /// The kernel's numbers.
@@ -475,6 +573,7 @@ impl Gather<'_> {
             self.pad[1],
             self.pad[2],
             tiles_in_segment,
+            self.moments.map_or(0, |moments| moments.parts),
         )
     }
 }

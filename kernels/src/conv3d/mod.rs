@@ -12,6 +12,7 @@ pub(crate) mod weight_gradient;
 mod winograd;
 mod workspace;
 
+use crate::instance_norm::Moments;
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 pub use choices::{Choices, applicable};
 use choices::{chosen, tensor_cores_fit};
@@ -224,6 +225,38 @@ pub fn forward(
     bias: Option<&Buffer>,
     y: &Buffer,
 ) -> Result<(), KernelError> {
+    launch_forward(context, problem, x, second, w, bias, y, false).map(|_| ())
+}
+
+/// The same as [`forward`], and the moments of every sample and channel of `y`, as an instance norm needs them, without a
+/// pass over `y`. `None` where the kernel cannot take them: on tensor cores whose tile does not share out
+/// its columns evenly, and on shared memory.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_with_moments(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    second: Option<&Buffer>,
+    w: &Buffer,
+    bias: Option<&Buffer>,
+    y: &Buffer,
+) -> Result<Option<Moments>, KernelError> {
+    launch_forward(context, problem, x, second, w, bias, y, true)
+}
+
+#[allow(clippy::too_many_arguments, reason = "the private body of two functions")]
+fn launch_forward(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    second: Option<&Buffer>,
+    w: &Buffer,
+    bias: Option<&Buffer>,
+    y: &Buffer,
+    with_moments: bool,
+) -> Result<Option<Moments>, KernelError> {
     problem.check_inputs(x, second)?;
     w.check(OPERATION, "weights", problem.weight_len(), Dtype::F32)?;
     if let Some(bias) = bias {
@@ -250,8 +283,13 @@ pub fn forward(
         dtype,
     };
     let second = second.map(|second| (second, problem.second_channels));
+    let moments = |parts: usize| match with_moments {
+        true => Moments::new(context, problem.batch, parts, problem.channels_out).map(Some),
+        false => Ok(None),
+    };
     if *algorithm == Algorithm::Winograd {
-        return Convolution {
+        let moments = moments(context.caps().cube_units() as usize)?;
+        Convolution {
             batch: problem.batch,
             dims: problem.in_dims,
             input: x,
@@ -261,11 +299,13 @@ pub fn forward(
             bias,
             output: y,
             channels_out: problem.channels_out,
+            moments: moments.as_ref(),
         }
-        .launch(context, w, packing);
+        .launch(context, w, packing)?;
+        return Ok(moments);
     }
     let packed = packing.run(context, w)?;
-    Gather {
+    let mut gather = Gather {
         batch: problem.batch,
         input: x,
         channels_in: problem.channels_in,
@@ -283,8 +323,16 @@ pub fn forward(
         out_step: [1; 3],
         out_offset: [0; 3],
         method,
-    }
-    .launch(context)
+        moments: None,
+    };
+    let moments = match method {
+        Method::TensorCores(plan) if !plan.merges_columns() => None,
+        Method::Tiled(_) => None,
+        _ => moments(gather.parts(context))?,
+    };
+    gather.moments = moments.as_ref();
+    gather.launch(context)?;
+    Ok(moments)
 }
 
 /// The gradient of the input: `dx` of the first, and `second_dx` of the second if there is one.
@@ -335,6 +383,7 @@ pub fn backward_data(
                 bias: None,
                 output: dx,
                 channels_out: channels,
+                moments: None,
             }
             .launch(context, w, packing)?;
             continue;
@@ -413,6 +462,7 @@ fn data_gradient_of_parity(
         out_step: problem.stride,
         out_offset: parity,
         method,
+        moments: None,
     }
     .launch(context)
 }

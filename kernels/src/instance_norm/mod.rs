@@ -14,7 +14,8 @@
 //! Layouts: activations `[batch, voxels, channels]` in f32, f16 or bf16; `gamma`, `beta` f32 `[channels]`;
 //! `statistics` f32 `[batch, 2, channels]` (mean, rstd); `sums` f32 `[batch, 2, channels]` (sum dz, sum dz * xhat).
 //!
-//! Passes, with the bytes that they move per element of storage size s: statistics read s, apply reads and writes 2s;
+//! Passes, with the bytes that they move per element of storage size s: statistics read s (nothing where the convolution
+//! before them has taken [`Moments`] of what it stored), apply reads and writes 2s;
 //! backward sums read 2s, backward apply moves 3s. Backward keeps `x` and the statistics; `z` is computed again, which
 //! is cheaper than reading it.
 //!
@@ -24,11 +25,13 @@
 
 mod apply;
 mod backward;
+pub(crate) mod epilogue;
 mod statistics;
 
 pub use apply::apply;
 pub use backward::{backward, backward_apply, backward_sums};
-pub use statistics::statistics;
+pub use epilogue::Moments;
+pub use statistics::{statistics, statistics_of_moments};
 
 use crate::reduce::{Walk, check_count};
 use crate::{Buffer, Context, Dtype, KernelError};

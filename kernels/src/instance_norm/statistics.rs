@@ -1,6 +1,7 @@
 //! Mean and inverse deviation of every sample and channel.
 
-use super::{OPERATION, Problem};
+use super::epilogue::add_moments;
+use super::{Moments, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, cubes, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -9,8 +10,7 @@ use cubecl::prelude::*;
 /// Partial moments that one unit merges in a row.
 const FAN_IN: usize = 64;
 
-/// `partial` is `[tasks, 4, width]`: a pivot close to the mean, mean - pivot, sum of squared deviations from the mean,
-/// number of rows.
+/// `partial` is `[tasks, 4, width]`, see [`Moments`].
 #[cube(launch_unchecked)]
 fn moments_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],
@@ -34,7 +34,6 @@ fn moments_kernel<E: Float, N: Size>(
         for low in range_stepped(0, count, path.block) {
             let high = (low + path.block).min(count);
             let (before, here) = (f32::cast_from(low), f32::cast_from(high - low));
-            let share_of_here = here / (before + here);
             for at in tile_low..tile_high {
                 let to = state + at * tile;
                 let mut shift = Array::<Vector<f32, N>>::new(tile);
@@ -55,15 +54,7 @@ fn moments_kernel<E: Float, N: Size>(
                 }
                 #[unroll]
                 for t in 0..tile {
-                    // Exact: what rounding took from the shift. It makes the mean a sum of two floats, so that
-                    // thousands of updates do not wear it down.
-                    let offset = (partial[to + t] - shift[t]) + partial[to + groups + t];
-                    let mean = sum[t] * Vector::new(1.0f32 / here);
-                    let delta = mean - offset;
-                    partial[to + t] = shift[t];
-                    partial[to + groups + t] = offset + delta * Vector::new(share_of_here);
-                    partial[to + 2 * groups + t] +=
-                        square[t] - sum[t] * mean + delta * delta * Vector::new(before * share_of_here);
+                    add_moments(partial, to + t, groups, shift[t], sum[t], square[t], Vector::new(before), here);
                 }
             }
         }
@@ -71,10 +62,10 @@ fn moments_kernel<E: Float, N: Size>(
 }
 
 /// Merges the moments of the rows `low .. high` of `partial [.., 4, width]`, and in them of the elements
-/// `element, element + step ..`: pivot, mean - pivot, sum of squared deviations, count.
+/// `element, element + step ..`: pivot, mean - pivot, sum of squared deviations, count. A part may be empty.
 #[cube]
 fn merged(partial: &[f32], low: usize, high: usize, width: usize, element: usize, step: usize) -> (f32, f32, f32, f32) {
-    let pivot = partial[low * 4 * width + element];
+    let mut pivot = 0.0f32;
     let mut offset = 0.0f32;
     let mut square = 0.0f32;
     let mut count = 0.0f32;
@@ -82,11 +73,16 @@ fn merged(partial: &[f32], low: usize, high: usize, width: usize, element: usize
         for e in range_stepped(element, width, step) {
             let at = row * 4 * width + e;
             let more = partial[at + 3 * width];
-            let delta = (partial[at] - pivot) + (partial[at + width] - offset);
-            let share_of_more = more / (count + more);
-            offset += delta * share_of_more;
-            square += partial[at + 2 * width] + delta * delta * count * share_of_more;
-            count += more;
+            if more > 0.0f32 {
+                if count == 0.0f32 {
+                    pivot = partial[at];
+                }
+                let delta = (partial[at] - pivot) + (partial[at + width] - offset);
+                let share_of_more = more / (count + more);
+                offset += delta * share_of_more;
+                square += partial[at + 2 * width] + delta * delta * count * share_of_more;
+                count += more;
+            }
         }
     }
     (pivot, offset, square, count)
@@ -149,11 +145,15 @@ fn statistics_kernel(
 #[allow(clippy::missing_errors_doc, reason = "see forward")]
 pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: &Buffer) -> Result<(), KernelError> {
     x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
-    statistics.check(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
+    statistics_of_moments(context, problem, moments(context, problem, x)?, statistics)
+}
+
+/// The pass over `x`.
+fn moments(context: &Context, problem: &Problem, x: &Buffer) -> Result<Moments, KernelError> {
     let walk = problem.walk(context, 1)?;
-    let mut partial = context.empty(walk.tasks() * 4 * walk.width, Dtype::F32)?;
+    let moments = Moments::new(context, walk.batch, walk.parts, walk.width)?;
     let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x`, and `tasks * 4 * width` of `partial`: their lengths.
+    // SAFETY: the walk covers the elements of `x`, and `tasks * 4 * width` of the moments: their lengths.
     unsafe {
         moments_kernel::launch_unchecked(
             context.client(),
@@ -161,7 +161,7 @@ pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: 
             dim,
             walk.lanes,
             x.arg(),
-            partial.arg(),
+            moments.partial.arg(),
             walk.arg(),
             walk.tile,
             walk.chunked,
@@ -169,12 +169,27 @@ pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: 
         );
     }
     context.launched();
+    Ok(moments)
+}
 
-    let mut parts = walk.parts;
+/// Merges moments, in a fixed order, and writes `statistics` as [`statistics`] does.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn statistics_of_moments(
+    context: &Context,
+    problem: &Problem,
+    moments: Moments,
+    statistics: &Buffer,
+) -> Result<(), KernelError> {
+    statistics.check(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
+    let Moments { mut partial, batch, mut parts, width } = moments;
+    if batch != problem.batch || !width.is_multiple_of(problem.channels) {
+        let expected = (problem.batch, problem.channels);
+        return Err(KernelError::shape(OPERATION, "batch and channels of moments", expected, (batch, width)));
+    }
     while parts > FAN_IN {
         let kept = parts.div_ceil(FAN_IN);
-        let out = context.empty(walk.batch * kept * 4 * walk.width, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, walk.batch * kept * walk.width)?;
+        let out = context.empty(batch * kept * 4 * width, Dtype::F32)?;
+        let (count, dim) = cubes(context, OPERATION, batch * kept * width)?;
         // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
         unsafe {
             merge_parts_kernel::launch_unchecked(
@@ -183,16 +198,16 @@ pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: 
                 dim,
                 partial.arg(),
                 out.arg(),
-                walk.batch,
+                batch,
                 parts,
-                walk.width,
+                width,
                 FAN_IN,
             );
         }
         context.launched();
         (partial, parts) = (out, kept);
     }
-    let (count, dim) = cubes(context, OPERATION, walk.batch * problem.channels)?;
+    let (count, dim) = cubes(context, OPERATION, batch * problem.channels)?;
     // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`.
     unsafe {
         statistics_kernel::launch_unchecked(
@@ -201,9 +216,9 @@ pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: 
             dim,
             partial.arg(),
             statistics.arg(),
-            walk.batch,
+            batch,
             parts,
-            walk.width,
+            width,
             problem.channels,
             problem.epsilon,
         );

@@ -3,10 +3,12 @@
 
 use super::{OUTSIDE, Plan, load_lanes, multiply, place, plane_place, zero_sums};
 use crate::conv3d::gather::{Gather, OPERATION, Shape};
-use crate::{Context, KernelError};
+use crate::instance_norm::epilogue::{Merged, merge};
+use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache.
+/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. With
+/// `moments`, the voxels of a block are of one sample, and the block is a part of its moments.
 #[cube(launch)]
 fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     x: &[Vector<E, A>],
@@ -14,19 +16,28 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     weights: &[Vector<E, B>],
     bias: &[f32],
     y: &mut [E],
+    moments: &mut [f32],
     s: Shape,
     #[comptime] plan: Plan,
     #[comptime] second_input: bool,
     #[comptime] with_bias: bool,
+    #[comptime] with_moments: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let rows = s.batch * s.count_depth * s.count_height * s.count_width;
+    let all_rows = s.batch * s.count_depth * s.count_height * s.count_width;
     let column_blocks = s.channels_out.div_ceil(comptime!(plan.columns()));
     let row_block = CUBE_POS / column_blocks;
-    if row_block >= rows.div_ceil(comptime!(plan.rows())) {
+    // The block's first row, and the end of the rows that it may take.
+    let mut first_row = row_block * comptime!(plan.rows());
+    let mut rows = all_rows;
+    if comptime!(with_moments) {
+        let n = row_block / s.parts;
+        rows = (n + 1) * (s.count_depth * s.count_height * s.count_width);
+        first_row = n * (s.count_depth * s.count_height * s.count_width) + row_block % s.parts * plan.rows();
+    }
+    if first_row >= all_rows {
         terminate!();
     }
-    let first_row = row_block * comptime!(plan.rows());
     let first_column = CUBE_POS % column_blocks * comptime!(plan.columns());
 
     let a_lanes = A::value();
@@ -83,11 +94,14 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     }
     let plane = UNIT_POS_Y as usize;
     let (plane_row, plane_column) = plane_place(plan);
+    let area = comptime!(plan.m * plan.n);
     #[unroll]
-    for i in 0..comptime!(plan.fragments[0]) {
+    for j in 0..comptime!(plan.fragments[1]) {
+        // Of the rows of one column that this unit stores.
+        let mut moments_of_unit = Merged { mean: 0.0f32.runtime(), square: 0.0f32.runtime(), count: 0.0f32.runtime() };
+        let column = first_column + (plane_column * plan.fragments[1] + j) * plan.n;
         #[unroll]
-        for j in 0..comptime!(plan.fragments[1]) {
-            let area = comptime!(plan.m * plan.n);
+        for i in 0..comptime!(plan.fragments[0]) {
             cmma::store(
                 &mut staging[plane * area..plane * area + area],
                 &sums[comptime!(i * plan.fragments[1] + j)],
@@ -95,18 +109,66 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
                 cmma::MatrixLayout::RowMajor,
             );
             sync_cube();
+            let mut shift = 0.0f32.runtime();
+            let mut sum = 0.0f32.runtime();
+            let mut square = 0.0f32.runtime();
+            let mut count = 0.0f32.runtime();
             let mut e = UNIT_POS_X as usize;
             while e < area {
                 let position = positions[(plane_row * plan.fragments[0] + i) * plan.m + e / plan.n];
-                let column = first_column + (plane_column * plan.fragments[1] + j) * plan.n + e % plan.n;
+                let column = column + e % plan.n;
                 if position != OUTSIDE && column < s.channels_out {
                     let mut value = staging[plane * area + e];
                     if comptime!(with_bias) {
                         value += bias[column];
                     }
-                    y[position as usize * s.channels_out + column] = E::cast_from(value);
+                    let stored = E::cast_from(value);
+                    y[position as usize * s.channels_out + column] = stored;
+                    if comptime!(with_moments) {
+                        let stored = f32::cast_from(stored);
+                        if count == 0.0f32 {
+                            shift = stored;
+                        }
+                        let difference = stored - shift;
+                        sum += difference;
+                        square += difference * difference;
+                        count += 1.0f32;
+                    }
                 }
                 e += comptime!(plan.plane);
+            }
+            if comptime!(with_moments) {
+                if count > 0.0f32 {
+                    let offset = sum / count;
+                    merge(&mut moments_of_unit, shift + offset, square - sum * offset, count);
+                }
+            }
+            sync_cube();
+        }
+        if comptime!(with_moments) {
+            // Units of a plane at a distance of `n` have the same column, and so have planes of other rows. The place of the
+            // sums on their way out serves again.
+            let unit = UNIT_POS as usize;
+            let third = comptime!(plan.units());
+            staging[unit] = moments_of_unit.mean;
+            staging[third + unit] = moments_of_unit.square;
+            staging[2 * third + unit] = moments_of_unit.count;
+            sync_cube();
+            let lane = UNIT_POS_X as usize;
+            if plane_row == 0 && lane < plan.n && column + lane < s.channels_out {
+                let mut merged = Merged { mean: 0.0f32.runtime(), square: 0.0f32.runtime(), count: 0.0f32.runtime() };
+                for row in 0..comptime!(plan.planes[0]) {
+                    let first = (row * plan.planes[1] + plane_column) * plan.plane;
+                    for other in range_stepped(lane, plan.plane, plan.n) {
+                        let from = first + other;
+                        merge(&mut merged, staging[from], staging[third + from], staging[2 * third + from]);
+                    }
+                }
+                let to = row_block * 4 * s.channels_out + column + lane;
+                moments[to] = merged.mean;
+                moments[to + s.channels_out] = 0.0f32;
+                moments[to + 2 * s.channels_out] = merged.square;
+                moments[to + 3 * s.channels_out] = merged.count;
             }
             sync_cube();
         }
@@ -235,12 +297,17 @@ fn add_input<E: Float, A: Size, B: Size>(
 
 /// Launches the kernel.
 pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(), KernelError> {
-    let rows = gather.batch * gather.count.iter().product::<usize>();
-    let blocks = rows.div_ceil(plan.rows()) * gather.channels_out.div_ceil(plan.columns());
+    let rows: usize = gather.count.iter().product();
+    let row_blocks = match gather.moments {
+        Some(_) => gather.batch * plan.row_blocks(rows),
+        None => plan.row_blocks(gather.batch * rows),
+    };
+    let blocks = row_blocks * gather.channels_out.div_ceil(plan.columns());
     if blocks == 0 {
         return Ok(());
     }
     let (second, second_channels) = gather.second.unwrap_or((gather.input, 0));
+    let nothing = context.empty(1, Dtype::F32)?;
     tensor_core_gather_kernel::launch(
         context.client(),
         context.grid(OPERATION, blocks, 1)?,
@@ -252,10 +319,12 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
         gather.weights.arg(),
         gather.bias.unwrap_or(gather.weights).arg(),
         gather.output.arg(),
+        gather.moments.map_or(&nothing, |moments| &moments.partial).arg(),
         gather.shape(1),
         plan,
         gather.second.is_some(),
         gather.bias.is_some(),
+        gather.moments.is_some(),
         gather.input.dtype().elem(),
     );
     context.launched();

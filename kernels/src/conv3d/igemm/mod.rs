@@ -102,6 +102,11 @@ impl Plan {
         self.planes[0] * self.fragments[0] * self.m
     }
 
+    /// Blocks that cover `rows` rows.
+    pub fn row_blocks(&self, rows: usize) -> usize {
+        rows.div_ceil(self.rows())
+    }
+
     /// Columns of a block.
     pub fn columns(&self) -> usize {
         self.planes[1] * self.fragments[1] * self.n
@@ -138,6 +143,12 @@ impl Plan {
     /// Sums on their way out: one product for each plane.
     fn staging_len(&self) -> usize {
         self.planes[0] * self.planes[1] * self.m * self.n
+    }
+
+    /// Whether the units of a block can merge what each knows of its column: a unit stores values of one column of a product
+    /// only, and what three numbers of every unit need fits into the place of the sums on their way out.
+    pub fn merges_columns(&self) -> bool {
+        self.plane.is_multiple_of(self.n) && 3 * self.units() <= self.staging_len()
     }
 
     fn shared_bytes(&self, size: usize) -> usize {

@@ -8,6 +8,8 @@ use super::{block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::pack::Packing;
+use crate::instance_norm::Moments;
+use crate::instance_norm::epilogue::{add_moments, clear_parts};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -25,6 +27,8 @@ struct Plan {
     /// Whether a second input continues the channels of the first.
     second_input: bool,
     bias: bool,
+    /// Whether the moments of the outputs are taken: a part of every sample for each unit.
+    moments: bool,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -47,6 +51,8 @@ struct Shape {
     sums_stride: usize,
     /// Distance of points of the weights, in vectors.
     weight_stride: usize,
+    batch: usize,
+    units: usize,
 }
 
 /// One unit computes a strip of (group of output channels, block of tiles) pairs, with scratch of its own.
@@ -60,10 +66,15 @@ fn convolution_kernel<I: Size, O: Size>(
     input_points: &mut [Vector<f32, I>],
     products: &mut [Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
+    moments: &mut [Vector<f32, O>],
+    moments_of_run: &mut [Vector<f32, O>],
     grid: Grid,
     s: Shape,
     #[comptime] plan: Plan,
 ) {
+    if comptime!(plan.moments) {
+        clear_parts(moments, ABSOLUTE_POS, s.units, s.batch, 4 * s.vectors_out);
+    }
     let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
     let group_vectors = s.vectors_out / s.groups;
     let input_base = ABSOLUTE_POS * PLANE * s.input_stride;
@@ -133,6 +144,8 @@ fn convolution_kernel<I: Size, O: Size>(
                 sums,
                 bias,
                 y,
+                moments,
+                moments_of_run,
                 &grid,
                 &s,
                 product_base,
@@ -209,6 +222,8 @@ fn finish<O: Size>(
     sums: &mut [Vector<f32, O>],
     bias: &[Vector<f32, O>],
     y: &mut [Vector<f32, O>],
+    moments: &mut [Vector<f32, O>],
+    moments_of_run: &mut [Vector<f32, O>],
     grid: &Grid,
     s: &Shape,
     product_base: usize,
@@ -220,6 +235,7 @@ fn finish<O: Size>(
     #[comptime] plan: Plan,
 ) {
     let group_vectors = s.vectors_out / s.groups;
+    let run_base = ABSOLUTE_POS * 2 * group_vectors;
     let mut tile = first_tile;
     while tile < last_tile {
         let first = tile % grid.tiles_width;
@@ -229,17 +245,30 @@ fn finish<O: Size>(
         let tile_depth = row % grid.tiles_depth;
         let n = row / grid.tiles_depth;
         let run = (grid.tiles_width - first).min(last_tile - tile);
+        let mut od = tile_depth;
+        let mut complete = true.runtime();
+        if comptime!(plan.deep) {
+            od = tile_depth * 2 + depth_point - 2;
+            complete = depth_point >= 2 && od < grid.depth;
+        }
 
+        // Of this sample, this unit, and the group's first vector.
+        let part = (n * s.units + ABSOLUTE_POS) * 4 * s.vectors_out + first_vector;
+        let mut fresh = false.runtime();
+        if comptime!(plan.moments) {
+            if complete {
+                fresh = moments[part + 3 * s.vectors_out].extract(0usize) == 0.0f32;
+                for i in 0..2 * group_vectors {
+                    moments_of_run[run_base + i] = Vector::zeroed();
+                }
+            }
+        }
         for i in 0..run {
             for vector in 0..group_vectors {
                 let from = product_base + (tile - first_tile + i) * group_vectors + vector;
                 let plane = plane_of_outputs::<O>(products, from, s.product_stride);
                 let mut to_store = Array::<Vector<f32, O>>::new(OUTPUTS);
-                let mut od = tile_depth;
-                let mut complete = true.runtime();
                 if comptime!(plan.deep) {
-                    od = tile_depth * 2 + depth_point - 2;
-                    complete = depth_point >= 2;
                     let near = sums_base + ((tile - first_tile + i) * group_vectors + vector) * (2 * OUTPUTS);
                     let far = near + OUTPUTS;
                     #[unroll]
@@ -262,10 +291,19 @@ fn finish<O: Size>(
                         to_store[k] = plane[k];
                     }
                 }
-                if complete && od < grid.depth {
-                    let mut shift = Vector::<f32, O>::zeroed();
+                if complete {
+                    let mut bias_here = Vector::<f32, O>::zeroed();
                     if comptime!(plan.bias) {
-                        shift = bias[first_vector + vector];
+                        bias_here = bias[first_vector + vector];
+                    }
+                    let mut shift = Vector::<f32, O>::zeroed();
+                    let mut sum = Vector::<f32, O>::zeroed();
+                    let mut square = Vector::<f32, O>::zeroed();
+                    if comptime!(plan.moments) {
+                        if fresh && i == 0 {
+                            moments[part + vector] = to_store[0] + bias_here;
+                        }
+                        shift = moments[part + vector] + moments[part + s.vectors_out + vector];
                     }
                     let ow = (first + i) * WIDE_OUTPUTS;
                     #[unroll]
@@ -274,9 +312,34 @@ fn finish<O: Size>(
                         let w = ow + comptime!(k % WIDE_OUTPUTS);
                         if h < grid.height && w < grid.width {
                             let position = ((n * grid.depth + od) * grid.height + h) * grid.width + w;
-                            store(y, position * s.vectors_out + first_vector + vector, to_store[k] + shift);
+                            let value = to_store[k] + bias_here;
+                            y[position * s.vectors_out + first_vector + vector] = value;
+                            if comptime!(plan.moments) {
+                                let difference = value - shift;
+                                sum += difference;
+                                square += difference * difference;
+                            }
                         }
                     }
+                    if comptime!(plan.moments) {
+                        moments_of_run[run_base + vector] += sum;
+                        moments_of_run[run_base + group_vectors + vector] += square;
+                    }
+                }
+            }
+        }
+        if comptime!(plan.moments) {
+            if complete {
+                let columns = ((first + run) * WIDE_OUTPUTS).min(grid.width) - first * WIDE_OUTPUTS;
+                let here = f32::cast_from((grid.height - oh).min(2) * columns);
+                for vector in 0..group_vectors {
+                    let to = part + vector;
+                    let shift = moments[to] + moments[to + s.vectors_out];
+                    let sum = moments_of_run[run_base + vector];
+                    let square = moments_of_run[run_base + group_vectors + vector];
+                    let before = moments[to + 3 * s.vectors_out];
+                    add_moments(moments, to, s.vectors_out, shift, sum, square, before, here);
+                    moments[to + 3 * s.vectors_out] = before + Vector::new(here);
                 }
             }
         }
@@ -320,12 +383,6 @@ fn plane_of_outputs<O: Size>(products: &[Vector<f32, O>], from: usize, point_str
     plane
 }
 
-/// One vector of outputs: what a fused epilogue would look at.
-#[cube]
-fn store<O: Size>(y: &mut [Vector<f32, O>], at: usize, value: Vector<f32, O>) {
-    y[at] = value;
-}
-
 /// One convolution of stride 1 with "same" padding, all f32. Axes are depth, height, width.
 pub(crate) struct Convolution<'a> {
     pub batch: usize,
@@ -339,6 +396,8 @@ pub(crate) struct Convolution<'a> {
     pub bias: Option<&'a Buffer>,
     pub output: &'a Buffer,
     pub channels_out: usize,
+    /// Where the moments of the outputs go, in as many parts as cubes have units.
+    pub moments: Option<&'a Moments>,
 }
 
 impl Convolution<'_> {
@@ -379,8 +438,14 @@ impl Convolution<'_> {
         let input_points = context.empty(units * PLANE * input_stride * lanes_in, Dtype::F32)?;
         let products = context.empty(units * PLANE * product_stride * lanes_out, Dtype::F32)?;
         let sums = context.empty((units * sums_stride * lanes_out).max(1), Dtype::F32)?;
-        let plan =
-            Plan { rows, vectors, deep: self.deep, second_input: self.second.is_some(), bias: self.bias.is_some() };
+        let plan = Plan {
+            rows,
+            vectors,
+            deep: self.deep,
+            second_input: self.second.is_some(),
+            bias: self.bias.is_some(),
+            moments: self.moments.is_some(),
+        };
         let shape = ShapeLaunch::new(
             self.channels_in / lanes_in,
             second_channels / lanes_in,
@@ -394,7 +459,13 @@ impl Convolution<'_> {
             product_stride,
             sums_stride,
             weight_stride,
+            self.batch,
+            units,
         );
+        let moments_of_run = match self.moments {
+            Some(_) => context.empty(units * 2 * self.channels_out / groups, Dtype::F32)?,
+            None => context.empty(lanes_out, Dtype::F32)?,
+        };
         convolution_kernel::launch(
             context.client(),
             context.grid(OPERATION, units, units as u32)?,
@@ -409,6 +480,8 @@ impl Convolution<'_> {
             input_points.arg(),
             products.arg(),
             sums.arg(),
+            self.moments.map_or(&moments_of_run, |moments| &moments.partial).arg(),
+            moments_of_run.arg(),
             extents.launch(),
             shape,
             plan,
