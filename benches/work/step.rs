@@ -1,4 +1,5 @@
-//! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD.
+//! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD. The kernels that a
+//! step launches are counted and printed. With `VOXGRAD_UNFUSED` set, every operation runs on its own.
 
 use super::{Amount, Item, Kind, Place, pattern, sparse_labels, suffix};
 use std::path::Path;
@@ -7,7 +8,7 @@ use voxgrad::kernels::{Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
-use voxgrad::tape::{Tape, Var};
+use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
 
 const BATCH: usize = 2;
@@ -49,8 +50,9 @@ fn item(
     let features = features.to_vec();
     let names: Vec<String> = features.iter().map(usize::to_string).collect();
     let [d, h, w] = dims;
+    let id = format!("{group}/{}-in{channels}-b{BATCH}-{d}x{h}x{w}{}", names.join("-"), suffix(dtype));
     Item {
-        id: format!("{group}/{}-in{channels}-b{BATCH}-{d}x{h}x{w}{}", names.join("-"), suffix(dtype)),
+        id: id.clone(),
         amount: Amount::Voxels((BATCH * d * h * w) as u64),
         prepare: Box::new(move |context| {
             let context = context.clone();
@@ -79,8 +81,12 @@ fn item(
             let optimizer = Optimizer::default();
             let scale =
                 (dtype == Dtype::F16).then(|| LossScale::new(&context, LossScaleState::default()).expect("loss scale"));
+            let unfused = std::env::var_os("VOXGRAD_UNFUSED").is_some();
+            let fusion = if unfused { Fusion::NONE } else { Fusion::default() };
+            let mut title = Some(id.clone());
             Box::new(move || {
-                let mut tape = Tape::new(&context);
+                let launches = context.launches();
+                let mut tape = Tape::new(&context).with_fusion(fusion);
                 let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
                 let (_, seeds) = match &scale {
                     None => loss.value_and_gradient(&context, &target, outputs),
@@ -95,6 +101,9 @@ fn item(
                 .expect("step");
                 let [values, ..] = network.parameters().trained().expect("parameters");
                 context.finish([&norm, &values]).expect("finish");
+                if let Some(title) = title.take() {
+                    eprintln!("# {title}: {} launches a step", context.launches() - launches);
+                }
             })
         }),
     }

@@ -213,6 +213,7 @@ pub(super) struct Shape {
 
 /// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
 #[cube(launch)]
+#[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
 fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     x: &[Vector<E, K>],
     second: &[Vector<E, K>],

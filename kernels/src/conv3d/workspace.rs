@@ -31,7 +31,7 @@ pub fn workspace_bytes(context: &Context, problem: &Problem, pass: Pass, dtype: 
     }
     let weights = 4 * problem.weight_len() as u64;
     match pass {
-        Pass::Forward | Pass::DataGradient => weights,
+        Pass::Forward | Pass::DataGradient => weights + PLACEHOLDER_BYTES,
         Pass::WeightGradient => {
             let input = problem.input_len().max(problem.second_len());
             // A CPU's few units have whole weights to themselves.
@@ -50,7 +50,7 @@ pub fn transposed_workspace_bytes(
 ) -> u64 {
     let weights = 4 * problem.weight_len() as u64;
     match pass {
-        Pass::Forward | Pass::DataGradient => weights,
+        Pass::Forward | Pass::DataGradient => weights + PLACEHOLDER_BYTES,
         Pass::WeightGradient => {
             weight_gradient_bytes(context, weights, dtype, problem.input_len() + problem.output_len())
         }
@@ -66,3 +66,6 @@ fn weight_gradient_bytes(context: &Context, parts: u64, dtype: Dtype, elements: 
 
 /// Room for the parts that sums are split into: where weights are few, so that all units are busy.
 const PARTS_BYTES: u64 = 1 << 20;
+
+/// What stands for moments where none are taken: a vector.
+const PLACEHOLDER_BYTES: u64 = 64;

@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 /// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. With
 /// `moments`, the voxels of a block are of one sample, and the block is a part of its moments.
 #[cube(launch)]
+#[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
 fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     x: &[Vector<E, A>],
     second: &[Vector<E, A>],

@@ -216,6 +216,7 @@ fn multiply<I: Size, O: Size>(
 /// From products to outputs: along the width and the height at once; along the depth, the sums of a tile's near outputs
 /// are complete after three points, those of its far ones after four.
 #[cube]
+#[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
 fn finish<O: Size>(
     products: &[Vector<f32, O>],
