@@ -125,8 +125,9 @@ impl Plan {
 
     /// Voxels that a thread handles at once.
     pub(super) fn lanes(&self, caps: &Caps) -> usize {
-        // A GPU without shared memory has a voxel for each of its own lanes.
-        if caps.cores.is_some() { caps.lanes.next_power_of_two().clamp(4, 16) } else { 1 }
+        // At least four sums of a part each: one of 2048 voxels would round too much. Old software drivers take minutes
+        // to compile loops over vectors, and have shorter chunks where there are any.
+        if caps.cores.is_none() && !self.unroll { 1 } else { caps.lanes.next_power_of_two().clamp(4, 16) }
     }
 
     // Of a cube:
