@@ -49,8 +49,9 @@
 //! logits, and nothing for a voxel, however many classes there are. On a GPU a cube takes a chunk, and its units add
 //! up in up to 15 KiB of shared memory. On Vulkan drivers whose shared memory CubeCL's compiler breaks
 //! ([`Caps::shared_memory`](crate::Caps) is 0: software drivers of old) a unit takes a chunk, as a thread does, which
-//! with more than four classes is as short as a unit of such a driver must not run longer: there it is
-//! `40 (classes + 1) / 65536` of f32 logits. The k largest cross-entropies take an f32 a voxel everywhere, and are read
+//! with 5 to 16 classes is shorter: there it is `40 (classes + 1) / 65536` of f32 logits. With more than 16 classes a
+//! unit owns a channel, and softmax takes two launches more, and two f32 a voxel (three with missing classes).
+//! The k largest cross-entropies take an f32 a voxel everywhere, and are read
 //! three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on the number of
 //! cores.
 
@@ -60,6 +61,8 @@ mod cube_sigmoid;
 mod cube_softmax;
 #[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod finish;
+#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
+mod owned;
 mod pass;
 mod plan;
 mod problem;

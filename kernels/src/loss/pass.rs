@@ -4,7 +4,9 @@ use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_k
 use super::plan::{Plan, TAIL, Weighting};
 use super::problem::Reduction;
 use super::walk::GridLaunch;
-use super::{Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
+use super::{
+    Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, owned, sigmoid, softmax, top_k,
+};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -31,6 +33,8 @@ pub(super) struct Pass<'a> {
 pub(super) struct Sums {
     /// `[levels, batch]` rows.
     totals: Buffer,
+    /// Where units own channels, `log sum exp` of every voxel.
+    normalisers: Buffer,
     /// Where only the largest cross-entropies count: that of every voxel, their sums by label and what was selected.
     entropies: Buffer,
     largest: Buffer,
@@ -75,6 +79,7 @@ impl<'a> Pass<'a> {
             problem.batch,
             problem.dims.iter().product(),
             problem.chunks,
+            problem.voxels,
         )
     }
 
@@ -122,14 +127,17 @@ impl<'a> Pass<'a> {
         let (problem, plan) = (self.problem, self.plan);
         let rows = self.context.empty(problem.chunks * plan.slots(), Dtype::F32)?;
         let entropies = self.scratch(plan.top_k, problem.voxels)?;
-        if plan.walkers > 1 {
+        let normalisers = self.scratch(plan.owned && !plan.regions, problem.voxels)?;
+        if plan.owned {
+            self.owned_sums(&rows, &normalisers, &entropies)?;
+        } else if plan.walkers > 1 {
             self.cube_sums(&rows, &entropies)?;
         } else {
             self.chunk_sums(&rows, &entropies)?;
         }
         let totals = self.reduce(rows, plan.slots(), &problem.reduction)?;
         let (largest, selection) = if plan.top_k { self.select_largest(&entropies)? } else { self.nothing_selected()? };
-        Ok(Sums { totals, entropies, largest, selection })
+        Ok(Sums { totals, normalisers, entropies, largest, selection })
     }
 
     fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
@@ -216,6 +224,48 @@ impl<'a> Pass<'a> {
                 w,
             );
         }
+        self.context.launched();
+        Ok(())
+    }
+
+    fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
+        let (client, plan) = (self.context.client(), self.plan);
+        let (e, l, w) = self.types();
+        if !plan.regions {
+            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
+            owned::normaliser_kernel::launch(
+                client,
+                count,
+                dim,
+                self.logits(),
+                self.labels.arg(),
+                self.weights.arg(),
+                self.grid(),
+                normalisers.arg(),
+                entropies.arg(),
+                plan,
+                e,
+                l,
+                w,
+            );
+            self.context.launched();
+        }
+        let (count, dim) = self.chunk_cubes(plan.walkers)?;
+        owned::owned_sums_kernel::launch(
+            client,
+            count,
+            dim,
+            self.logits(),
+            self.labels.arg(),
+            self.weights.arg(),
+            self.grid(),
+            normalisers.arg(),
+            rows.arg(),
+            plan,
+            e,
+            l,
+            w,
+        );
         self.context.launched();
         Ok(())
     }
@@ -349,6 +399,9 @@ impl<'a> Pass<'a> {
         gradients: &[Gradient],
     ) -> Result<(), KernelError> {
         let plan = self.plan;
+        if plan.owned {
+            return self.owned_gradient(sums, coefficients, gradients);
+        }
         if plan.walkers > 1 {
             return self.cube_gradient(sums, coefficients, gradients);
         }
@@ -407,6 +460,53 @@ impl<'a> Pass<'a> {
             });
         }
         sequence
+    }
+
+    fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
+        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
+        let (e, l, w) = self.types();
+        let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
+        if !plan.regions {
+            let (count, dim) = self.cubes_of_items(voxels)?;
+            owned::mean_kernel::launch(
+                client,
+                count,
+                dim,
+                self.logits(),
+                self.labels.arg(),
+                self.weights.arg(),
+                self.grid(),
+                sums.normalisers.arg(),
+                coefficients.arg(),
+                means.arg(),
+                plan,
+                e,
+                l,
+                w,
+            );
+            self.context.launched();
+        }
+        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
+        owned::owned_gradient_kernel::launch(
+            client,
+            count,
+            dim,
+            self.logits(),
+            self.labels.arg(),
+            self.weights.arg(),
+            self.grid(),
+            sums.normalisers.arg(),
+            means.arg(),
+            coefficients.arg(),
+            sums.entropies.arg(),
+            self.gradients(gradients),
+            plan,
+            e,
+            l,
+            w,
+        );
+        self.context.launched();
+        Ok(())
     }
 
     fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {

@@ -19,6 +19,12 @@ const LARGEST_SHARED: usize = 16 << 10;
 /// Up to this many classes the loops of threads over classes are unrolled: four of sixteen lanes are about 300
 /// operations; more only cost compile time.
 const UNROLLED_CLASSES: usize = 4;
+/// With more classes than these a unit without shared memory owns a channel: longer arrays of its own take minutes to
+/// compile.
+const ARRAY_CLASSES: usize = 16;
+/// Voxels of a chunk there, and units of a cube.
+const OWNED_CHUNK: usize = 1024;
+const OWNING_UNITS: usize = 256;
 /// Turns of all loops together after which Mesa's old software driver, which is what such units run on, leaves them.
 const MOST_TURNS: usize = (1 << 16) - 1;
 /// Logits of a vector that a GPU reads at once.
@@ -56,6 +62,8 @@ pub(super) struct Plan {
     pub(super) chunk: usize,
     /// Units that share a chunk: 1 where units are threads, else a cube of them.
     pub(super) walkers: usize,
+    /// A unit owns a channel, and there is no shared memory.
+    pub(super) owned: bool,
     /// Units of a cube that share a voxel, a power of two.
     pub(super) team: usize,
     /// Neighbouring channels that a unit of a team reads at once.
@@ -86,7 +94,14 @@ impl Plan {
         let regions = matches!(target, Target::Regions { .. });
         let threads = caps.cores.is_some() || caps.shared_memory < LARGEST_SHARED;
         let software = threads && caps.cores.is_none();
-        let walkers = if threads { 1 } else { 1 << caps.cube_units().ilog2() };
+        let owned = software && classes > ARRAY_CLASSES;
+        let (chunk, walkers) = match (owned, threads) {
+            (true, _) => (OWNED_CHUNK, classes.next_multiple_of(64).min(OWNING_UNITS).min(caps.max_units as usize)),
+            // A voxel takes at most ten loops over the classes.
+            (_, true) if software && classes > UNROLLED_CLASSES => (MOST_TURNS / (10 * classes + 10), 1),
+            (_, true) => (CHUNK, 1),
+            (_, false) => (CHUNK, 1 << caps.cube_units().ilog2()),
+        };
         let of_unit = if regions { REGIONS_OF_UNIT } else { CLASSES_OF_UNIT };
         let top_k = matches!(settings.entropy, Entropy::TopK { .. });
         Self {
@@ -95,10 +110,10 @@ impl Plan {
             regions,
             levels,
             coarse,
-            // A voxel takes at most ten loops over the classes.
-            chunk: if software && classes > UNROLLED_CLASSES { MOST_TURNS / (10 * classes + 10) } else { CHUNK },
+            chunk,
             walkers,
-            team: classes.div_ceil(of_unit).next_power_of_two().min(walkers),
+            owned,
+            team: if threads { 1 } else { classes.div_ceil(of_unit).next_power_of_two().min(walkers) },
             vector: 1 << classes.trailing_zeros().min(LARGEST_VECTOR.ilog2()),
             skip: !settings.ignore.is_empty(),
             unroll: classes <= UNROLLED_CLASSES,
@@ -234,12 +249,14 @@ mod tests {
                 assert_eq!((plan.walkers, plan.lanes(&caps)), (1, expected));
             }
         }
-        // So do units of a GPU whose shared memory does not work, and not for too long.
-        for classes in 5..=1024 {
-            let caps = caps(None, 4);
+        // So do units of a GPU whose shared memory does not work, with few classes and not for too long.
+        let caps = caps(None, 4);
+        for classes in 1..=1024 {
             let plan = plan(classes, &caps);
-            assert_eq!((plan.walkers, plan.lanes(&caps)), (1, 1));
-            assert!(plan.chunk >= 1 && plan.chunk * (9 * classes + 2) + 4 * classes <= MOST_TURNS, "{plan:?}");
+            assert_eq!(plan.owned, classes > 16);
+            assert!(plan.owned || plan.walkers == 1 && plan.lanes(&caps) == if classes > 4 { 1 } else { 4 });
+            let turns = plan.chunk * (9 * classes + 2) + 4 * classes;
+            assert!(plan.owned || plan.unroll || turns <= MOST_TURNS, "{plan:?}");
         }
     }
 

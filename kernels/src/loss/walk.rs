@@ -54,6 +54,8 @@ pub(super) struct Grid {
     pub(super) label_voxels: usize,
     /// Chunks of all levels and samples.
     pub(super) chunks: usize,
+    /// Voxels of all levels and samples.
+    pub(super) voxels: usize,
 }
 
 /// A level and a sample, and what of it is walked over.
@@ -75,14 +77,14 @@ pub(super) struct Place {
     full: bool,
 }
 
-/// The level that holds a chunk.
+/// The level that holds an item, by the number of items before each.
 #[cube]
-fn level_of(grid: &Grid, chunk: usize, #[comptime] levels: usize) -> usize {
+fn level_of(grid: &Grid, item: usize, #[comptime] word: usize, #[comptime] levels: usize) -> usize {
     let mut level = 0usize;
     #[unroll]
     for later in 1..levels {
-        let first = grid.levels[comptime!(later * LEVEL_WORDS + FIRST_CHUNK)] as usize;
-        level = select(chunk >= first, later, level);
+        let first = grid.levels[comptime!(later * LEVEL_WORDS + word)] as usize;
+        level = select(item >= first, later, level);
     }
     level
 }
@@ -108,13 +110,24 @@ fn place(grid: &Grid, level: usize, sample: usize, start: usize, end: usize) -> 
 /// The `item`-th chunk.
 #[cube]
 pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
-    let level = level_of(grid, item, plan.levels);
+    let level = level_of(grid, item, FIRST_CHUNK, plan.levels);
     let row = level * LEVEL_WORDS;
     let in_level = item - grid.levels[row + FIRST_CHUNK] as usize;
     let chunks = grid.levels[row + 2] as usize;
     let start = (in_level % chunks) * plan.chunk;
     let end = (start + plan.chunk).min(grid.levels[row + 3] as usize);
     place(grid, level, in_level / chunks, start, end)
+}
+
+/// The `item`-th voxel.
+#[cube]
+pub(super) fn voxel_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
+    let level = level_of(grid, item, FIRST_VOXEL, plan.levels);
+    let row = level * LEVEL_WORDS;
+    let in_level = item - grid.levels[row + FIRST_VOXEL] as usize;
+    let voxels = grid.levels[row + 3] as usize;
+    let start = in_level % voxels;
+    place(grid, level, in_level / voxels, start, start + 1)
 }
 
 /// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube. Surplus cubes end
