@@ -28,7 +28,7 @@ const KNOWN: usize = 7;
 /// The label that each of this unit's channels stands for in the sample: its own, or where it is missing the
 /// background's. Channels that do not exist stand for no label.
 #[cube]
-fn my_labels<V: Size>(grid: &Grid, place: &Place, member: usize, #[comptime] plan: Plan) -> Array<u32> {
+fn my_labels(grid: &Grid, place: &Place, member: usize, #[comptime] plan: Plan) -> Array<u32> {
     let mut stands_for = Array::<u32>::new(comptime!(plan.mine() * plan.vector));
     #[unroll]
     for k in 0..plan.mine() {
@@ -229,7 +229,7 @@ pub(super) fn cube_softmax_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
     sync_cube();
 
     let place = my_chunk(grid, plan);
-    let stands_for = my_labels::<V>(grid, &place, member, plan);
+    let stands_for = my_labels(grid, &place, member, plan);
     let row = team * len;
     let mut values = Array::<Vector<f32, V>>::new(plan.mine());
     let mut shifted = Array::<Vector<f32, V>>::new(plan.mine());
@@ -321,7 +321,7 @@ pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
     let mut shares = Shared::<[f32]>::new_slice(comptime!(plan.shares(exchanged)));
     let (team, member) = my_team(plan);
     let place = my_chunk(grid, plan);
-    let stands_for = my_labels::<V>(grid, &place, member, plan);
+    let stands_for = my_labels(grid, &place, member, plan);
     let of_level = coefficients_of(grid.batch, place.level, plan);
     let dice = of_level + place.sample * comptime!(2 * plan.classes);
     let mut b = Array::<Vector<f32, V>>::new(plan.mine());
