@@ -48,9 +48,10 @@
 //! Memory beyond the arguments: a row of at most `4 classes + 1` sums for each chunk, less than a hundredth of the
 //! logits, and nothing for a voxel, however many classes there are. On a GPU a cube takes a chunk, and its units add
 //! up in up to 15 KiB of shared memory. On Vulkan drivers whose shared memory CubeCL's compiler breaks
-//! ([`Caps::shared_memory`](crate::Caps) is 0: software drivers of old) a unit takes a chunk, as a thread does, which
-//! with 5 to 16 classes is shorter: there it is `40 (classes + 1) / 65536` of f32 logits. With more than 16 classes a
-//! unit owns a channel, and softmax takes two launches more, and two f32 a voxel (three with missing classes).
+//! ([`Caps::shared_memory`](crate::Caps) is 0: software drivers of old) a unit takes a chunk, as a thread does, but a
+//! shorter one: up to 4 classes less than a hundredth of f32 logits, with 5 to 16 `40 (classes + 1) / 65536` of them,
+//! and twice that of 16-bit logits. With more than 16 classes a unit owns a channel there, and softmax takes two
+//! launches more, and two f32 a voxel (three with missing classes).
 //! The k largest cross-entropies take an f32 a voxel everywhere, and are read
 //! three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on the number of
 //! cores.

@@ -22,7 +22,9 @@ const UNROLLED_CLASSES: usize = 4;
 /// With more classes than these a unit without shared memory owns a channel: longer arrays of its own take minutes to
 /// compile.
 const ARRAY_CLASSES: usize = 16;
-/// Voxels of a chunk there, and units of a cube.
+/// Voxels of a chunk that a unit without shared memory walks over alone, one by one.
+const SINGLE_CHUNK: usize = 512;
+/// Voxels of a chunk where units own channels, and units of a cube.
 const OWNED_CHUNK: usize = 1024;
 const OWNING_UNITS: usize = 256;
 /// Turns of all loops together after which Mesa's old software driver, which is what such units run on, leaves them.
@@ -99,6 +101,8 @@ impl Plan {
             (true, _) => (OWNED_CHUNK, classes.next_multiple_of(64).min(OWNING_UNITS).min(caps.max_units as usize)),
             // A voxel takes at most ten loops over the classes.
             (_, true) if software && classes > UNROLLED_CLASSES => (MOST_TURNS / (10 * classes + 10), 1),
+            // One sum of more voxels would round too much.
+            (_, true) if software => (SINGLE_CHUNK, 1),
             (_, true) => (CHUNK, 1),
             (_, false) => (CHUNK, 1 << caps.cube_units().ilog2()),
         };
@@ -140,9 +144,8 @@ impl Plan {
 
     /// Voxels that a thread handles at once.
     pub(super) fn lanes(&self, caps: &Caps) -> usize {
-        // At least four sums of a part each: one of 2048 voxels would round too much. Old software drivers take minutes
-        // to compile loops over vectors, and have shorter chunks where there are any.
-        if caps.cores.is_none() && !self.unroll { 1 } else { caps.lanes.next_power_of_two().clamp(4, 16) }
+        // Old software drivers take minutes to compile loops over vectors.
+        if caps.cores.is_none() { 1 } else { caps.lanes.next_power_of_two().clamp(4, 16) }
     }
 
     // Of a cube:
@@ -254,7 +257,7 @@ mod tests {
         for classes in 1..=1024 {
             let plan = plan(classes, &caps);
             assert_eq!(plan.owned, classes > 16);
-            assert!(plan.owned || plan.walkers == 1 && plan.lanes(&caps) == if classes > 4 { 1 } else { 4 });
+            assert!(plan.owned || (plan.walkers, plan.lanes(&caps)) == (1, 1));
             let turns = plan.chunk * (9 * classes + 2) + 4 * classes;
             assert!(plan.owned || plan.unroll || turns <= MOST_TURNS, "{plan:?}");
         }
@@ -288,9 +291,9 @@ mod tests {
                 assert!(2 * (128usize.pow(3)).div_ceil(plan.chunk) >= 500);
             }
         }
-        // Old software drivers: with few classes only.
+        // Old software drivers: with few classes only, and of f32 logits.
         let plan = plan(4, &caps(None, 4));
-        assert!(100 * 4 * plan.slots() < 2 * plan.chunk * 4);
+        assert!(100 * 4 * plan.slots() < 4 * plan.chunk * 4);
     }
 
     #[test]
