@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 /// Minimax polynomial of `2^f` for |f| <= 1/2, from the constant term up: relative error 2e-9 before rounding.
-const EXP2_LOW: [f32; 4] = [1.0, 0.693_147_2, 0.240_226_48, 0.055_503_324];
+const EXP2_LOW: [f32; 4] = [1.0, std::f32::consts::LN_2, 0.240_226_48, 0.055_503_324];
 const EXP2_HIGH: [f32; 3] = [0.009_618_437, 0.001_339_887_4, 0.000_153_533_62];
 /// log2 of e, and what f32 leaves of it.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
