@@ -114,7 +114,12 @@ fn check_moments(context: &Context, case: &Case, dtype: Dtype, offset: f32) {
     conv3d::forward(context, &problem, &x, second.as_ref(), &w, Some(&bias), &y[0]).unwrap();
     let taken = conv3d::forward_with_moments(context, &problem, &x, second.as_ref(), &w, Some(&bias), &y[1]).unwrap();
     let name = format!("{case:?} first {first} {dtype:?} around {offset}");
-    let taken = taken.unwrap_or_else(|| panic!("{name}: no moments"));
+    let Some(taken) = taken else {
+        // Of the f32 kernels the one that goes through shared memory takes none, on GPUs.
+        let caps = context.caps();
+        assert!(dtype == Dtype::F32 && caps.cores.is_none() && caps.shared_memory > 0, "{name}: no moments");
+        return;
+    };
     let stored = y.clone();
     let y = y.map(|y| get(context, &y));
     assert!(y[0] == y[1], "{name}: another output");
