@@ -1,5 +1,6 @@
 //! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD. The kernels that a
-//! step launches are counted and printed. With `VOXGRAD_UNFUSED` set, every operation runs on its own.
+//! step launches are counted and printed. `VOXGRAD_FUSION` lists what is fused, of
+//! `recompute`, `moments` and `bias` (see `Fusion`); unset, that is the default.
 
 use super::{Amount, Item, Kind, Place, pattern, sparse_labels, suffix};
 use std::path::Path;
@@ -81,8 +82,7 @@ fn item(
             let optimizer = Optimizer::default();
             let scale =
                 (dtype == Dtype::F16).then(|| LossScale::new(&context, LossScaleState::default()).expect("loss scale"));
-            let unfused = std::env::var_os("VOXGRAD_UNFUSED").is_some();
-            let fusion = if unfused { Fusion::NONE } else { Fusion::default() };
+            let fusion = fusion();
             let mut title = Some(id.clone());
             Box::new(move || {
                 let launches = context.launches();
@@ -106,5 +106,15 @@ fn item(
                 }
             })
         }),
+    }
+}
+
+fn fusion() -> Fusion {
+    let Ok(names) = std::env::var("VOXGRAD_FUSION") else { return Fusion::default() };
+    let has = |name| names.split(',').any(|n| n == name);
+    Fusion {
+        recompute_activations: has("recompute"),
+        moments_by_convolution: has("moments"),
+        no_bias_gradient_before_norm: has("bias"),
     }
 }
