@@ -2,7 +2,8 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::instance_norm::{self, Moments, NormGradient};
+use crate::kernels::conv3d::fused;
+use crate::kernels::instance_norm::{self, Moments, NormGradient, Operand};
 use crate::kernels::{Buffer, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
 use crate::parameters::Parameter;
 use crate::tape::{Normalised, Tape, Var};
@@ -75,7 +76,8 @@ fn convolve(
     let bias_value = bias.map(Parameter::value);
     let (w, y) = (weight.value(), output.buffer());
     let moments = if before_norm && tape.fusion().moments_by_convolution {
-        conv3d::forward_with_moments(&context, &problem, first, second_buffer, w, bias_value, y)?
+        let (first, second) = (Operand::Stored(first), second_buffer.map(Operand::Stored));
+        fused::forward(&context, &problem, first, second, w, bias_value, y, true)?
     } else {
         conv3d::forward(&context, &problem, first, second_buffer, w, bias_value, y)?;
         None

@@ -11,6 +11,8 @@ use crate::conv3d::gather::{Gather, Method};
 use crate::conv3d::pack::Packing;
 use crate::conv3d::parities;
 use crate::conv3d::weight_gradient::WeightGradient;
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::Epilogue;
 use crate::{Buffer, Context, Dtype, KernelError};
 
 const OPERATION: &str = "conv_transpose3d";
@@ -125,7 +127,7 @@ pub fn forward(
         .run(context, w)?;
         Gather {
             batch: problem.batch,
-            input: x,
+            input: Operand::Stored(x),
             channels_in: problem.channels_in,
             second: None,
             in_dims: problem.in_dims,
@@ -141,7 +143,7 @@ pub fn forward(
             out_step: problem.stride,
             out_offset: position,
             method,
-            moments: None,
+            epilogue: Epilogue::Nothing,
         }
         .launch(context)?;
     }
@@ -181,7 +183,7 @@ pub fn backward_data(
     .run(context, w)?;
     Gather {
         batch: problem.batch,
-        input: dy,
+        input: Operand::Stored(dy),
         channels_in: problem.channels_out,
         second: None,
         in_dims: problem.out_dims(),
@@ -197,7 +199,7 @@ pub fn backward_data(
         out_step: [1; 3],
         out_offset: [0; 3],
         method,
-        moments: None,
+        epilogue: Epilogue::Nothing,
     }
     .launch(context)
 }
@@ -216,10 +218,10 @@ pub fn backward_weight(
     problem.check(x, Some(dw), dy)?;
     WeightGradient {
         batch: problem.batch,
-        strided: dy,
+        strided: Operand::Stored(dy),
         rows: problem.channels_out,
         in_dims: problem.out_dims(),
-        dense: x,
+        dense: Operand::Stored(x),
         columns: problem.channels_in,
         out_dims: problem.in_dims,
         taps: problem.stride,

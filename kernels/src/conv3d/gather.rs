@@ -23,8 +23,8 @@
 
 use crate::block::strip;
 use crate::conv3d::{igemm, tiled};
-use crate::instance_norm::Moments;
-use crate::instance_norm::epilogue::{add_moments, clear_parts};
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::{Epilogue, Take, add_moments, clear_parts};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -154,9 +154,9 @@ pub(crate) fn split_for(caps: &Caps, lanes: usize, channels: [usize; 2]) -> usiz
 pub(crate) struct Gather<'a> {
     pub batch: usize,
     /// `[batch, depth, height, width, channels]`; the channels of the second input continue the first's.
-    pub input: &'a Buffer,
+    pub input: Operand<'a>,
     pub channels_in: usize,
-    pub second: Option<(&'a Buffer, usize)>,
+    pub second: Option<(Operand<'a>, usize)>,
     pub in_dims: [usize; 3],
     pub weights: &'a Buffer,
     pub bias: Option<&'a Buffer>,
@@ -171,8 +171,8 @@ pub(crate) struct Gather<'a> {
     pub out_step: [usize; 3],
     pub out_offset: [usize; 3],
     pub method: Method,
-    /// Where the moments of the outputs go, in [`Gather::parts`] parts.
-    pub moments: Option<&'a Moments>,
+    /// Taken in [`Gather::parts`] parts.
+    pub epilogue: Epilogue<'a>,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -479,7 +479,7 @@ impl Gather<'_> {
             return Ok(());
         }
         let units = context.caps().cube_units();
-        let tiles_in_segment = self.tiles_in_segment(context, tile, self.moments.is_some());
+        let tiles_in_segment = self.tiles_in_segment(context, tile, self.epilogue.take() == Take::Moments);
         let items = match context.caps().cores {
             Some(cores) => cores as usize,
             None => rows * tiles.div_ceil(tiles_in_segment),
@@ -491,11 +491,12 @@ impl Gather<'_> {
             split: tile.split,
             second_input: self.second.is_some(),
             bias: self.bias.is_some(),
-            moments: self.moments.is_some(),
+            moments: self.epilogue.take() == Take::Moments,
             chunked: context.caps().cores.is_some(),
         };
         let nothing = context.empty(tile.lanes, Dtype::F32)?;
         let (second, _) = self.second.unwrap_or((self.input, 0));
+        let [moments, ..] = self.epilogue.buffers(&nothing);
         gather_kernel::launch(
             context.client(),
             count,
@@ -503,12 +504,12 @@ impl Gather<'_> {
             tile.lanes * tile.split,
             tile.split,
             tile.lanes,
-            self.input.arg(),
-            second.arg(),
+            self.input.buffer().arg(),
+            second.buffer().arg(),
             self.weights.arg(),
             self.bias.unwrap_or(self.weights).arg(),
             self.output.arg(),
-            self.moments.map_or(&nothing, |moments| &moments.partial).arg(),
+            moments.arg(),
             self.shape(tiles_in_segment),
             plan,
             self.output.dtype().elem(),
@@ -574,7 +575,7 @@ impl Gather<'_> {
             self.pad[1],
             self.pad[2],
             tiles_in_segment,
-            self.moments.map_or(0, |moments| moments.parts),
+            self.epilogue.parts(),
         )
     }
 }

@@ -4,6 +4,7 @@
 //! The input may be the concatenation of two tensors along the channels, which is then never written.
 
 mod choices;
+pub mod fused;
 pub(crate) mod gather;
 pub(crate) mod igemm;
 pub(crate) mod pack;
@@ -12,15 +13,12 @@ pub(crate) mod weight_gradient;
 mod winograd;
 mod workspace;
 
-use crate::instance_norm::Moments;
+use crate::instance_norm::Operand;
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use choices::tensor_cores_fit;
 pub use choices::{Choices, applicable};
-use choices::{chosen, tensor_cores_fit};
-use gather::{Gather, Method};
-use pack::Packing;
-use weight_gradient::WeightGradient;
-use winograd::convolution::Convolution;
-use winograd::weight_gradient::WeightGradient as WinogradWeightGradient;
+pub(crate) use fused::parities;
+use gather::Method;
 
 pub use workspace::{transposed_workspace_bytes, workspace_bytes};
 
@@ -225,114 +223,8 @@ pub fn forward(
     bias: Option<&Buffer>,
     y: &Buffer,
 ) -> Result<(), KernelError> {
-    launch_forward(context, problem, x, second, w, bias, y, false).map(|_| ())
-}
-
-/// The same as [`forward`], and the moments of every sample and channel of `y`, as an instance norm needs them, without a
-/// pass over `y`. `None` where the kernel cannot take them: on tensor cores whose tile does not share out
-/// its columns evenly, and on shared memory.
-///
-/// # Errors
-/// As [`forward`].
-pub fn forward_with_moments(
-    context: &Context,
-    problem: &Problem,
-    x: &Buffer,
-    second: Option<&Buffer>,
-    w: &Buffer,
-    bias: Option<&Buffer>,
-    y: &Buffer,
-) -> Result<Option<Moments>, KernelError> {
-    launch_forward(context, problem, x, second, w, bias, y, true)
-}
-
-#[allow(clippy::too_many_arguments, reason = "the private body of two functions")]
-fn launch_forward(
-    context: &Context,
-    problem: &Problem,
-    x: &Buffer,
-    second: Option<&Buffer>,
-    w: &Buffer,
-    bias: Option<&Buffer>,
-    y: &Buffer,
-    with_moments: bool,
-) -> Result<Option<Moments>, KernelError> {
-    problem.check_inputs(x, second)?;
-    w.check(OPERATION, "weights", problem.weight_len(), Dtype::F32)?;
-    if let Some(bias) = bias {
-        bias.check(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
-    }
-    y.check(OPERATION, "output", problem.output_len(), x.dtype())?;
-    let (context, algorithm) = &chosen(context, problem, Pass::Forward, x.dtype());
-    let out_dims = problem.out_dims();
-    let method = problem.method(x.dtype(), context.caps());
-    let (block, split, dtype) = method.packing(x.dtype(), problem.channels_out);
-    let packing = Packing {
-        kernel: problem.kernel,
-        rows: problem.channels_in + problem.second_channels,
-        columns: problem.channels_out,
-        taps: problem.kernel,
-        first: [0; 3],
-        step: [1; 3],
-        transposed: false,
-        out_first: 0,
-        out_count: problem.channels_out,
-        block,
-        split,
-        first_input: problem.channels_in,
-        dtype,
-    };
-    let second = second.map(|second| (second, problem.second_channels));
-    let moments = |parts: usize| match with_moments {
-        true => Moments::new(context, problem.batch, parts, problem.channels_out).map(Some),
-        false => Ok(None),
-    };
-    if *algorithm == Algorithm::Winograd {
-        let moments = moments(context.caps().cube_units() as usize)?;
-        Convolution {
-            batch: problem.batch,
-            dims: problem.in_dims,
-            input: x,
-            channels_in: problem.channels_in,
-            second,
-            deep: problem.kernel[0] == 3,
-            bias,
-            output: y,
-            channels_out: problem.channels_out,
-            moments: moments.as_ref(),
-        }
-        .launch(context, w, packing)?;
-        return Ok(moments);
-    }
-    let packed = packing.run(context, w)?;
-    let mut gather = Gather {
-        batch: problem.batch,
-        input: x,
-        channels_in: problem.channels_in,
-        second,
-        in_dims: problem.in_dims,
-        weights: &packed,
-        bias,
-        output: y,
-        out_dims,
-        channels_out: problem.channels_out,
-        taps: problem.kernel,
-        in_step: problem.stride,
-        pad: problem.pad(),
-        count: out_dims,
-        out_step: [1; 3],
-        out_offset: [0; 3],
-        method,
-        moments: None,
-    };
-    let moments = match method {
-        Method::TensorCores(plan) if !plan.merges_columns() => None,
-        Method::Tiled(_) => None,
-        _ => moments(gather.parts(context))?,
-    };
-    gather.moments = moments.as_ref();
-    gather.launch(context)?;
-    Ok(moments)
+    let (x, second) = (Operand::Stored(x), second.map(Operand::Stored));
+    fused::forward(context, problem, x, second, w, bias, y, false).map(|_| ())
 }
 
 /// The gradient of the input: `dx` of the first, and `second_dx` of the second if there is one.
@@ -350,121 +242,7 @@ pub fn backward_data(
     dx: &Buffer,
     second_dx: Option<&Buffer>,
 ) -> Result<(), KernelError> {
-    problem.check_inputs(dx, second_dx)?;
-    w.check(OPERATION, "weights", problem.weight_len(), Dtype::F32)?;
-    dy.check(OPERATION, "gradient of the output", problem.output_len(), dx.dtype())?;
-    let outputs =
-        [Some((dx, 0, problem.channels_in)), second_dx.map(|d| (d, problem.channels_in, problem.second_channels))];
-    let (context, algorithm) = &chosen(context, problem, Pass::DataGradient, dx.dtype());
-    for (dx, first_channel, channels) in outputs.into_iter().flatten() {
-        if *algorithm == Algorithm::Winograd {
-            let packing = Packing {
-                kernel: problem.kernel,
-                rows: problem.channels_in + problem.second_channels,
-                columns: problem.channels_out,
-                taps: problem.kernel,
-                first: problem.kernel.map(|k| k - 1),
-                step: [-1; 3],
-                transposed: true,
-                out_first: first_channel,
-                out_count: channels,
-                block: channels,
-                split: 1,
-                first_input: problem.channels_out,
-                dtype: Dtype::F32,
-            };
-            Convolution {
-                batch: problem.batch,
-                dims: problem.in_dims,
-                input: dy,
-                channels_in: problem.channels_out,
-                second: None,
-                deep: problem.kernel[0] == 3,
-                bias: None,
-                output: dx,
-                channels_out: channels,
-                moments: None,
-            }
-            .launch(context, w, packing)?;
-            continue;
-        }
-        for parity in parities(problem.stride) {
-            data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity)?;
-        }
-    }
-    Ok(())
-}
-
-/// All positions inside one step of the stride.
-pub(crate) fn parities(stride: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
-    (0..stride[0]).flat_map(move |d| (0..stride[1]).flat_map(move |h| (0..stride[2]).map(move |w| [d, h, w])))
-}
-
-#[allow(clippy::too_many_arguments, reason = "the private body of one loop")]
-fn data_gradient_of_parity(
-    context: &Context,
-    problem: &Problem,
-    w: &Buffer,
-    dy: &Buffer,
-    dx: &Buffer,
-    first_channel: usize,
-    channels: usize,
-    parity: [usize; 3],
-) -> Result<(), KernelError> {
-    // Along an axis, input i meets output (i + pad - k) / stride for the taps k that make it whole. Taps are
-    // visited from the last to the first, which is from the first output to the last.
-    let axis = |a: usize| -> (Vec<usize>, usize) {
-        let (k, s, pad) = (problem.kernel[a], problem.stride[a], problem.pad()[a]);
-        let taps: Vec<usize> = (0..k).rev().filter(|tap| (parity[a] + pad + s * k - tap).is_multiple_of(s)).collect();
-        // The first output that is met, counted from i / stride: negative by `pad` of the gather.
-        let lead = taps.first().map_or(0, |&tap| if parity[a] + pad >= tap { 0 } else { (tap - parity[a] - pad) / s });
-        (taps, lead)
-    };
-    let axes: [(Vec<usize>, usize); 3] = std::array::from_fn(axis);
-    let count: [usize; 3] =
-        std::array::from_fn(|a| (problem.in_dims[a] + problem.stride[a] - 1 - parity[a]) / problem.stride[a]);
-    let taps: [usize; 3] = std::array::from_fn(|a| axes[a].0.len());
-    let method = Method::choose(context.caps(), dy.dtype(), [problem.channels_out, 0], channels, count[2]);
-    let (block, split, dtype) = method.packing(dy.dtype(), channels);
-    let packed = Packing {
-        kernel: problem.kernel,
-        rows: problem.channels_in + problem.second_channels,
-        columns: problem.channels_out,
-        taps,
-        first: std::array::from_fn(|a| axes[a].0.first().copied().unwrap_or(0)),
-        step: std::array::from_fn(
-            |a| if axes[a].0.len() > 1 { axes[a].0[1] as isize - axes[a].0[0] as isize } else { -1 },
-        ),
-        transposed: true,
-        out_first: first_channel,
-        out_count: channels,
-        block,
-        split,
-        first_input: problem.channels_out,
-        dtype,
-    }
-    .run(context, w)?;
-    Gather {
-        batch: problem.batch,
-        input: dy,
-        channels_in: problem.channels_out,
-        second: None,
-        in_dims: problem.out_dims(),
-        weights: &packed,
-        bias: None,
-        output: dx,
-        out_dims: problem.in_dims,
-        channels_out: channels,
-        taps,
-        in_step: [1; 3],
-        pad: std::array::from_fn(|a| axes[a].1),
-        count,
-        out_step: problem.stride,
-        out_offset: parity,
-        method,
-        moments: None,
-    }
-    .launch(context)
+    fused::backward_data(context, problem, w, Operand::Stored(dy), dx, second_dx, None).map(|_| ())
 }
 
 /// The gradient of the weights, f32 `[kd, kh, kw, channels in, channels out]`.
@@ -479,45 +257,6 @@ pub fn backward_weight(
     dy: &Buffer,
     dw: &Buffer,
 ) -> Result<(), KernelError> {
-    problem.check_inputs(x, second)?;
-    dy.check(OPERATION, "gradient of the output", problem.output_len(), x.dtype())?;
-    dw.check(OPERATION, "gradient of the weights", problem.weight_len(), Dtype::F32)?;
-    let (context, algorithm) = &chosen(context, problem, Pass::WeightGradient, x.dtype());
-    if *algorithm == Algorithm::Winograd {
-        return WinogradWeightGradient {
-            batch: problem.batch,
-            dims: problem.in_dims,
-            input: x,
-            channels_in: problem.channels_in,
-            second: second.map(|second| (second, problem.second_channels)),
-            deep: problem.kernel[0] == 3,
-            output_gradient: dy,
-            channels_out: problem.channels_out,
-            gradient: dw,
-        }
-        .launch(context);
-    }
-    let all = problem.channels_in + problem.second_channels;
-    let inputs = [Some((x, 0, problem.channels_in)), second.map(|s| (s, problem.channels_in, problem.second_channels))];
-    for (x, first_channel, channels) in inputs.into_iter().flatten() {
-        WeightGradient {
-            batch: problem.batch,
-            strided: x,
-            rows: channels,
-            in_dims: problem.in_dims,
-            dense: dy,
-            columns: problem.channels_out,
-            out_dims: problem.out_dims(),
-            taps: problem.kernel,
-            step: problem.stride,
-            pad: problem.pad(),
-            gradient: dw,
-            first: first_channel * problem.channels_out,
-            tap_stride: all * problem.channels_out,
-            row_stride: problem.channels_out,
-            column_stride: 1,
-        }
-        .launch(context)?;
-    }
-    Ok(())
+    let (x, second) = (Operand::Stored(x), second.map(Operand::Stored));
+    fused::backward_weight(context, problem, x, second, Operand::Stored(dy), dw)
 }

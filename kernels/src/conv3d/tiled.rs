@@ -279,8 +279,8 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
         context.grid(OPERATION, blocks, 1)?,
         CubeDim::new_1d(UNITS as u32),
         LANES,
-        gather.input.arg(),
-        second.arg(),
+        gather.input.buffer().arg(),
+        second.buffer().arg(),
         gather.weights.arg(),
         gather.bias.unwrap_or(gather.weights).arg(),
         gather.output.arg(),
@@ -288,7 +288,7 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
         plan,
         gather.second.is_some(),
         gather.bias.is_some(),
-        gather.input.dtype().elem(),
+        gather.input.buffer().dtype().elem(),
     );
     context.launched();
     Ok(())

@@ -16,6 +16,7 @@
 use crate::block::strip;
 use crate::conv3d::gather::{repeat, split_for, widest_vector};
 use crate::conv3d::igemm;
+use crate::instance_norm::Operand;
 use crate::{Buffer, Context, Dtype, KernelError, elementwise};
 use cubecl::prelude::*;
 
@@ -43,11 +44,11 @@ struct Plan {
 pub(crate) struct WeightGradient<'a> {
     pub batch: usize,
     /// `[batch, in_dims, rows]`.
-    pub strided: &'a Buffer,
+    pub strided: Operand<'a>,
     pub rows: usize,
     pub in_dims: [usize; 3],
     /// `[batch, out_dims, columns]`.
-    pub dense: &'a Buffer,
+    pub dense: Operand<'a>,
     pub columns: usize,
     pub out_dims: [usize; 3],
     pub taps: [usize; 3],
@@ -334,19 +335,21 @@ impl WeightGradient<'_> {
     /// Launches the kernel, and the sum over splits where there are any.
     pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
         let caps = context.caps();
-        let (dtype, layout) = (self.dense.dtype(), igemm::CHANNELS_BY_CHANNELS);
+        let (dtype, layout) = (self.dense.buffer().dtype(), igemm::CHANNELS_BY_CHANNELS);
         if let Some(plan) = igemm::Plan::choose(caps, dtype, layout, self.rows, usize::MAX, self.columns) {
             let (parts, splits) = igemm::weight_gradient::launch(self, plan, context)?;
             return self.add_parts(context, &parts, splits);
         }
         if caps.cores.is_some() && dtype != Dtype::F32 {
             // A CPU spends more on converting each number as often as it is used than on a copy.
-            let [strided, dense] = [self.strided, self.dense].map(|buffer| -> Result<Buffer, KernelError> {
-                let wide = context.empty(buffer.len(), Dtype::F32)?;
-                elementwise::cast(context, buffer, &wide)?;
-                Ok(wide)
-            });
-            return WeightGradient { strided: &strided?, dense: &dense?, ..*self }.launch(context);
+            let [strided, dense] =
+                [self.strided.buffer(), self.dense.buffer()].map(|buffer| -> Result<Buffer, KernelError> {
+                    let wide = context.empty(buffer.len(), Dtype::F32)?;
+                    elementwise::cast(context, buffer, &wide)?;
+                    Ok(wide)
+                });
+            return WeightGradient { strided: Operand::Stored(&strided?), dense: Operand::Stored(&dense?), ..*self }
+                .launch(context);
         }
         let lanes = widest_vector(caps, self.columns);
         let blocks = self.columns / lanes;
@@ -373,7 +376,7 @@ impl WeightGradient<'_> {
             }
             None => (tiles, 4096usize.div_ceil(tiles).min(out_rows).max(1)),
         };
-        let size = self.dense.dtype().size();
+        let size = self.dense.buffer().dtype().size();
         let row_bytes =
             (self.in_dims[2] * self.step[0] * self.step[1] * self.rows + self.out_dims[2] * self.columns) * size;
         let chunk = match caps.cores {
@@ -433,12 +436,12 @@ impl WeightGradient<'_> {
             lanes * split,
             split,
             lanes,
-            self.strided.arg(),
-            self.dense.arg(),
+            self.strided.buffer().arg(),
+            self.dense.buffer().arg(),
             parts.as_ref().unwrap_or(self.gradient).arg(),
             shape,
             plan,
-            self.dense.dtype().elem(),
+            self.dense.buffer().dtype().elem(),
         );
         context.launched();
         match parts {

@@ -1,7 +1,7 @@
 //! The sums that the gradients need, and the gradient of the input.
 
 use super::apply::{APPLY_BLOCKS, affine, leak, of_channels};
-use super::{Norm, NormGradient, OPERATION, Problem};
+use super::{GradientParts, Norm, NormGradient, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, cubes, gather_parts, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -201,9 +201,7 @@ pub fn backward_sums(
 ) -> Result<(), KernelError> {
     x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
     dy.check(OPERATION, "dy", problem.elements(), problem.dtype)?;
-    sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
-    gradient.gamma.check(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
-    gradient.beta.check(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
+    problem.expect_sums(sums, gradient)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?;
     let partial = context.empty(walk.tasks() * 2 * walk.width, Dtype::F32)?;
@@ -232,7 +230,37 @@ pub fn backward_sums(
         );
     }
     context.launched();
-    let (partial, parts) = gather_parts(context, OPERATION, partial, walk.batch, walk.parts, 2 * walk.width)?;
+    add_parts(context, problem, partial, walk.parts, walk.width, sums, gradient)
+}
+
+/// The same from the parts that a convolution has taken while it stored `dy`.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn backward_sums_of_parts(
+    context: &Context,
+    problem: &Problem,
+    parts: GradientParts,
+    sums: &Buffer,
+    gradient: &NormGradient,
+) -> Result<(), KernelError> {
+    if (parts.batch, parts.channels) != (problem.batch, problem.channels) {
+        let (expected, actual) = ((problem.batch, problem.channels), (parts.batch, parts.channels));
+        return Err(KernelError::shape(OPERATION, "batch and channels of gradient parts", expected, actual));
+    }
+    problem.expect_sums(sums, gradient)?;
+    add_parts(context, problem, parts.partial, parts.parts, parts.channels, sums, gradient)
+}
+
+/// Adds `partial [batch, parts, 2, width]` in a fixed order.
+fn add_parts(
+    context: &Context,
+    problem: &Problem,
+    partial: Buffer,
+    parts: usize,
+    width: usize,
+    sums: &Buffer,
+    gradient: &NormGradient,
+) -> Result<(), KernelError> {
+    let (partial, parts) = gather_parts(context, OPERATION, partial, problem.batch, parts, 2 * width)?;
     let (count, dim) = cubes(context, OPERATION, problem.channels)?;
     // SAFETY: `partial` holds `batch * parts * 2 * width` elements, `sums` `batch * 2 * channels`, the others `channels`.
     unsafe {
@@ -244,9 +272,9 @@ pub fn backward_sums(
             sums.arg(),
             gradient.gamma.arg(),
             gradient.beta.arg(),
-            walk.batch,
+            problem.batch,
             parts,
-            walk.width,
+            width,
             problem.channels,
         );
     }

@@ -26,11 +26,13 @@
 mod apply;
 mod backward;
 pub(crate) mod epilogue;
+pub(crate) mod prologue;
 mod statistics;
 
 pub use apply::apply;
-pub use backward::{backward, backward_apply, backward_sums};
-pub use epilogue::Moments;
+pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts};
+pub use epilogue::{GradientParts, Moments};
+pub use prologue::{Coefficients, Operand};
 pub use statistics::{statistics, statistics_of_moments};
 
 use crate::reduce::{Walk, check_count};
@@ -98,6 +100,12 @@ impl Problem {
         norm.statistics.check(OPERATION, "statistics", self.statistics_len(), Dtype::F32)?;
         norm.gamma.check(OPERATION, "gamma", self.channels, Dtype::F32)?;
         norm.beta.check(OPERATION, "beta", self.channels, Dtype::F32)
+    }
+
+    fn expect_sums(&self, sums: &Buffer, gradient: &NormGradient) -> Result<(), KernelError> {
+        sums.check(OPERATION, "sums", self.statistics_len(), Dtype::F32)?;
+        gradient.gamma.check(OPERATION, "dgamma", self.channels, Dtype::F32)?;
+        gradient.beta.check(OPERATION, "dbeta", self.channels, Dtype::F32)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{OUTSIDE, Plan, load_lanes, multiply, place, plane_place, zero_sums};
 use crate::conv3d::gather::{Gather, OPERATION, Shape};
-use crate::instance_norm::epilogue::{Merged, merge};
+use crate::instance_norm::epilogue::{Merged, Take, merge};
 use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -299,9 +299,9 @@ fn add_input<E: Float, A: Size, B: Size>(
 /// Launches the kernel.
 pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(), KernelError> {
     let rows: usize = gather.count.iter().product();
-    let row_blocks = match gather.moments {
-        Some(_) => gather.batch * plan.row_blocks(rows),
-        None => plan.row_blocks(gather.batch * rows),
+    let row_blocks = match gather.epilogue.take() {
+        Take::Moments => gather.batch * plan.row_blocks(rows),
+        _ => plan.row_blocks(gather.batch * rows),
     };
     let blocks = row_blocks * gather.channels_out.div_ceil(plan.columns());
     if blocks == 0 {
@@ -309,24 +309,25 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
     }
     let (second, second_channels) = gather.second.unwrap_or((gather.input, 0));
     let nothing = context.empty(1, Dtype::F32)?;
+    let [moments, ..] = gather.epilogue.buffers(&nothing);
     tensor_core_gather_kernel::launch(
         context.client(),
         context.grid(OPERATION, blocks, 1)?,
         plan.cube(),
         load_lanes(context.caps(), &[gather.channels_in, second_channels]),
         load_lanes(context.caps(), &[gather.channels_out]),
-        gather.input.arg(),
-        second.arg(),
+        gather.input.buffer().arg(),
+        second.buffer().arg(),
         gather.weights.arg(),
         gather.bias.unwrap_or(gather.weights).arg(),
         gather.output.arg(),
-        gather.moments.map_or(&nothing, |moments| &moments.partial).arg(),
+        moments.arg(),
         gather.shape(1),
         plan,
         gather.second.is_some(),
         gather.bias.is_some(),
-        gather.moments.is_some(),
-        gather.input.dtype().elem(),
+        gather.epilogue.take() == Take::Moments,
+        gather.input.buffer().dtype().elem(),
     );
     context.launched();
     Ok(())

@@ -200,12 +200,12 @@ pub(crate) fn launch(gradient: &WeightGradient, plan: Plan, context: &Context) -
         plan.cube(),
         load_lanes(context.caps(), &[gradient.rows]),
         load_lanes(context.caps(), &[gradient.columns]),
-        gradient.strided.arg(),
-        gradient.dense.arg(),
+        gradient.strided.buffer().arg(),
+        gradient.dense.buffer().arg(),
         parts.arg(),
         shape,
         plan,
-        gradient.dense.dtype().elem(),
+        gradient.dense.buffer().dtype().elem(),
     );
     context.launched();
     Ok((parts, splits))

@@ -8,8 +8,9 @@ use super::{block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::pack::Packing;
-use crate::instance_norm::Moments;
-use crate::instance_norm::epilogue::{add_moments, clear_parts};
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::{Epilogue, Take, add_moments, clear_parts, gradient_terms, slope_of};
+use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -27,8 +28,11 @@ struct Plan {
     /// Whether a second input continues the channels of the first.
     second_input: bool,
     bias: bool,
-    /// Whether the moments of the outputs are taken: a part of every sample for each unit.
-    moments: bool,
+    /// How both inputs are loaded.
+    load: Load,
+    second_load: Load,
+    /// What is taken of the outputs on their way to memory: a part of every sample for each unit.
+    take: Take,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -55,25 +59,32 @@ struct Shape {
     units: usize,
 }
 
-/// One unit computes a strip of (group of output channels, block of tiles) pairs, with scratch of its own.
+/// One unit computes a strip of (group of output channels, block of tiles) pairs, with scratch of its own. For a gradient that
+/// is loaded through a norm, `second` is what the norm read; `norm_of_output` and `raw_output` serve the sums of the norm whose
+/// output the gradient `y` belongs to.
 #[cube(launch)]
 fn convolution_kernel<I: Size, O: Size>(
     x: &[Vector<f32, I>],
     second: &[Vector<f32, I>],
+    norm: &[Vector<f32, I>],
+    second_norm: &[Vector<f32, I>],
     weights: &[Vector<f32, O>],
     bias: &[Vector<f32, O>],
     y: &mut [Vector<f32, O>],
     input_points: &mut [Vector<f32, I>],
     products: &mut [Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
-    moments: &mut [Vector<f32, O>],
-    moments_of_run: &mut [Vector<f32, O>],
+    raw_output: &[Vector<f32, O>],
+    norm_of_output: &[Vector<f32, O>],
+    parts: &mut [Vector<f32, O>],
+    parts_of_run: &mut [Vector<f32, O>],
+    slope: f32,
     grid: Grid,
     s: Shape,
     #[comptime] plan: Plan,
 ) {
-    if comptime!(plan.moments) {
-        clear_parts(moments, ABSOLUTE_POS, s.units, s.batch, 4 * s.vectors_out);
+    if comptime!(plan.take != Take::Nothing) {
+        clear_parts(parts, ABSOLUTE_POS, s.units, s.batch, comptime!(plan.take.rows()) * s.vectors_out);
     }
     let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
     let group_vectors = s.vectors_out / s.groups;
@@ -105,24 +116,32 @@ fn convolution_kernel<I: Size, O: Size>(
         for depth_point in 0..depth_points {
             transform::<I>(
                 x,
+                second,
+                norm,
+                slope,
                 input_points,
                 &grid,
                 depth_point,
                 first_tile,
                 last_tile,
                 &first,
+                plan.load,
                 Window::Input,
                 plan.deep,
             );
             if comptime!(plan.second_input) {
                 transform::<I>(
                     second,
+                    second,
+                    second_norm,
+                    slope,
                     input_points,
                     &grid,
                     depth_point,
                     first_tile,
                     last_tile,
                     &behind,
+                    plan.second_load,
                     Window::Input,
                     plan.deep,
                 );
@@ -144,8 +163,11 @@ fn convolution_kernel<I: Size, O: Size>(
                 sums,
                 bias,
                 y,
-                moments,
-                moments_of_run,
+                raw_output,
+                norm_of_output,
+                parts,
+                parts_of_run,
+                slope,
                 &grid,
                 &s,
                 product_base,
@@ -223,8 +245,11 @@ fn finish<O: Size>(
     sums: &mut [Vector<f32, O>],
     bias: &[Vector<f32, O>],
     y: &mut [Vector<f32, O>],
-    moments: &mut [Vector<f32, O>],
-    moments_of_run: &mut [Vector<f32, O>],
+    raw_output: &[Vector<f32, O>],
+    norm_of_output: &[Vector<f32, O>],
+    parts: &mut [Vector<f32, O>],
+    parts_of_run: &mut [Vector<f32, O>],
+    slope: f32,
     grid: &Grid,
     s: &Shape,
     product_base: usize,
@@ -254,13 +279,15 @@ fn finish<O: Size>(
         }
 
         // Of this sample, this unit, and the group's first vector.
-        let part = (n * s.units + ABSOLUTE_POS) * 4 * s.vectors_out + first_vector;
+        let part = (n * s.units + ABSOLUTE_POS) * comptime!(plan.take.rows()) * s.vectors_out + first_vector;
         let mut fresh = false.runtime();
-        if comptime!(plan.moments) {
+        if comptime!(plan.take != Take::Nothing) {
             if complete {
-                fresh = moments[part + 3 * s.vectors_out].extract(0usize) == 0.0f32;
+                if comptime!(plan.take == Take::Moments) {
+                    fresh = parts[part + 3 * s.vectors_out].extract(0usize) == 0.0f32;
+                }
                 for i in 0..2 * group_vectors {
-                    moments_of_run[run_base + i] = Vector::zeroed();
+                    parts_of_run[run_base + i] = Vector::zeroed();
                 }
             }
         }
@@ -299,13 +326,15 @@ fn finish<O: Size>(
                     }
                     let mut shift = Vector::<f32, O>::zeroed();
                     let mut sum = Vector::<f32, O>::zeroed();
-                    let mut square = Vector::<f32, O>::zeroed();
-                    if comptime!(plan.moments) {
+                    let mut product = Vector::<f32, O>::zeroed();
+                    if comptime!(plan.take == Take::Moments) {
                         if fresh && i == 0 {
-                            moments[part + vector] = to_store[0] + bias_here;
+                            parts[part + vector] = to_store[0] + bias_here;
                         }
-                        shift = moments[part + vector] + moments[part + s.vectors_out + vector];
+                        shift = parts[part + vector] + parts[part + s.vectors_out + vector];
                     }
+                    let vector_out = first_vector + vector;
+                    let norm = coefficients_at::<O>(norm_of_output, n, s.vectors_out, vector_out, plan.take.load());
                     let ow = (first + i) * WIDE_OUTPUTS;
                     #[unroll]
                     for k in 0..OUTPUTS {
@@ -314,33 +343,50 @@ fn finish<O: Size>(
                         if h < grid.height && w < grid.width {
                             let position = ((n * grid.depth + od) * grid.height + h) * grid.width + w;
                             let value = to_store[k] + bias_here;
-                            y[position * s.vectors_out + first_vector + vector] = value;
-                            if comptime!(plan.moments) {
+                            let at = position * s.vectors_out + first_vector + vector;
+                            y[at] = value;
+                            if comptime!(plan.take == Take::Moments) {
                                 let difference = value - shift;
                                 sum += difference;
-                                square += difference * difference;
+                                product += difference * difference;
+                            }
+                            if comptime!(plan.take == Take::GradientSums) {
+                                let (dz, by_centred) =
+                                    gradient_terms::<O>(value, raw_output[at], &norm, Vector::new(slope));
+                                sum += dz;
+                                product += by_centred;
                             }
                         }
                     }
-                    if comptime!(plan.moments) {
-                        moments_of_run[run_base + vector] += sum;
-                        moments_of_run[run_base + group_vectors + vector] += square;
+                    if comptime!(plan.take != Take::Nothing) {
+                        parts_of_run[run_base + vector] += sum;
+                        parts_of_run[run_base + group_vectors + vector] += product;
                     }
                 }
             }
         }
-        if comptime!(plan.moments) {
+        if comptime!(plan.take == Take::GradientSums) {
+            if complete {
+                for vector in 0..group_vectors {
+                    let rstd = norm_of_output
+                        [(n * comptime!(Load::Normalised.rows()) + RSTD) * s.vectors_out + first_vector + vector];
+                    parts[part + vector] += parts_of_run[run_base + vector];
+                    parts[part + s.vectors_out + vector] += parts_of_run[run_base + group_vectors + vector] * rstd;
+                }
+            }
+        }
+        if comptime!(plan.take == Take::Moments) {
             if complete {
                 let columns = ((first + run) * WIDE_OUTPUTS).min(grid.width) - first * WIDE_OUTPUTS;
                 let here = f32::cast_from((grid.height - oh).min(2) * columns);
                 for vector in 0..group_vectors {
                     let to = part + vector;
-                    let shift = moments[to] + moments[to + s.vectors_out];
-                    let sum = moments_of_run[run_base + vector];
-                    let square = moments_of_run[run_base + group_vectors + vector];
-                    let before = moments[to + 3 * s.vectors_out];
-                    add_moments(moments, to, s.vectors_out, shift, sum, square, before, here);
-                    moments[to + 3 * s.vectors_out] = before + Vector::new(here);
+                    let shift = parts[to] + parts[to + s.vectors_out];
+                    let sum = parts_of_run[run_base + vector];
+                    let square = parts_of_run[run_base + group_vectors + vector];
+                    let before = parts[to + 3 * s.vectors_out];
+                    add_moments(parts, to, s.vectors_out, shift, sum, square, before, here);
+                    parts[to + 3 * s.vectors_out] = before + Vector::new(here);
                 }
             }
         }
@@ -389,16 +435,16 @@ pub(crate) struct Convolution<'a> {
     pub batch: usize,
     pub dims: [usize; 3],
     /// `[batch, dims, channels_in]`; the channels of the second input continue the first's.
-    pub input: &'a Buffer,
+    pub input: Operand<'a>,
     pub channels_in: usize,
-    pub second: Option<(&'a Buffer, usize)>,
+    pub second: Option<(Operand<'a>, usize)>,
     /// Whether the kernel has three taps along the depth, else one.
     pub deep: bool,
     pub bias: Option<&'a Buffer>,
     pub output: &'a Buffer,
     pub channels_out: usize,
-    /// Where the moments of the outputs go, in as many parts as cubes have units.
-    pub moments: Option<&'a Moments>,
+    /// Taken in as many parts as cubes have units.
+    pub epilogue: Epilogue<'a>,
 }
 
 impl Convolution<'_> {
@@ -411,7 +457,7 @@ impl Convolution<'_> {
         if tiles == 0 {
             return Ok(());
         }
-        let (second, second_channels) = self.second.unwrap_or((self.input, 0));
+        let (second, second_channels) = self.second.unwrap_or((Operand::Stored(self.input.buffer()), 0));
         let channels_in = self.channels_in + second_channels;
         let lanes_in = widest_vector(caps, self.channels_in).min(widest_vector(caps, second_channels));
         let lanes_out = widest_vector(caps, self.channels_out);
@@ -445,7 +491,9 @@ impl Convolution<'_> {
             deep: self.deep,
             second_input: self.second.is_some(),
             bias: self.bias.is_some(),
-            moments: self.moments.is_some(),
+            load: self.input.load(),
+            second_load: second.load(),
+            take: self.epilogue.take(),
         };
         let shape = ShapeLaunch::new(
             self.channels_in / lanes_in,
@@ -463,26 +511,35 @@ impl Convolution<'_> {
             self.batch,
             units,
         );
-        let moments_of_run = match self.moments {
-            Some(_) => context.empty(units * 2 * self.channels_out / groups, Dtype::F32)?,
-            None => context.empty(lanes_out, Dtype::F32)?,
+        let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
+        let parts_of_run = match self.epilogue {
+            Epilogue::Nothing => nothing.clone(),
+            _ => context.empty(units * 2 * self.channels_out / groups, Dtype::F32)?,
         };
+        let [parts, raw_output, norm_of_output] = self.epilogue.buffers(&nothing);
+        let slope = slope_of(OPERATION, [Some(&self.input), Some(&second), None], &self.epilogue)?;
+        let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
         convolution_kernel::launch(
             context.client(),
             context.grid(OPERATION, units, units as u32)?,
             CubeDim::new_1d(units as u32),
             lanes_in,
             lanes_out,
-            self.input.arg(),
-            second.arg(),
+            self.input.buffer().arg(),
+            if self.second.is_some() { second.buffer() } else { self.input.raw() }.arg(),
+            norm(&self.input),
+            norm(&second),
             points.arg(),
             self.bias.unwrap_or(&points).arg(),
             self.output.arg(),
             input_points.arg(),
             products.arg(),
             sums.arg(),
-            self.moments.map_or(&moments_of_run, |moments| &moments.partial).arg(),
-            moments_of_run.arg(),
+            raw_output.arg(),
+            norm_of_output.arg(),
+            parts.arg(),
+            parts_of_run.arg(),
+            slope,
             extents.launch(),
             shape,
             plan,

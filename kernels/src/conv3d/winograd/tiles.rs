@@ -1,6 +1,7 @@
 //! From tensors to points: `Bᵀ d` of an input, `A dy` of an output's gradient.
 
 use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS};
+use crate::instance_norm::prologue::{Load, coefficients_at, loaded};
 use cubecl::prelude::*;
 
 /// What is transformed.
@@ -82,7 +83,8 @@ pub(super) struct Route {
     pub tile_stride: usize,
 }
 
-/// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth.
+/// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth. `raw`,
+/// `coefficients` and `slope` serve the [`Load`].
 ///
 /// A walk along a row of tiles needs four new positions a tile; at each, the rows of the window are added along the depth,
 /// and then make all points along the height.
@@ -90,16 +92,21 @@ pub(super) struct Route {
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels; a struct of slices is no kernel argument")]
 pub(super) fn transform<N: Size>(
     x: &[Vector<f32, N>],
+    raw: &[Vector<f32, N>],
+    coefficients: &[Vector<f32, N>],
+    slope: f32,
     points: &mut [Vector<f32, N>],
     grid: &Grid,
     depth_point: usize,
     low: usize,
     high: usize,
     route: &Route,
+    #[comptime] how: Load,
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) {
     let vectors = route.vectors;
+    let slope = Vector::<f32, N>::new(slope);
     let mut tile = low;
     while tile < high {
         // A run of tiles along one row.
@@ -116,16 +123,72 @@ pub(super) fn transform<N: Size>(
         for i_vector in 0..route.count {
             let vector = route.first + i_vector;
             let mut at = start + i_vector;
+            let norm = coefficients_at::<N>(coefficients, n, vectors, vector, how);
             if comptime!(window == Window::Input) {
                 let position = first * WIDE_OUTPUTS;
-                let mut a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
-                let mut b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                let mut a =
+                    column::<N>(x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep);
+                let mut b = column::<N>(
+                    x,
+                    raw,
+                    &norm,
+                    &rows,
+                    position + 1,
+                    grid.width,
+                    vectors,
+                    vector,
+                    slope,
+                    how,
+                    window,
+                    deep,
+                );
                 for i in 0..run {
                     let position = (first + i) * WIDE_OUTPUTS + 2;
-                    let c = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
-                    let d = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
-                    let e = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
-                    let f = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
+                    let c = column::<N>(
+                        x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep,
+                    );
+                    let d = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 1,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
+                    let e = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 2,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
+                    let f = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 3,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
                     #[unroll]
                     for h in 0..POINTS {
                         let to = at + h * WIDE_POINTS * route.point_stride;
@@ -149,10 +212,51 @@ pub(super) fn transform<N: Size>(
             } else {
                 for i in 0..run {
                     let position = (first + i) * WIDE_OUTPUTS;
-                    let a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
-                    let b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
-                    let c = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
-                    let d = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
+                    let a = column::<N>(
+                        x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep,
+                    );
+                    let b = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 1,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
+                    let c = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 2,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
+                    let d = column::<N>(
+                        x,
+                        raw,
+                        &norm,
+                        &rows,
+                        position + 3,
+                        grid.width,
+                        vectors,
+                        vector,
+                        slope,
+                        how,
+                        window,
+                        deep,
+                    );
                     #[unroll]
                     for h in 0..POINTS {
                         let to = at + h * WIDE_POINTS * route.point_stride;
@@ -218,11 +322,15 @@ fn rows_of_window(
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
 fn column<N: Size>(
     x: &[Vector<f32, N>],
+    raw: &[Vector<f32, N>],
+    norm: &Array<Vector<f32, N>>,
     rows: &Rows,
     position: usize,
     width: usize,
     vectors: usize,
     vector: usize,
+    slope: Vector<f32, N>,
+    #[comptime] how: Load,
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) -> Array<Vector<f32, N>> {
@@ -235,10 +343,14 @@ fn column<N: Size>(
         #[unroll]
         for h in 0..heights {
             if comptime!(deep) {
-                let near = Vector::new(rows.factor[h * 2]) * load(x, rows.start[h * 2] + at);
-                sums[h] = fma(Vector::new(rows.factor[h * 2 + 1]), load(x, rows.start[h * 2 + 1] + at), near);
+                let near = Vector::new(rows.factor[h * 2]) * load(x, raw, norm, rows.start[h * 2] + at, slope, how);
+                sums[h] = fma(
+                    Vector::new(rows.factor[h * 2 + 1]),
+                    load(x, raw, norm, rows.start[h * 2 + 1] + at, slope, how),
+                    near,
+                );
             } else {
-                sums[h] = Vector::new(rows.factor[h]) * load(x, rows.start[h] + at);
+                sums[h] = Vector::new(rows.factor[h]) * load(x, raw, norm, rows.start[h] + at, slope, how);
             }
         }
         if comptime!(window == Window::Input) {
@@ -256,8 +368,19 @@ fn column<N: Size>(
     points
 }
 
-/// One vector of the tensor that is transformed: what a fused prologue would change.
+/// One vector of the tensor that is transformed.
 #[cube]
-fn load<N: Size>(x: &[Vector<f32, N>], at: usize) -> Vector<f32, N> {
-    x[at]
+fn load<N: Size>(
+    x: &[Vector<f32, N>],
+    raw: &[Vector<f32, N>],
+    norm: &Array<Vector<f32, N>>,
+    at: usize,
+    slope: Vector<f32, N>,
+    #[comptime] how: Load,
+) -> Vector<f32, N> {
+    if comptime!(how == Load::NormGradient) {
+        loaded(x[at], raw[at], norm, slope, how)
+    } else {
+        loaded(x[at], x[at], norm, slope, how)
+    }
 }

@@ -7,6 +7,9 @@ use super::{A, A2, B, B2, BLOCK_BYTES, Extents, FEW_TILES, Grid, OF_A, OF_B, OF_
 use super::{block_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::{Epilogue, slope_of};
+use crate::instance_norm::prologue::Load;
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -23,6 +26,10 @@ struct Plan {
     deep: bool,
     /// Whether a second input continues the channels of the first.
     second_input: bool,
+    /// How the inputs and the gradient are loaded.
+    load: Load,
+    second_load: Load,
+    gradient_load: Load,
 }
 
 #[derive(CubeType, CubeLaunch)]
@@ -47,12 +54,18 @@ struct Shape {
     sums_stride: usize,
 }
 
-/// `sums` is `[split, point, channel in, vector out]`. One unit sums one split for one group of output channels.
+/// `sums` is `[split, point, channel in, vector out]`. One unit sums one split for one group of output channels. `raw` and the
+/// `norm`s serve the loads.
 #[cube(launch)]
 fn weight_sums_kernel<I: Size, O: Size>(
     x: &[Vector<f32, I>],
     second: &[Vector<f32, I>],
     dy: &[Vector<f32, O>],
+    raw: &[Vector<f32, O>],
+    norm: &[Vector<f32, I>],
+    second_norm: &[Vector<f32, I>],
+    gradient_norm: &[Vector<f32, O>],
+    slope: f32,
     input_points: &mut [Vector<f32, I>],
     gradient_points: &mut [Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
@@ -97,28 +110,50 @@ fn weight_sums_kernel<I: Size, O: Size>(
             let low = block * s.block;
             let high = (low + s.block).min(s.tiles);
             for depth_point in 0..depth_points {
-                transform::<I>(x, input_points, &grid, depth_point, low, high, &first, Window::Input, plan.deep);
+                transform::<I>(
+                    x,
+                    x,
+                    norm,
+                    slope,
+                    input_points,
+                    &grid,
+                    depth_point,
+                    low,
+                    high,
+                    &first,
+                    plan.load,
+                    Window::Input,
+                    plan.deep,
+                );
                 if comptime!(plan.second_input) {
                     transform::<I>(
                         second,
+                        second,
+                        second_norm,
+                        slope,
                         input_points,
                         &grid,
                         depth_point,
                         low,
                         high,
                         &behind,
+                        plan.second_load,
                         Window::Input,
                         plan.deep,
                     );
                 }
                 transform::<O>(
                     dy,
+                    raw,
+                    gradient_norm,
+                    slope,
                     gradient_points,
                     &grid,
                     depth_point,
                     low,
                     high,
                     &gradient,
+                    plan.gradient_load,
                     Window::Gradient,
                     plan.deep,
                 );
@@ -273,13 +308,13 @@ pub(crate) struct WeightGradient<'a> {
     pub batch: usize,
     pub dims: [usize; 3],
     /// `[batch, dims, channels_in]`; the channels of the second input continue the first's.
-    pub input: &'a Buffer,
+    pub input: Operand<'a>,
     pub channels_in: usize,
-    pub second: Option<(&'a Buffer, usize)>,
+    pub second: Option<(Operand<'a>, usize)>,
     /// Whether the kernel has three taps along the depth, else one.
     pub deep: bool,
     /// `[batch, dims, channels_out]`.
-    pub output_gradient: &'a Buffer,
+    pub output_gradient: Operand<'a>,
     pub channels_out: usize,
     /// `[taps, channels in of both inputs, channels_out]`.
     pub gradient: &'a Buffer,
@@ -291,7 +326,7 @@ impl WeightGradient<'_> {
         let caps = context.caps();
         let extents = Extents::new(self.batch, self.dims, self.deep);
         let tiles = extents.count();
-        let (second, second_channels) = self.second.unwrap_or((self.input, 0));
+        let (second, second_channels) = self.second.unwrap_or((Operand::Stored(self.input.buffer()), 0));
         let channels_in = self.channels_in + second_channels;
         let lanes_in = widest_vector(caps, self.channels_in).min(widest_vector(caps, second_channels));
         let lanes_out = widest_vector(caps, self.channels_out);
@@ -320,7 +355,19 @@ impl WeightGradient<'_> {
         let input_points = context.empty(units * PLANE * input_stride * lanes_in, Dtype::F32)?;
         let gradient_points = context.empty(units * PLANE * gradient_stride * lanes_out, Dtype::F32)?;
         let sums = context.empty(splits * points * sums_stride * lanes_out, Dtype::F32)?;
-        let plan = Plan { rows, vectors, deep: self.deep, second_input: self.second.is_some() };
+        let plan = Plan {
+            rows,
+            vectors,
+            deep: self.deep,
+            second_input: self.second.is_some(),
+            load: self.input.load(),
+            second_load: second.load(),
+            gradient_load: self.output_gradient.load(),
+        };
+        let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
+        let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
+        let operands = [Some(&self.input), Some(&second), Some(&self.output_gradient)];
+        let slope = slope_of(OPERATION, operands, &Epilogue::Nothing)?;
         let shape = ShapeLaunch::new(
             self.channels_in / lanes_in,
             second_channels / lanes_in,
@@ -341,9 +388,14 @@ impl WeightGradient<'_> {
             CubeDim::new_1d(units as u32),
             lanes_in,
             lanes_out,
-            self.input.arg(),
-            second.arg(),
-            self.output_gradient.arg(),
+            self.input.buffer().arg(),
+            second.buffer().arg(),
+            self.output_gradient.buffer().arg(),
+            self.output_gradient.raw().arg(),
+            norm(&self.input),
+            norm(&second),
+            norm(&self.output_gradient),
+            slope,
             input_points.arg(),
             gradient_points.arg(),
             sums.arg(),

@@ -1,0 +1,366 @@
+//! The passes of a convolution together with what a network does around it: inputs that are normalised and activated, or taken
+//! back through norm and activation, while they are loaded, and what the next norm has to know, taken from the outputs on their
+//! way to memory. Every one of them equals the operations one by one, but for rounding.
+
+use super::choices::chosen;
+use super::gather::{Gather, Method};
+use super::pack::Packing;
+use super::weight_gradient::WeightGradient;
+use super::winograd::convolution::Convolution;
+use super::winograd::weight_gradient::WeightGradient as WinogradWeightGradient;
+use super::{Algorithm, OPERATION, Pass, Problem};
+use crate::instance_norm::epilogue::Epilogue;
+use crate::instance_norm::{Coefficients, GradientParts, Moments, Operand};
+use crate::{Buffer, Context, Dtype, KernelError};
+
+/// Whether the kernels of a pass over tensors of type `dtype` can normalise what they load. Those of Winograd's algorithm can,
+/// which load each value a few times for many products. The direct kernels cannot: they load each value for every tap, one by
+/// one, and would normalise it as often.
+pub fn loads(context: &Context, problem: &Problem, pass: Pass, dtype: Dtype) -> bool {
+    let (_, algorithm) = chosen(context, problem, pass, dtype);
+    algorithm == Algorithm::Winograd
+}
+
+/// Whether the data gradient's kernels can take [`GradientParts`] of what they store.
+fn takes_gradient_sums(context: &Context, problem: &Problem, dtype: Dtype) -> bool {
+    let (_, algorithm) = chosen(context, problem, Pass::DataGradient, dtype);
+    algorithm == Algorithm::Winograd
+}
+
+impl Problem {
+    fn check_operands(&self, x: &Operand, second: Option<&Operand>) -> Result<(), KernelError> {
+        self.check_inputs(x.buffer(), second.map(Operand::buffer))?;
+        x.check(OPERATION, self.batch, self.channels_in)?;
+        second.map_or(Ok(()), |second| second.check(OPERATION, self.batch, self.second_channels))
+    }
+}
+
+/// Refuses what `loads` denies.
+fn check_loads(
+    context: &Context,
+    problem: &Problem,
+    pass: Pass,
+    dtype: Dtype,
+    operands: [Option<&Operand>; 3],
+) -> Result<(), KernelError> {
+    let stored = operands.into_iter().flatten().all(|operand| matches!(operand, Operand::Stored(_)));
+    if stored || loads(context, problem, pass, dtype) {
+        return Ok(());
+    }
+    let feature = "kernel that normalises the operands of this convolution while it loads them";
+    Err(KernelError::Unsupported { operation: OPERATION, feature })
+}
+
+/// As [`forward`](super::forward), of operands. With `take_moments`, also the moments of every sample and channel of `y`, as an
+/// instance norm needs them, without a pass over `y`; `None` where the kernel cannot take them: on tensor cores whose tile does
+/// not share out its columns evenly, and on shared memory.
+///
+/// # Errors
+/// As [`forward`](super::forward); [`KernelError::Unsupported`] if an operand has to be normalised and [`loads`] says no.
+#[allow(clippy::too_many_arguments, reason = "the operands of a convolution")]
+pub fn forward(
+    context: &Context,
+    problem: &Problem,
+    x: Operand,
+    second: Option<Operand>,
+    w: &Buffer,
+    bias: Option<&Buffer>,
+    y: &Buffer,
+    take_moments: bool,
+) -> Result<Option<Moments>, KernelError> {
+    let dtype = x.buffer().dtype();
+    problem.check_operands(&x, second.as_ref())?;
+    w.check(OPERATION, "weights", problem.weight_len(), Dtype::F32)?;
+    if let Some(bias) = bias {
+        bias.check(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
+    }
+    y.check(OPERATION, "output", problem.output_len(), dtype)?;
+    check_loads(context, problem, Pass::Forward, dtype, [Some(&x), second.as_ref(), None])?;
+    let (context, algorithm) = &chosen(context, problem, Pass::Forward, dtype);
+    let out_dims = problem.out_dims();
+    let method = problem.method(dtype, context.caps());
+    let (block, split, packed_type) = method.packing(dtype, problem.channels_out);
+    let packing = Packing {
+        kernel: problem.kernel,
+        rows: problem.channels_in + problem.second_channels,
+        columns: problem.channels_out,
+        taps: problem.kernel,
+        first: [0; 3],
+        step: [1; 3],
+        transposed: false,
+        out_first: 0,
+        out_count: problem.channels_out,
+        block,
+        split,
+        first_input: problem.channels_in,
+        dtype: packed_type,
+    };
+    let second = second.map(|second| (second, problem.second_channels));
+    let moments = |parts: usize| match take_moments {
+        true => Moments::new(context, problem.batch, parts, problem.channels_out).map(Some),
+        false => Ok(None),
+    };
+    if *algorithm == Algorithm::Winograd {
+        let moments = moments(context.caps().cube_units() as usize)?;
+        Convolution {
+            batch: problem.batch,
+            dims: problem.in_dims,
+            input: x,
+            channels_in: problem.channels_in,
+            second,
+            deep: problem.kernel[0] == 3,
+            bias,
+            output: y,
+            channels_out: problem.channels_out,
+            epilogue: moments.as_ref().map_or(Epilogue::Nothing, Epilogue::Moments),
+        }
+        .launch(context, w, packing)?;
+        return Ok(moments);
+    }
+    let packed = packing.run(context, w)?;
+    let mut gather = Gather {
+        batch: problem.batch,
+        input: x,
+        channels_in: problem.channels_in,
+        second,
+        in_dims: problem.in_dims,
+        weights: &packed,
+        bias,
+        output: y,
+        out_dims,
+        channels_out: problem.channels_out,
+        taps: problem.kernel,
+        in_step: problem.stride,
+        pad: problem.pad(),
+        count: out_dims,
+        out_step: [1; 3],
+        out_offset: [0; 3],
+        method,
+        epilogue: Epilogue::Nothing,
+    };
+    let moments = match method {
+        Method::TensorCores(plan) if !plan.merges_columns() => None,
+        Method::Tiled(_) => None,
+        _ => moments(gather.parts(context))?,
+    };
+    gather.epilogue = moments.as_ref().map_or(Epilogue::Nothing, Epilogue::Moments);
+    gather.launch(context)?;
+    Ok(moments)
+}
+
+/// The instance norm with activation that has put out what a convolution reads.
+#[derive(Clone, Copy, Debug)]
+pub struct NormBefore<'a> {
+    /// What the norm reads, of the shape of the convolution's input.
+    pub raw: &'a Buffer,
+    /// Made by [`Coefficients::new`].
+    pub by: &'a Coefficients,
+}
+
+/// As [`backward_data`](super::backward_data), of an operand. With the norm `before` the first input, also the sums that the
+/// way back through it begins with, without a pass over `dx`; `None` where the kernel cannot take them.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_data(
+    context: &Context,
+    problem: &Problem,
+    w: &Buffer,
+    dy: Operand,
+    dx: &Buffer,
+    second_dx: Option<&Buffer>,
+    before: Option<NormBefore>,
+) -> Result<Option<GradientParts>, KernelError> {
+    problem.check_inputs(dx, second_dx)?;
+    w.check(OPERATION, "weights", problem.weight_len(), Dtype::F32)?;
+    let dtype = dx.dtype();
+    dy.buffer().check(OPERATION, "gradient of the output", problem.output_len(), dtype)?;
+    dy.check(OPERATION, problem.batch, problem.channels_out)?;
+    check_loads(context, problem, Pass::DataGradient, dtype, [Some(&dy), None, None])?;
+    let before = before.filter(|_| takes_gradient_sums(context, problem, dtype));
+    let parts = match before {
+        Some(NormBefore { raw, by }) => {
+            Operand::Normalised { raw, by }.check(OPERATION, problem.batch, problem.channels_in)?;
+            raw.check(OPERATION, "input of the norm before", problem.input_len(), dtype)?;
+            let parts = context.caps().cube_units() as usize;
+            Some(GradientParts::new(context, problem.batch, parts, problem.channels_in)?)
+        }
+        None => None,
+    };
+    let outputs =
+        [Some((dx, 0, problem.channels_in)), second_dx.map(|d| (d, problem.channels_in, problem.second_channels))];
+    let (context, algorithm) = &chosen(context, problem, Pass::DataGradient, dtype);
+    for (dx, first_channel, channels) in outputs.into_iter().flatten() {
+        let epilogue = match (&parts, before) {
+            (Some(parts), Some(NormBefore { raw, by })) if first_channel == 0 => {
+                Epilogue::GradientSums { parts, raw, by }
+            }
+            _ => Epilogue::Nothing,
+        };
+        if *algorithm == Algorithm::Winograd {
+            let packing = Packing {
+                kernel: problem.kernel,
+                rows: problem.channels_in + problem.second_channels,
+                columns: problem.channels_out,
+                taps: problem.kernel,
+                first: problem.kernel.map(|k| k - 1),
+                step: [-1; 3],
+                transposed: true,
+                out_first: first_channel,
+                out_count: channels,
+                block: channels,
+                split: 1,
+                first_input: problem.channels_out,
+                dtype: Dtype::F32,
+            };
+            Convolution {
+                batch: problem.batch,
+                dims: problem.in_dims,
+                input: dy,
+                channels_in: problem.channels_out,
+                second: None,
+                deep: problem.kernel[0] == 3,
+                bias: None,
+                output: dx,
+                channels_out: channels,
+                epilogue,
+            }
+            .launch(context, w, packing)?;
+            continue;
+        }
+        for parity in parities(problem.stride) {
+            data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity)?;
+        }
+    }
+    Ok(parts)
+}
+
+/// All positions inside one step of the stride.
+pub(crate) fn parities(stride: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
+    (0..stride[0]).flat_map(move |d| (0..stride[1]).flat_map(move |h| (0..stride[2]).map(move |w| [d, h, w])))
+}
+
+#[allow(clippy::too_many_arguments, reason = "the private body of one loop")]
+fn data_gradient_of_parity(
+    context: &Context,
+    problem: &Problem,
+    w: &Buffer,
+    dy: Operand,
+    dx: &Buffer,
+    first_channel: usize,
+    channels: usize,
+    parity: [usize; 3],
+) -> Result<(), KernelError> {
+    // Along an axis, input i meets output (i + pad - k) / stride for the taps k that make it whole. Taps are
+    // visited from the last to the first, which is from the first output to the last.
+    let axis = |a: usize| -> (Vec<usize>, usize) {
+        let (k, s, pad) = (problem.kernel[a], problem.stride[a], problem.pad()[a]);
+        let taps: Vec<usize> = (0..k).rev().filter(|tap| (parity[a] + pad + s * k - tap).is_multiple_of(s)).collect();
+        // The first output that is met, counted from i / stride: negative by `pad` of the gather.
+        let lead = taps.first().map_or(0, |&tap| if parity[a] + pad >= tap { 0 } else { (tap - parity[a] - pad) / s });
+        (taps, lead)
+    };
+    let axes: [(Vec<usize>, usize); 3] = std::array::from_fn(axis);
+    let count: [usize; 3] =
+        std::array::from_fn(|a| (problem.in_dims[a] + problem.stride[a] - 1 - parity[a]) / problem.stride[a]);
+    let taps: [usize; 3] = std::array::from_fn(|a| axes[a].0.len());
+    let method = Method::choose(context.caps(), dx.dtype(), [problem.channels_out, 0], channels, count[2]);
+    let (block, split, dtype) = method.packing(dx.dtype(), channels);
+    let packed = Packing {
+        kernel: problem.kernel,
+        rows: problem.channels_in + problem.second_channels,
+        columns: problem.channels_out,
+        taps,
+        first: std::array::from_fn(|a| axes[a].0.first().copied().unwrap_or(0)),
+        step: std::array::from_fn(
+            |a| if axes[a].0.len() > 1 { axes[a].0[1] as isize - axes[a].0[0] as isize } else { -1 },
+        ),
+        transposed: true,
+        out_first: first_channel,
+        out_count: channels,
+        block,
+        split,
+        first_input: problem.channels_out,
+        dtype,
+    }
+    .run(context, w)?;
+    Gather {
+        batch: problem.batch,
+        input: dy,
+        channels_in: problem.channels_out,
+        second: None,
+        in_dims: problem.out_dims(),
+        weights: &packed,
+        bias: None,
+        output: dx,
+        out_dims: problem.in_dims,
+        channels_out: channels,
+        taps,
+        in_step: [1; 3],
+        pad: std::array::from_fn(|a| axes[a].1),
+        count,
+        out_step: problem.stride,
+        out_offset: parity,
+        method,
+        epilogue: Epilogue::Nothing,
+    }
+    .launch(context)
+}
+
+/// As [`backward_weight`](super::backward_weight), of operands.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_weight(
+    context: &Context,
+    problem: &Problem,
+    x: Operand,
+    second: Option<Operand>,
+    dy: Operand,
+    dw: &Buffer,
+) -> Result<(), KernelError> {
+    problem.check_operands(&x, second.as_ref())?;
+    let dtype = x.buffer().dtype();
+    dy.buffer().check(OPERATION, "gradient of the output", problem.output_len(), dtype)?;
+    dy.check(OPERATION, problem.batch, problem.channels_out)?;
+    dw.check(OPERATION, "gradient of the weights", problem.weight_len(), Dtype::F32)?;
+    check_loads(context, problem, Pass::WeightGradient, dtype, [Some(&x), second.as_ref(), Some(&dy)])?;
+    let (context, algorithm) = &chosen(context, problem, Pass::WeightGradient, dtype);
+    if *algorithm == Algorithm::Winograd {
+        return WinogradWeightGradient {
+            batch: problem.batch,
+            dims: problem.in_dims,
+            input: x,
+            channels_in: problem.channels_in,
+            second: second.map(|second| (second, problem.second_channels)),
+            deep: problem.kernel[0] == 3,
+            output_gradient: dy,
+            channels_out: problem.channels_out,
+            gradient: dw,
+        }
+        .launch(context);
+    }
+    let all = problem.channels_in + problem.second_channels;
+    let inputs = [Some((x, 0, problem.channels_in)), second.map(|s| (s, problem.channels_in, problem.second_channels))];
+    for (x, first_channel, channels) in inputs.into_iter().flatten() {
+        WeightGradient {
+            batch: problem.batch,
+            strided: x,
+            rows: channels,
+            in_dims: problem.in_dims,
+            dense: dy,
+            columns: problem.channels_out,
+            out_dims: problem.out_dims(),
+            taps: problem.kernel,
+            step: problem.stride,
+            pad: problem.pad(),
+            gradient: dw,
+            first: first_channel * problem.channels_out,
+            tap_stride: all * problem.channels_out,
+            row_stride: problem.channels_out,
+            column_stride: 1,
+        }
+        .launch(context)?;
+    }
+    Ok(())
+}
