@@ -2,12 +2,13 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::conv3d::fused;
-use crate::kernels::instance_norm::{self, Moments, NormGradient, Operand};
-use crate::kernels::{Buffer, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
+use crate::kernels::conv3d::{Pass, fused};
+use crate::kernels::instance_norm::{self, Coefficients, GradientParts, Moments, Operand};
+use crate::kernels::{Context, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
 use crate::parameters::Parameter;
-use crate::tape::{Normalised, Tape, Var};
+use crate::tape::{Fusion, Gradient, Kept, Normalised, Read, Tape, Var};
 use crate::tensor::{Shape, Tensor};
+use std::sync::Arc;
 
 /// Kernel and stride of a convolution along depth, height, width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,12 @@ pub fn conv3d(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
-    convolve(tape, x, second, weight, bias, channels_out, shape, false).map(|(output, _)| output)
+    let Convolved { output, inputs, backward, .. } =
+        convolve(tape, x, second, (weight, bias), channels_out, shape, false)?;
+    let context = tape.context().clone();
+    Ok(tape.record_with_parts(output, &inputs, move |gradient, sole| {
+        backward.run(&context, OutputGradient::Stored(gradient.tensor), sole)
+    }))
 }
 
 /// What `nn` makes its blocks of: convolution, instance norm (epsilon 1e-5, affine, biased variance) and leaky ReLU, fused as
@@ -48,73 +54,166 @@ pub fn conv3d_norm_leaky_relu(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
-    let (weight, bias) = convolution;
-    let (y, moments) = convolve(tape, x, second, weight, bias, channels_out, shape, true)?;
-    normalise(tape, &y, moments, norm)
+    let Convolved { output, moments, inputs, backward } =
+        convolve(tape, x, second, convolution, channels_out, shape, true)?;
+    let context = tape.context().clone();
+    let normalised = normalise(tape, output, moments, norm)?;
+    let kept = normalised.clone();
+    tape.record_normalised(&normalised, &inputs, move |gradient, sole| {
+        let gradient = if backward.loads_gradient(&context) {
+            let parts = gradient_parts(&context, &kept, &gradient.tensor, gradient.parts)?;
+            let by =
+                instance_norm::gradient_coefficients(&context, &kept.problem, parts, &kept.norm(), &kept.gradient())?;
+            OutputGradient::BeforeNorm { gradient: gradient.tensor, normalised: kept, by }
+        } else {
+            let dy = norm_gradient(&context, &kept, gradient)?;
+            drop(kept);
+            OutputGradient::Stored(dy)
+        };
+        backward.run(&context, gradient, sole)
+    })
 }
 
-#[allow(clippy::too_many_arguments, reason = "the private body of two functions")]
-fn convolve(
-    tape: &mut Tape,
-    x: &Var,
-    second: Option<&Var>,
-    weight: &Parameter,
-    bias: Option<&Parameter>,
+/// A convolution that was launched.
+struct Convolved<'a> {
+    output: Tensor,
+    moments: Option<Moments>,
+    inputs: Vec<&'a Var>,
+    backward: ConvolutionBackward,
+}
+
+fn convolve<'a>(
+    tape: &Tape,
+    x: &'a Var,
+    second: Option<&'a Var>,
+    (weight, bias): (&Parameter, Option<&Parameter>),
     channels_out: usize,
     shape: ConvShape,
     before_norm: bool,
-) -> Result<(Var, Option<Moments>)> {
-    let context = tape.context().clone();
-    let Shape { batch, dims, channels } = x.tensor().shape();
+) -> Result<Convolved<'a>> {
+    let (context, fusion) = (tape.context(), tape.fusion());
+    let Shape { batch, dims, channels } = x.shape();
     let mut problem = conv3d::Problem::new(batch, dims, channels, channels_out, shape.kernel, shape.stride)?;
     if let Some(second) = second {
-        problem = problem.with_second_input(second.tensor().shape().channels)?;
+        problem = problem.with_second_input(second.shape().channels)?;
     }
     let out_shape = Shape { batch, dims: problem.out_dims(), channels: channels_out };
-    let output = Tensor::empty(&context, out_shape, x.tensor().buffer().dtype())?;
-    let (first, second_buffer) = (x.tensor().buffer(), second.map(|s| s.tensor().buffer()));
-    let bias_value = bias.map(Parameter::value);
-    let (w, y) = (weight.value(), output.buffer());
-    let moments = if before_norm && tape.fusion().moments_by_convolution {
-        let (first, second) = (Operand::Stored(first), second_buffer.map(Operand::Stored));
-        fused::forward(&context, &problem, first, second, w, bias_value, y, true)?
-    } else {
-        conv3d::forward(&context, &problem, first, second_buffer, w, bias_value, y)?;
-        None
+    let output = Tensor::empty(context, out_shape, x.dtype())?;
+    let loads = fusion.normalise_on_load && fused::loads(context, &problem, Pass::Forward, x.dtype());
+    let first = x.read(context, loads)?;
+    let behind = second.map(|second| second.read(context, loads)).transpose()?;
+    let moments = fused::forward(
+        context,
+        &problem,
+        first.operand(),
+        behind.as_ref().map(Read::operand),
+        weight.value(),
+        bias.map(Parameter::value),
+        output.buffer(),
+        before_norm && fusion.moments_by_convolution,
+    )?;
+    let backward = ConvolutionBackward {
+        problem,
+        fusion,
+        out_shape,
+        dtype: x.dtype(),
+        weight: weight.clone(),
+        bias: bias.cloned(),
+        zero_bias_gradient: before_norm && fusion.no_bias_gradient_before_norm,
+        needs_gradient: x.needs_gradient(),
+        x: (x.keep(), x.shape()),
+        second: second.map(|second| (second.keep(), second.shape())),
+        norm_before: x.normalised(),
     };
+    let inputs = std::iter::once(x).chain(second).collect();
+    Ok(Convolved { output, moments, inputs, backward })
+}
 
-    let zero_bias_gradient = before_norm && tape.fusion().no_bias_gradient_before_norm;
-    let inputs: Vec<&Var> = std::iter::once(x).chain(second).collect();
-    let (needs_gradient, x_shape) = (x.needs_gradient(), x.tensor().shape());
-    let second_shape = second.map(|s| s.tensor().shape());
-    let (x, second) = (x.keep(), second.map(Var::keep));
-    let (weight, bias) = (weight.clone(), bias.cloned());
-    let output = tape.record(output, &inputs, move |gradient| {
-        let dy = gradient.buffer();
+/// What backward needs of a convolution.
+struct ConvolutionBackward {
+    problem: conv3d::Problem,
+    fusion: Fusion,
+    out_shape: Shape,
+    dtype: Dtype,
+    weight: Parameter,
+    bias: Option<Parameter>,
+    zero_bias_gradient: bool,
+    /// Of the input; a second one always does.
+    needs_gradient: bool,
+    x: (Kept, Shape),
+    second: Option<(Kept, Shape)>,
+    /// What has put out the input.
+    norm_before: Option<Arc<Normalised>>,
+}
+
+/// The gradient of what a convolution has put out.
+enum OutputGradient {
+    Stored(Tensor),
+    /// Its norm and activation have yet to be gone back through.
+    BeforeNorm {
+        gradient: Tensor,
+        normalised: Arc<Normalised>,
+        by: Coefficients,
+    },
+}
+
+impl OutputGradient {
+    fn operand(&self) -> Operand<'_> {
+        match self {
+            Self::Stored(tensor) => Operand::Stored(tensor.buffer()),
+            Self::BeforeNorm { gradient, normalised, by } => {
+                Operand::NormGradient { gradient: gradient.buffer(), raw: normalised.raw.buffer(), by }
+            }
+        }
+    }
+}
+
+impl ConvolutionBackward {
+    fn loads(&self, context: &Context, pass: Pass) -> bool {
+        fused::loads(context, &self.problem, pass, self.dtype)
+    }
+
+    /// Whether all that reads the gradient of the output can take it back through the norm on its own.
+    fn loads_gradient(&self, context: &Context) -> bool {
+        self.fusion.norm_gradient_on_load
+            && (self.bias.is_none() || self.zero_bias_gradient)
+            && self.loads(context, Pass::WeightGradient)
+            && (!self.needs_gradient || self.loads(context, Pass::DataGradient))
+    }
+
+    /// Launches the gradients of weights, bias and inputs. `sole`: nobody else reads the first input.
+    fn run(self, context: &Context, gradient: OutputGradient, sole: bool) -> Result<Vec<Option<Gradient>>> {
+        let dy = gradient.operand();
         {
             // Values computed again live no longer than the weight gradient takes.
-            let x = x.tensor(&context)?;
-            let second = second.as_ref().map(|s| s.tensor(&context)).transpose()?;
-            let second_buffer = second.as_ref().map(Tensor::buffer);
-            conv3d::backward_weight(&context, &problem, x.buffer(), second_buffer, dy, weight.gradient())?;
+            let loads = self.fusion.normalise_on_load && self.loads(context, Pass::WeightGradient);
+            let x = self.x.0.read(context, loads)?;
+            let second = self.second.as_ref().map(|(kept, _)| kept.read(context, loads)).transpose()?;
+            let second = second.as_ref().map(Read::operand);
+            fused::backward_weight(context, &self.problem, x.operand(), second, dy, self.weight.gradient())?;
         }
-        drop((x, second));
-        match bias {
-            Some(bias) if zero_bias_gradient => elementwise::fill(&context, bias.gradient(), 0.0)?,
-            Some(bias) => reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?,
+        match &self.bias {
+            Some(bias) if self.zero_bias_gradient => elementwise::fill(context, bias.gradient(), 0.0)?,
+            Some(bias) => {
+                let Shape { channels, .. } = self.out_shape;
+                reduce::channel_sum(context, self.out_shape.voxels(), channels, dy.buffer(), bias.gradient())?;
+            }
             None => {}
         }
-        if !needs_gradient {
+        if !self.needs_gradient {
             return Ok(vec![]);
         }
-        let gradient_of = |shape: Shape| Tensor::empty(&context, shape, dy.dtype());
-        let dx = gradient_of(x_shape)?;
-        let second_dx = second_shape.map(gradient_of).transpose()?;
+        let (x_shape, second_shape) = (self.x.1, self.second.as_ref().map(|second| second.1));
+        drop((self.x, self.second));
+        let takes_sums = self.fusion.norm_sums_by_convolution && sole;
+        let before = self.norm_before.as_deref().filter(|_| takes_sums).and_then(Normalised::before);
+        let dx = Tensor::empty(context, x_shape, self.dtype)?;
+        let second_dx = second_shape.map(|shape| Tensor::empty(context, shape, self.dtype)).transpose()?;
         let second_buffer = second_dx.as_ref().map(Tensor::buffer);
-        conv3d::backward_data(&context, &problem, weight.value(), dy, dx.buffer(), second_buffer)?;
-        Ok(vec![Some(dx), second_dx])
-    });
-    Ok((output, moments))
+        let w = self.weight.value();
+        let parts = fused::backward_data(context, &self.problem, w, dy, dx.buffer(), second_buffer, before)?;
+        Ok(vec![Some(Gradient { tensor: dx, parts }), second_dx.map(Gradient::from)])
+    }
 }
 
 /// Transposed convolution whose kernel is its stride.
@@ -130,19 +229,22 @@ pub fn conv_transpose3d(
     stride: [usize; 3],
 ) -> Result<Var> {
     let context = tape.context().clone();
-    let Shape { batch, dims, channels } = x.tensor().shape();
+    let Shape { batch, dims, channels } = x.shape();
     let problem = conv_transpose3d::Problem::new(batch, dims, channels, channels_out, stride)?;
     let out_shape = Shape { batch, dims: problem.out_dims(), channels: channels_out };
-    let output = Tensor::empty(&context, out_shape, x.tensor().buffer().dtype())?;
-    let bias_value: Option<&Buffer> = bias.map(Parameter::value);
-    conv_transpose3d::forward(&context, &problem, x.tensor().buffer(), weight.value(), bias_value, output.buffer())?;
+    let output = Tensor::empty(&context, out_shape, x.dtype())?;
+    let (value, bias_value) = (x.value(&context)?, bias.map(Parameter::value));
+    conv_transpose3d::forward(&context, &problem, value.buffer(), weight.value(), bias_value, output.buffer())?;
+    drop(value);
 
     let inputs = [x];
-    let (x, x_shape) = (x.keep(), x.tensor().shape());
+    let (x, x_shape) = (x.keep(), x.shape());
     let (weight, bias) = (weight.clone(), bias.cloned());
     Ok(tape.record(output, &inputs, move |gradient| {
         let dy = gradient.buffer();
-        conv_transpose3d::backward_weight(&context, &problem, x.tensor(&context)?.buffer(), dy, weight.gradient())?;
+        let value = x.stored(&context)?;
+        conv_transpose3d::backward_weight(&context, &problem, value.buffer(), dy, weight.gradient())?;
+        drop(value);
         drop(x);
         if let Some(bias) = bias {
             reduce::channel_sum(&context, out_shape.voxels(), out_shape.channels, dy, bias.gradient())?;
@@ -161,41 +263,65 @@ const LEAKY_RELU_SLOPE: f32 = 0.01;
 /// # Errors
 /// If shapes do not fit or the device is out of memory.
 pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bias: &Parameter) -> Result<Var> {
-    normalise(tape, x, None, (weight, bias))
+    let context = tape.context().clone();
+    let normalised = normalise(tape, x.value(&context)?, None, (weight, bias))?;
+    let kept = normalised.clone();
+    tape.record_normalised(&normalised, &[x], move |gradient, _| {
+        let dx = norm_gradient(&context, &kept, gradient)?;
+        Ok(vec![Some(dx.into())])
+    })
 }
 
-/// With the moments of `x`, where they were taken.
+/// Launches the statistics of `raw`, of its moments where they were taken.
 fn normalise(
-    tape: &mut Tape,
-    x: &Var,
+    tape: &Tape,
+    raw: Tensor,
     moments: Option<Moments>,
     (weight, bias): (&Parameter, &Parameter),
-) -> Result<Var> {
-    let context = tape.context().clone();
-    let shape = x.tensor().shape();
-    let dtype = x.tensor().buffer().dtype();
-    let voxels = shape.dims.iter().product();
-    let problem = instance_norm::Problem::new(shape.batch, voxels, shape.channels, dtype, Some(LEAKY_RELU_SLOPE))?;
+) -> Result<Arc<Normalised>> {
+    let context = tape.context();
+    let (Shape { batch, dims, channels }, dtype) = (raw.shape(), raw.buffer().dtype());
+    let voxels = dims.iter().product();
+    let problem = instance_norm::Problem::new(batch, voxels, channels, dtype, Some(LEAKY_RELU_SLOPE))?;
     let statistics = context.empty(problem.statistics_len(), Dtype::F32)?;
-    let (raw, weight, bias) = (x.tensor().clone(), weight.clone(), bias.clone());
-    let normalised = Normalised { problem, raw, statistics, weight, bias };
-    match moments {
-        Some(moments) => {
-            instance_norm::statistics_of_moments(&context, &problem, moments, &normalised.statistics)?;
-        }
-        None => instance_norm::statistics(&context, &problem, normalised.raw.buffer(), &normalised.statistics)?,
+    let moments = match moments {
+        Some(moments) => moments,
+        None => instance_norm::moments(context, &problem, raw.buffer())?,
+    };
+    let (weight, bias) = (weight.clone(), bias.clone());
+    let mut normalised = Normalised { problem, raw, statistics, weight, bias, coefficients: None };
+    let Fusion { normalise_on_load, norm_sums_by_convolution, .. } = tape.fusion();
+    if normalise_on_load || norm_sums_by_convolution {
+        let coefficients = instance_norm::coefficients(context, &problem, moments, &normalised.norm())?;
+        normalised.coefficients = Some(coefficients);
+    } else {
+        instance_norm::statistics_of_moments(context, &problem, moments, &normalised.statistics)?;
     }
-    let output = normalised.activate(&context)?;
+    Ok(Arc::new(normalised))
+}
 
-    let recipe = normalised.clone();
-    let recompute = tape.fusion().recompute_activations && tape.is_recording();
-    let var = tape.record(output, &[x], move |gradient| {
-        let Normalised { raw, weight, bias, .. } = &normalised;
-        let to = NormGradient { gamma: weight.gradient(), beta: bias.gradient() };
-        let dx = Tensor::empty(&context, shape, dtype)?;
-        let (x, dy) = (raw.buffer(), gradient.buffer());
-        instance_norm::backward(&context, &problem, x, &normalised.norm(), dy, dx.buffer(), &to)?;
-        Ok(vec![Some(dx)])
-    });
-    Ok(if recompute { var.recomputed_from(recipe) } else { var })
+/// What the gradients of a norm begin with, unless it has come with the gradient.
+fn gradient_parts(
+    context: &Context,
+    normalised: &Normalised,
+    dy: &Tensor,
+    parts: Option<GradientParts>,
+) -> Result<GradientParts> {
+    let Normalised { problem, raw, .. } = normalised;
+    match parts {
+        Some(parts) => Ok(parts),
+        None => Ok(instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?),
+    }
+}
+
+/// The gradient of a norm's input, and those of its parameters.
+fn norm_gradient(context: &Context, normalised: &Normalised, gradient: Gradient) -> Result<Tensor> {
+    let Normalised { problem, raw, .. } = normalised;
+    let (norm, dy) = (normalised.norm(), &gradient.tensor);
+    let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
+    let parts = gradient_parts(context, normalised, dy, gradient.parts)?;
+    instance_norm::backward_sums_of_parts(context, problem, parts, &norm, &sums, &normalised.gradient())?;
+    let dx = Tensor::empty(context, raw.shape(), dy.buffer().dtype())?;
+    instance_norm::backward_apply(context, problem, raw.buffer(), &norm, dy.buffer(), &sums, dx.buffer())?;
+    Ok(dx)
 }

@@ -192,7 +192,8 @@ impl NormOf {
     }
 
     fn coefficients(&self, context: &Context) -> Coefficients {
-        Coefficients::new(context, &self.problem, &self.norm()).unwrap()
+        let moments = instance_norm::moments(context, &self.problem, &self.raw).unwrap();
+        instance_norm::coefficients(context, &self.problem, moments, &self.norm()).unwrap()
     }
 }
 
@@ -286,7 +287,9 @@ fn gradients_go_back_through_the_norm_while_they_are_loaded() {
             let dy = norm.empty(context);
             instance_norm::backward_apply(context, &norm.problem, &norm.raw, &norm.norm(), &gradient, &sums, &dy)
                 .unwrap();
-            let by = Coefficients::of_gradient(context, &norm.problem, &norm.norm(), &sums).unwrap();
+            let parts =
+                instance_norm::gradient_parts(context, &norm.problem, &norm.raw, &norm.norm(), &gradient).unwrap();
+            let by = instance_norm::gradient_coefficients(context, &norm.problem, parts, &norm.norm(), &to).unwrap();
             let loaded = Operand::NormGradient { gradient: &gradient, raw: &norm.raw, by: &by };
             let name = format!("{case:?} {dtype:?}");
 
@@ -343,7 +346,7 @@ fn gradients_go_back_through_the_norm_while_they_are_loaded() {
                 instance_norm::backward_sums(context, &x.problem, &x.raw, &x.norm(), &dx, &passed[0], &to).unwrap();
                 let (gamma, beta) = gradient_of(taken);
                 let to = NormGradient { gamma: &gamma, beta: &beta };
-                instance_norm::backward_sums_of_parts(context, &x.problem, parts, &taken[0], &to).unwrap();
+                instance_norm::backward_sums_of_parts(context, &x.problem, parts, &x.norm(), &taken[0], &to).unwrap();
                 for (passed, taken) in passed.iter().zip(taken) {
                     let difference = apart(&read(context, taken), &read(context, passed));
                     eprintln!("{name}: sums differ by {difference:.1e}");
@@ -381,19 +384,24 @@ fn operands_that_do_not_fit_are_refused() {
     assert_no_device_panic();
 }
 
-/// A whole step, forward and backward, with each fusion alone and with all of them, and how many launches it saves: for each
-/// of the ten blocks that of the pass over the convolution's output, and one of the two that sum up a bias gradient.
+/// A whole step, forward and backward, with each fusion alone and with all of them, and how many launches it saves. Of the ten
+/// blocks each saves the pass over the convolution's output, and one of the two that sum up a bias gradient. On the CPU seven
+/// convolutions follow Winograd's algorithm in all passes; two of them read what a norm has put out and nobody else stores.
 #[test]
 fn a_step_of_a_network_is_the_same_with_fewer_launches() {
     let (context, _guard) = device();
     let dims = if is_slow() { [16; 3] } else { [32; 3] };
     let shape = network(&[16, 32, 48], 3, 3);
     let (launches_unfused, _, unfused) = step(context, &shape, dims, Fusion::NONE);
-    let kept = Fusion { recompute_activations: false, ..Fusion::default() };
-    for (name, fusion, saved) in [
-        ("moments", Fusion { moments_by_convolution: true, ..Fusion::NONE }, 10),
-        ("bias gradient", Fusion { no_bias_gradient_before_norm: true, ..Fusion::NONE }, 10),
-        ("all", kept, 20),
+    for (name, fusion, same_bits) in [
+        ("recompute", Fusion { recompute_activations: true, ..Fusion::NONE }, true),
+        ("moments", Fusion { moments_by_convolution: true, ..Fusion::NONE }, false),
+        ("bias gradient", Fusion { no_bias_gradient_before_norm: true, ..Fusion::NONE }, false),
+        ("normalise", Fusion { normalise_on_load: true, ..Fusion::NONE }, true),
+        ("gradient", Fusion { norm_gradient_on_load: true, no_bias_gradient_before_norm: true, ..Fusion::NONE }, false),
+        ("sums", Fusion { norm_sums_by_convolution: true, ..Fusion::NONE }, false),
+        ("default", Fusion::default(), false),
+        ("all", Fusion::ALL, false),
     ] {
         let (launches, _, fused) = step(context, &shape, dims, fusion);
         let size = |gradient: &[f32]| gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
@@ -412,11 +420,12 @@ fn a_step_of_a_network_is_the_same_with_fewer_launches() {
         eprintln!(
             "{name}: {launches} launches, {launches_unfused} unfused; gradients differ by {difference:.1e}, {worst:.1e}"
         );
+        let on_a_cpu = context.caps().cores.is_some();
+        if same_bits && on_a_cpu {
+            assert!(difference == 0.0, "{name}: gradients differ by {difference:.1e}");
+        }
         // A few voxels on the other side of leaky ReLU's kink are seen in a gradient of a network as small as this.
         assert!(difference < 1e-3 && worst < 3e-3, "{name}: gradients differ by {difference:.1e}, one by {worst:.1e}");
-        if context.caps().cores.is_some() {
-            assert_eq!(launches_unfused - launches, saved, "{name}");
-        }
     }
     assert_no_device_panic();
 }

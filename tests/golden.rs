@@ -142,7 +142,7 @@ fn three_steps_on(context: &Context, folder: &str, fusion: Fusion, gradient_boun
     let outputs = network.forward(&mut Tape::inference(context), &x, levels).unwrap();
     for (level, output) in outputs.iter().enumerate() {
         let (_, expected) = reference.get(&format!("step.logits.{level}"));
-        let actual = output.tensor().download(context).unwrap();
+        let actual = output.value(context).unwrap().download(context).unwrap();
         let relative = difference(&actual, &channels_last(&expected, batch, heads));
         eprintln!("{folder}: logits of level {level} differ by {relative:.1e}");
         assert!(relative < 1e-4, "level {level}");
@@ -261,9 +261,9 @@ fn one_step_in(folder: &str, dtype: Dtype, bound: f64, gradient_bound: f64) {
     let x = Var::data(x.cast(context, dtype).unwrap());
     let outputs = network.forward(&mut Tape::inference(context), &x, levels).unwrap();
     for (level, output) in outputs.iter().enumerate() {
-        assert_eq!(output.tensor().buffer().dtype(), dtype);
+        assert_eq!(output.dtype(), dtype);
         let (_, expected) = reference.get(&format!("step.logits.{level}"));
-        let actual = output.tensor().download(context).unwrap();
+        let actual = output.value(context).unwrap().download(context).unwrap();
         let relative = difference(&actual, &channels_last(&expected, batch, heads));
         eprintln!("{folder} in {dtype:?}: logits of level {level} differ by {relative:.1e}");
         assert!(relative < bound, "logits of level {level} differ by {relative:.1e}");

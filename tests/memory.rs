@@ -168,7 +168,7 @@ fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
         let x = Var::data(image_tensor.cast(context, dtype).unwrap());
         drop(image_tensor);
         let outputs = network.forward(&mut Tape::inference(context), &x, 1).unwrap();
-        outputs[0].tensor().download(context).unwrap();
+        outputs[0].value(context).unwrap().download(context).unwrap();
         let plan = planned_prediction(context, &shape, image, patch, dtype);
         check_plan(&format!("prediction in {dtype:?}"), context.peak_bytes() - held_before, plan.device);
         let voxels = image.iter().zip(patch).map(|(&i, p)| i.max(p) as u64).product::<u64>();

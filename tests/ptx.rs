@@ -79,7 +79,7 @@ fn launch(context: &Context, work: Work) {
 
     let scale = LossScale::new(context, LossScaleState::default()).unwrap();
     for dtype in [Dtype::F16, Dtype::Bf16] {
-        let half = Var::data(x.tensor().cast(context, dtype).unwrap());
+        let half = Var::data(x.value(context).unwrap().cast(context, dtype).unwrap());
         let mut tape = Tape::new(context);
         let outputs = network.forward(&mut tape, &half, loss.levels()).unwrap();
         let (value, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
@@ -92,7 +92,7 @@ fn launch(context: &Context, work: Work) {
     let value = loss.value(context, &target, &outputs).unwrap();
     context.finish([&value]).unwrap();
     let outputs = network.forward(&mut Tape::inference(context), &one, 1).unwrap();
-    outputs[0].tensor().download(context).unwrap();
+    outputs[0].value(context).unwrap().download(context).unwrap();
     assert_no_device_panic();
 }
 

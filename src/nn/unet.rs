@@ -243,7 +243,7 @@ impl PlainConvUNet {
     /// # Errors
     /// [`Error::Architecture`] if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
-        let (dims, divisor) = (x.tensor().shape().dims, self.shape.divisor());
+        let (dims, divisor) = (x.shape().dims, self.shape.divisor());
         if (0..3).any(|a| dims[a] % divisor[a] != 0) {
             let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
             return Err(Error::Architecture { field: "patch_size", problem });

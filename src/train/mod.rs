@@ -346,7 +346,7 @@ impl Trainer {
             let outputs = self.network.forward(&mut Tape::inference(&self.context), &x, self.loss.levels())?;
             let loss = self.loss.value(&self.context, &target, &outputs)?;
             if let Some(finest) = outputs.first() {
-                dice.add_logits(&finest.tensor().download(&self.context)?, &self.batch.target)?;
+                dice.add_logits(&finest.value(&self.context)?.download(&self.context)?, &self.batch.target)?;
             }
             losses.push(self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN));
             let report = Report { epoch, iteration: iteration + 1, validation: true, loss: losses.last().copied() };

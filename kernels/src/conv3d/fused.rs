@@ -153,7 +153,7 @@ pub fn forward(
 pub struct NormBefore<'a> {
     /// What the norm reads, of the shape of the convolution's input.
     pub raw: &'a Buffer,
-    /// Made by [`Coefficients::new`].
+    /// Made by [`coefficients`](crate::instance_norm::coefficients).
     pub by: &'a Coefficients,
 }
 

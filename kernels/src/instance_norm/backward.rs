@@ -1,7 +1,8 @@
 //! The sums that the gradients need, and the gradient of the input.
 
 use super::apply::{APPLY_BLOCKS, affine, leak, of_channels};
-use super::{GradientParts, Norm, NormGradient, OPERATION, Problem};
+use super::prologue::{Load, write_coefficients};
+use super::{Coefficients, GradientParts, Norm, NormGradient, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, cubes, gather_parts, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -73,17 +74,23 @@ fn backward_parts_kernel<E: Float, N: Size>(
     }
 }
 
-/// `partial [batch, parts, 2, width]` -> `sums [batch, 2, channels]` and their totals over the batch.
+/// `partial [batch, parts, 2, width]` -> `sums [batch, 2, channels]` and their totals over the batch; coefficients instead of
+/// sums where asked for.
 #[cube(launch_unchecked)]
 fn backward_sums_kernel(
     partial: &[f32],
-    sums: &mut [f32],
+    statistics: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    out: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
     batch: usize,
     parts: usize,
     width: usize,
     channels: usize,
+    inverse_voxels: f32,
+    #[comptime] to_coefficients: bool,
 ) {
     let (low, high) = strip(channels);
     for c in low..high {
@@ -99,8 +106,26 @@ fn backward_sums_kernel(
                     product += partial[row + width + e];
                 }
             }
-            sums[n * 2 * channels + c] = sum;
-            sums[(n * 2 + 1) * channels + c] = product;
+            if comptime!(to_coefficients) {
+                let (mean, rstd) = (statistics[n * 2 * channels + c], statistics[(n * 2 + 1) * channels + c]);
+                write_coefficients(
+                    out,
+                    n,
+                    c,
+                    channels,
+                    mean,
+                    rstd,
+                    gamma[c],
+                    beta[c],
+                    sum,
+                    product,
+                    inverse_voxels,
+                    Load::NormGradient,
+                );
+            } else {
+                out[n * 2 * channels + c] = sum;
+                out[(n * 2 + 1) * channels + c] = product;
+            }
             total += sum;
             total_product += product;
         }
@@ -199,14 +224,55 @@ pub fn backward_sums(
     sums: &Buffer,
     gradient: &NormGradient,
 ) -> Result<(), KernelError> {
+    sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    let parts = gradient_parts(context, problem, x, norm, dy)?;
+    add_parts(context, problem, parts, norm, sums, false, gradient)
+}
+
+/// The same from `parts`, taken by the convolution that has stored `dy` or by [`gradient_parts`].
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn backward_sums_of_parts(
+    context: &Context,
+    problem: &Problem,
+    parts: GradientParts,
+    norm: &Norm,
+    sums: &Buffer,
+    gradient: &NormGradient,
+) -> Result<(), KernelError> {
+    sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
+    add_parts(context, problem, parts, norm, sums, false, gradient)
+}
+
+/// The coefficients for [`Operand::NormGradient`](super::Operand::NormGradient) instead of sums.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn gradient_coefficients(
+    context: &Context,
+    problem: &Problem,
+    parts: GradientParts,
+    norm: &Norm,
+    gradient: &NormGradient,
+) -> Result<Coefficients, KernelError> {
+    let coefficients = Coefficients::new(context, problem, Load::NormGradient)?;
+    add_parts(context, problem, parts, norm, &coefficients.values, true, gradient)?;
+    Ok(coefficients)
+}
+
+/// What of `dy` the gradients need: the pass over it and `x`.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn gradient_parts(
+    context: &Context,
+    problem: &Problem,
+    x: &Buffer,
+    norm: &Norm,
+    dy: &Buffer,
+) -> Result<GradientParts, KernelError> {
     x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
     dy.check(OPERATION, "dy", problem.elements(), problem.dtype)?;
-    problem.expect_sums(sums, gradient)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?;
-    let partial = context.empty(walk.tasks() * 2 * walk.width, Dtype::F32)?;
+    let parts = GradientParts::new(context, walk.batch, walk.parts, walk.width)?;
     let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x` and `dy`, and `tasks * 2 * width` of `partial`; the parameters have
+    // SAFETY: the walk covers the elements of `x` and `dy`, and `tasks * 2 * width` of the parts; the parameters have
     // `channels`, and the statistics `batch * 2 * channels` elements.
     unsafe {
         backward_parts_kernel::launch_unchecked(
@@ -219,7 +285,7 @@ pub fn backward_sums(
             norm.statistics.arg(),
             norm.gamma.arg(),
             norm.beta.arg(),
-            partial.arg(),
+            parts.partial.arg(),
             problem.channels,
             problem.slope,
             walk.arg(),
@@ -230,52 +296,49 @@ pub fn backward_sums(
         );
     }
     context.launched();
-    add_parts(context, problem, partial, walk.parts, walk.width, sums, gradient)
+    Ok(parts)
 }
 
-/// The same from the parts that a convolution has taken while it stored `dy`.
-#[allow(clippy::missing_errors_doc, reason = "see forward")]
-pub fn backward_sums_of_parts(
-    context: &Context,
-    problem: &Problem,
-    parts: GradientParts,
-    sums: &Buffer,
-    gradient: &NormGradient,
-) -> Result<(), KernelError> {
-    if (parts.batch, parts.channels) != (problem.batch, problem.channels) {
-        let (expected, actual) = ((problem.batch, problem.channels), (parts.batch, parts.channels));
-        return Err(KernelError::shape(OPERATION, "batch and channels of gradient parts", expected, actual));
-    }
-    problem.expect_sums(sums, gradient)?;
-    add_parts(context, problem, parts.partial, parts.parts, parts.channels, sums, gradient)
-}
-
-/// Adds `partial [batch, parts, 2, width]` in a fixed order.
+/// Adds the parts in a fixed order; `out` takes sums or coefficients.
 fn add_parts(
     context: &Context,
     problem: &Problem,
-    partial: Buffer,
-    parts: usize,
-    width: usize,
-    sums: &Buffer,
+    parts: GradientParts,
+    norm: &Norm,
+    out: &Buffer,
+    to_coefficients: bool,
     gradient: &NormGradient,
 ) -> Result<(), KernelError> {
-    let (partial, parts) = gather_parts(context, OPERATION, partial, problem.batch, parts, 2 * width)?;
+    problem.expect_norm(norm)?;
+    gradient.gamma.check(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
+    gradient.beta.check(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
+    let GradientParts { partial, batch, parts, width } = parts;
+    if batch != problem.batch || !width.is_multiple_of(problem.channels) {
+        let expected = (problem.batch, problem.channels);
+        return Err(KernelError::shape(OPERATION, "batch and channels of gradient parts", expected, (batch, width)));
+    }
+    let (partial, parts) = gather_parts(context, OPERATION, partial, batch, parts, 2 * width)?;
     let (count, dim) = cubes(context, OPERATION, problem.channels)?;
-    // SAFETY: `partial` holds `batch * parts * 2 * width` elements, `sums` `batch * 2 * channels`, the others `channels`.
+    // SAFETY: `partial` holds `batch * parts * 2 * width` elements, the statistics `batch * 2 * channels`, `out` as many, or
+    // `batch * 6 * channels` as coefficients, the others `channels`.
     unsafe {
         backward_sums_kernel::launch_unchecked(
             context.client(),
             count,
             dim,
             partial.arg(),
-            sums.arg(),
+            norm.statistics.arg(),
+            norm.gamma.arg(),
+            norm.beta.arg(),
+            out.arg(),
             gradient.gamma.arg(),
             gradient.beta.arg(),
-            problem.batch,
+            batch,
             parts,
             width,
             problem.channels,
+            1.0 / problem.voxels as f32,
+            to_coefficients,
         );
     }
     context.launched();

@@ -28,20 +28,20 @@ impl Moments {
     }
 }
 
-/// The sums that the gradients of a norm need, of parts of every sample: f32 `[batch, parts, 2, channels]`, sum dz and
-/// sum dz * xhat in the words of the [module](super).
+/// The sums that the gradients of a norm need, of parts of every sample: f32 `[batch, parts, 2, width]`, with `width` as in
+/// [`Moments`]: sum dz and sum dz * xhat in the words of the [module](super).
 #[derive(Debug)]
 pub struct GradientParts {
     pub(crate) partial: Buffer,
     pub(crate) batch: usize,
     pub(crate) parts: usize,
-    pub(crate) channels: usize,
+    pub(crate) width: usize,
 }
 
 impl GradientParts {
-    pub(crate) fn new(context: &Context, batch: usize, parts: usize, channels: usize) -> Result<Self, KernelError> {
-        let partial = context.empty(batch * parts * 2 * channels, Dtype::F32)?;
-        Ok(Self { partial, batch, parts, channels })
+    pub(crate) fn new(context: &Context, batch: usize, parts: usize, width: usize) -> Result<Self, KernelError> {
+        let partial = context.empty(batch * parts * 2 * width, Dtype::F32)?;
+        Ok(Self { partial, batch, parts, width })
     }
 }
 

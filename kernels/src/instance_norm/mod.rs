@@ -30,10 +30,12 @@ pub(crate) mod prologue;
 mod statistics;
 
 pub use apply::apply;
-pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts};
+pub use backward::{
+    backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_coefficients, gradient_parts,
+};
 pub use epilogue::{GradientParts, Moments};
 pub use prologue::{Coefficients, Operand};
-pub use statistics::{statistics, statistics_of_moments};
+pub use statistics::{coefficients, moments, statistics, statistics_of_moments};
 
 use crate::reduce::{Walk, check_count};
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -100,12 +102,6 @@ impl Problem {
         norm.statistics.check(OPERATION, "statistics", self.statistics_len(), Dtype::F32)?;
         norm.gamma.check(OPERATION, "gamma", self.channels, Dtype::F32)?;
         norm.beta.check(OPERATION, "beta", self.channels, Dtype::F32)
-    }
-
-    fn expect_sums(&self, sums: &Buffer, gradient: &NormGradient) -> Result<(), KernelError> {
-        sums.check(OPERATION, "sums", self.statistics_len(), Dtype::F32)?;
-        gradient.gamma.check(OPERATION, "dgamma", self.channels, Dtype::F32)?;
-        gradient.beta.check(OPERATION, "dbeta", self.channels, Dtype::F32)
     }
 }
 

@@ -12,10 +12,8 @@
 //! These are the formulas of `apply` and `backward_apply`, operation by operation: what is loaded has the bits that those
 //! would have stored, but for what a compiler contracts.
 
+use super::Problem;
 use super::apply::{affine, leak};
-use super::{Norm, OPERATION, Problem};
-use crate::block::strip;
-use crate::reduce::cubes;
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -36,7 +34,7 @@ pub enum Operand<'a> {
     Normalised {
         /// `[batch, voxels, channels]`: what the norm reads.
         raw: &'a Buffer,
-        /// Made by [`Coefficients::new`].
+        /// Made by [`coefficients`](super::coefficients).
         by: &'a Coefficients,
     },
     /// The gradient of what instance norm and leaky ReLU read, from the gradient of what they put out.
@@ -45,7 +43,7 @@ pub enum Operand<'a> {
         gradient: &'a Buffer,
         /// The same shape: what the norm read.
         raw: &'a Buffer,
-        /// Made by [`Coefficients::of_gradient`].
+        /// Made by [`gradient_coefficients`](super::gradient_coefficients).
         by: &'a Coefficients,
     },
 }
@@ -124,83 +122,39 @@ pub struct Coefficients {
 }
 
 impl Coefficients {
-    /// For [`Operand::Normalised`], of the statistics and parameters of a norm.
-    ///
-    /// # Errors
-    /// [`KernelError::Shape`] or [`KernelError::Dtype`] if a buffer does not fit the problem.
-    pub fn new(context: &Context, problem: &Problem, norm: &Norm) -> Result<Self, KernelError> {
-        Self::launch(context, problem, norm, None)
-    }
-
-    /// For [`Operand::NormGradient`], which needs the `sums` of [`backward_sums`](super::backward_sums) as well.
-    ///
-    /// # Errors
-    /// As [`Coefficients::new`].
-    pub fn of_gradient(context: &Context, problem: &Problem, norm: &Norm, sums: &Buffer) -> Result<Self, KernelError> {
-        Self::launch(context, problem, norm, Some(sums))
-    }
-
-    fn launch(context: &Context, problem: &Problem, norm: &Norm, sums: Option<&Buffer>) -> Result<Self, KernelError> {
-        problem.expect_norm(norm)?;
-        if let Some(sums) = sums {
-            sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
-        }
-        let Problem { batch, channels, slope, .. } = *problem;
-        let load = if sums.is_some() { Load::NormGradient } else { Load::Normalised };
-        let rows = load.rows();
+    pub(super) fn new(context: &Context, problem: &Problem, load: Load) -> Result<Self, KernelError> {
+        let (Problem { batch, channels, slope, .. }, rows) = (*problem, load.rows());
         let values = context.empty(batch * rows * channels, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, batch * channels)?;
-        // SAFETY: statistics and sums hold `batch * 2 * channels` elements, the parameters `channels`, `values`
-        // `batch * rows * channels`.
-        unsafe {
-            coefficients_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                norm.statistics.arg(),
-                norm.gamma.arg(),
-                norm.beta.arg(),
-                sums.unwrap_or(norm.statistics).arg(),
-                values.arg(),
-                batch,
-                channels,
-                1.0 / problem.voxels as f32,
-                load,
-            );
-        }
-        context.launched();
         Ok(Self { values, batch, rows, channels, slope })
     }
 }
 
-#[cube(launch_unchecked)]
-fn coefficients_kernel(
-    statistics: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
-    sums: &[f32],
+/// Writes the coefficients of channel `c` of sample `n`; the last two of a gradient, from its sums.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
+pub(super) fn write_coefficients(
     values: &mut [f32],
-    batch: usize,
+    n: usize,
+    c: usize,
     channels: usize,
+    mean: f32,
+    rstd: f32,
+    gamma: f32,
+    beta: f32,
+    sum: f32,
+    product: f32,
     inverse_voxels: f32,
     #[comptime] load: Load,
 ) {
-    let rows = comptime!(load.rows());
-    let (low, high) = strip(batch * channels);
-    for i in low..high {
-        let n = i / channels;
-        let c = i % channels;
-        let rstd = statistics[(n * 2 + 1) * channels + c];
-        let scale = rstd * gamma[c];
-        let to = n * rows * channels + c;
-        values[to + MEAN * channels] = statistics[n * 2 * channels + c];
-        values[to + SCALE * channels] = scale;
-        values[to + BETA * channels] = beta[c];
-        values[to + RSTD * channels] = rstd;
-        if comptime!(load == Load::NormGradient) {
-            values[to + CONSTANT * channels] = scale * sums[n * 2 * channels + c] * inverse_voxels;
-            values[to + SLANT * channels] = scale * rstd * sums[(n * 2 + 1) * channels + c] * inverse_voxels;
-        }
+    let scale = rstd * gamma;
+    let to = n * comptime!(load.rows()) * channels + c;
+    values[to + MEAN * channels] = mean;
+    values[to + SCALE * channels] = scale;
+    values[to + BETA * channels] = beta;
+    values[to + RSTD * channels] = rstd;
+    if comptime!(load == Load::NormGradient) {
+        values[to + CONSTANT * channels] = scale * sum * inverse_voxels;
+        values[to + SLANT * channels] = scale * rstd * product * inverse_voxels;
     }
 }
 

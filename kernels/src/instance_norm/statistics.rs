@@ -1,7 +1,8 @@
 //! Mean and inverse deviation of every sample and channel.
 
 use super::epilogue::add_moments;
-use super::{Moments, OPERATION, Problem};
+use super::prologue::{Load, write_coefficients};
+use super::{Coefficients, Moments, Norm, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, cubes, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError};
@@ -115,16 +116,20 @@ fn merge_parts_kernel(
     }
 }
 
-/// `partial [batch, parts, 4, width]` -> `statistics [batch, 2, channels]`.
+/// `partial [batch, parts, 4, width]` -> `statistics [batch, 2, channels]`, and coefficients where asked for.
 #[cube(launch_unchecked)]
 fn statistics_kernel(
     partial: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
     statistics: &mut [f32],
+    coefficients: &mut [f32],
     batch: usize,
     parts: usize,
     width: usize,
     channels: usize,
     epsilon: f32,
+    #[comptime] with_coefficients: bool,
 ) {
     let (low, high) = strip(batch * channels);
     for i in low..high {
@@ -134,8 +139,14 @@ fn statistics_kernel(
         let variance = square / count;
         // Rounding can leave it a little below zero. Not max(): that would hide a NaN.
         let variance = select(variance < 0.0f32, 0.0f32, variance);
-        statistics[n * 2 * channels + c] = pivot + offset;
-        statistics[(n * 2 + 1) * channels + c] = 1.0f32 / (variance + epsilon).sqrt();
+        let mean = pivot + offset;
+        let rstd = 1.0f32 / (variance + epsilon).sqrt();
+        statistics[n * 2 * channels + c] = mean;
+        statistics[(n * 2 + 1) * channels + c] = rstd;
+        if comptime!(with_coefficients) {
+            let (g, b) = (gamma[c], beta[c]);
+            write_coefficients(coefficients, n, c, channels, mean, rstd, g, b, 0.0, 0.0, 0.0, Load::Normalised);
+        }
     }
 }
 
@@ -144,12 +155,13 @@ fn statistics_kernel(
 /// Writes `statistics [batch, 2, channels]`: mean and 1 / sqrt(variance + epsilon) of every sample and channel.
 #[allow(clippy::missing_errors_doc, reason = "see forward")]
 pub fn statistics(context: &Context, problem: &Problem, x: &Buffer, statistics: &Buffer) -> Result<(), KernelError> {
-    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
     statistics_of_moments(context, problem, moments(context, problem, x)?, statistics)
 }
 
-/// The pass over `x`.
-fn moments(context: &Context, problem: &Problem, x: &Buffer) -> Result<Moments, KernelError> {
+/// The moments of `x`: the pass over it.
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn moments(context: &Context, problem: &Problem, x: &Buffer) -> Result<Moments, KernelError> {
+    x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
     let walk = problem.walk(context, 1)?;
     let moments = Moments::new(context, walk.batch, walk.parts, walk.width)?;
     let (count, dim) = walk.cubes(context, OPERATION)?;
@@ -180,6 +192,33 @@ pub fn statistics_of_moments(
     moments: Moments,
     statistics: &Buffer,
 ) -> Result<(), KernelError> {
+    merge_all(context, problem, moments, statistics, None)
+}
+
+/// The same into the statistics of `norm`, which are an output, together with the coefficients for
+/// [`Operand::Normalised`](super::Operand::Normalised).
+#[allow(clippy::missing_errors_doc, reason = "see forward")]
+pub fn coefficients(
+    context: &Context,
+    problem: &Problem,
+    moments: Moments,
+    norm: &Norm,
+) -> Result<Coefficients, KernelError> {
+    problem.expect_norm(norm)?;
+    let coefficients = Coefficients::new(context, problem, Load::Normalised)?;
+    let and = Some((norm.gamma, norm.beta, &coefficients.values));
+    merge_all(context, problem, moments, norm.statistics, and)?;
+    Ok(coefficients)
+}
+
+/// `and`: gamma, beta, and where coefficients go.
+fn merge_all(
+    context: &Context,
+    problem: &Problem,
+    moments: Moments,
+    statistics: &Buffer,
+    and: Option<(&Buffer, &Buffer, &Buffer)>,
+) -> Result<(), KernelError> {
     statistics.check(OPERATION, "statistics", problem.statistics_len(), Dtype::F32)?;
     let Moments { mut partial, batch, mut parts, width } = moments;
     if batch != problem.batch || !width.is_multiple_of(problem.channels) {
@@ -208,19 +247,27 @@ pub fn statistics_of_moments(
         (partial, parts) = (out, kept);
     }
     let (count, dim) = cubes(context, OPERATION, batch * problem.channels)?;
-    // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`.
+    let with_coefficients = and.is_some();
+    let nothing = context.empty(1, Dtype::F32)?;
+    let (gamma, beta, coefficients) = and.unwrap_or((&partial, &partial, &nothing));
+    // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`, `gamma` and `beta`
+    // `channels`, and the coefficients `batch * 4 * channels`.
     unsafe {
         statistics_kernel::launch_unchecked(
             context.client(),
             count,
             dim,
             partial.arg(),
+            gamma.arg(),
+            beta.arg(),
             statistics.arg(),
+            coefficients.arg(),
             batch,
             parts,
             width,
             problem.channels,
             problem.epsilon,
+            with_coefficients,
         );
     }
     context.launched();

@@ -60,8 +60,8 @@ impl Sizes {
         let most = (BLOCK_BYTES / (4 * tile)).clamp(FEW_TILES, 192);
         let block = block_of(self.tiles(), (units / groups).max(1), most);
         let splits = (units / groups).clamp(1, self.tiles().div_ceil(block).max(1));
-        // Points lie one vector farther apart than is needed.
-        let apart = caps.lanes.next_power_of_two() * (2 * units * PLANE + splits * self.points());
+        // Points lie one vector farther apart than is needed; one more stands for coefficients that nobody uses.
+        let apart = caps.lanes.next_power_of_two() * (2 * units * PLANE + splits * self.points() + 1);
         4 * (units * block * tile + splits * self.points() * self.channels_in * self.channels_out + apart) as u64
     }
 }
