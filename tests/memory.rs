@@ -91,9 +91,11 @@ fn every_type_and_algorithm_takes_what_is_planned() {
                     continue;
                 }
                 let context = &context.clone().with_exact(exact);
-                let (_, peak, _) = step_in(context, &shape, *dims, dtype, RECOMPUTE);
-                let plan = planned_memory(context, &shape, BATCH, *dims, dtype, RECOMPUTE);
-                check_plan(&format!("{features:?} in {dtype:?}, exact {exact}"), peak, plan.total);
+                for fusion in [RECOMPUTE, Fusion::ALL] {
+                    let (_, peak, _) = step_in(context, &shape, *dims, dtype, fusion);
+                    let plan = planned_memory(context, &shape, BATCH, *dims, dtype, fusion);
+                    check_plan(&format!("{features:?} in {dtype:?}, exact {exact}, {fusion:?}"), peak, plan.total);
+                }
             }
         }
     }

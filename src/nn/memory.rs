@@ -3,7 +3,7 @@
 
 use super::UNetShape;
 use crate::error::{Error, Result};
-use crate::kernels::conv3d::{Pass, Problem, transposed_workspace_bytes, workspace_bytes};
+use crate::kernels::conv3d::{Pass, Problem, fused, transposed_workspace_bytes, workspace_bytes};
 use crate::kernels::{Caps, Context, Dtype, conv_transpose3d};
 use crate::loss::deep_supervision_weights;
 use crate::tape::Fusion;
@@ -61,11 +61,11 @@ pub fn planned_memory(
     let weights = deep_supervision_weights(shape.levels());
     let levels = weights.iter().filter(|&&weight| weight > 0.0).count();
     let logits = forward(&mut walk, shape, sizes, patch, image, levels);
-    let activations = walk.now - batch_bytes - logits.iter().map(|l| walk.tensors[l.tensor].0).sum::<u64>();
+    let activations = walk.now - batch_bytes - logits.iter().map(|l| walk.tensors[l.tensor].bytes).sum::<u64>();
 
     // Loss and backward.
     for output in &logits {
-        let gradient = walk.allocate(walk.tensors[output.tensor].0);
+        let gradient = walk.allocate(walk.tensors[output.tensor].bytes);
         walk.arrive(output, gradient);
     }
     walk.touch(WORKSPACE);
@@ -182,11 +182,11 @@ fn forward(
             inputs = stage.features;
         }
         dims_of.push(dims);
-        walk.hold(value.tensor);
+        walk.hold_value(&value);
         skips.push(value);
     }
     // The bottleneck is no skip.
-    skips.pop().into_iter().for_each(|bottleneck| walk.release(bottleneck.tensor));
+    skips.pop().into_iter().for_each(|bottleneck| walk.release_value(&bottleneck));
     let mut logits = Vec::new();
     for s in (0..shape.levels()).rev() {
         let (stage, below) = (&shape.stages[s], &shape.stages[s + 1]);
@@ -201,13 +201,13 @@ fn forward(
             value = walk.block(from, output, work);
         }
         if s < levels {
-            walk.hold(value.tensor);
+            walk.hold_value(&value);
             let output = sizes.tensor(dims_of[s], shape.heads);
             let work = walk.work(sizes.batch, dims_of[s], [stage.features, 0], shape.heads, [1; 3], [1; 3]);
             logits.push(walk.convolution(vec![value], output, work));
         }
     }
-    walk.release(value.tensor);
+    walk.release_value(&value);
     logits
 }
 
@@ -252,6 +252,7 @@ impl Sizes {
 /// A tensor that an operation has put out: the tape's `Var`.
 #[derive(Clone, Copy)]
 struct Value {
+    /// Of a normalised value, it may never be stored.
     tensor: usize,
     /// The tensor before norm and activation.
     raw: Option<usize>,
@@ -259,18 +260,31 @@ struct Value {
     gradient: Option<usize>,
 }
 
-/// Bytes that a convolution takes beside its operands.
+/// Bytes that a convolution takes beside its operands, and whether its kernels normalise what they load.
 #[derive(Clone, Copy)]
 struct Work {
     forward: u64,
     data_gradient: u64,
     weight_gradient: u64,
+    loads_forward: bool,
+    loads_data_gradient: bool,
+    loads_weight_gradient: bool,
 }
 
-/// What backward does for one operation.
-enum Step {
-    Convolution { inputs: Vec<(Value, u64)>, output: usize, work: Work },
-    Norm { raw: usize, input: usize, output: usize },
+/// What backward does for a convolution, and the norm behind it if there is one.
+struct Step {
+    inputs: Vec<(Value, u64)>,
+    /// What the norm reads.
+    raw: Option<usize>,
+    output: usize,
+    work: Work,
+}
+
+/// A tensor, which may not be stored yet.
+struct Held {
+    bytes: u64,
+    holders: u32,
+    stored: bool,
 }
 
 struct Walk<'a> {
@@ -279,8 +293,7 @@ struct Walk<'a> {
     fusion: Fusion,
     /// Whether backward will follow.
     recording: bool,
-    /// Bytes, and how many hold it.
-    tensors: Vec<(u64, u32)>,
+    tensors: Vec<Held>,
     gradients: Vec<Option<usize>>,
     steps: Vec<Step>,
     now: u64,
@@ -310,10 +323,14 @@ impl<'a> Walk<'a> {
             second => problem.and_then(|problem| problem.with_second_input(second)),
         };
         let bytes = |pass| problem.as_ref().map_or(0, |p| workspace_bytes(self.context, p, pass, self.dtype));
+        let loads = |pass| problem.as_ref().is_ok_and(|p| fused::loads(self.context, p, pass, self.dtype));
         Work {
             forward: bytes(Pass::Forward),
             data_gradient: bytes(Pass::DataGradient),
             weight_gradient: bytes(Pass::WeightGradient),
+            loads_forward: loads(Pass::Forward),
+            loads_data_gradient: loads(Pass::DataGradient),
+            loads_weight_gradient: loads(Pass::WeightGradient),
         }
     }
 
@@ -326,27 +343,56 @@ impl<'a> Walk<'a> {
             forward: bytes(Pass::Forward),
             data_gradient: bytes(Pass::DataGradient),
             weight_gradient: bytes(Pass::WeightGradient),
+            loads_forward: false,
+            loads_data_gradient: false,
+            loads_weight_gradient: false,
         }
     }
 
     fn allocate(&mut self, bytes: u64) -> usize {
-        self.tensors.push((bytes, 1));
-        self.now += bytes;
-        self.largest = self.largest.max(bytes);
-        self.touch(0);
+        let tensor = self.announce(bytes);
+        self.store(tensor);
+        tensor
+    }
+
+    /// A tensor that is not stored yet.
+    fn announce(&mut self, bytes: u64) -> usize {
+        self.tensors.push(Held { bytes, holders: 1, stored: false });
         self.tensors.len() - 1
     }
 
+    fn store(&mut self, tensor: usize) {
+        let Held { bytes, stored, .. } = &mut self.tensors[tensor];
+        if !*stored {
+            *stored = true;
+            let bytes = *bytes;
+            self.now += bytes;
+            self.largest = self.largest.max(bytes);
+            self.touch(0);
+        }
+    }
+
     fn hold(&mut self, tensor: usize) {
-        self.tensors[tensor].1 += 1;
+        self.tensors[tensor].holders += 1;
     }
 
     fn release(&mut self, tensor: usize) {
-        let (bytes, holders) = &mut self.tensors[tensor];
+        let Held { bytes, holders, stored } = &mut self.tensors[tensor];
         *holders -= 1;
-        if *holders == 0 {
+        if *holders == 0 && *stored {
             self.now -= *bytes;
         }
+    }
+
+    /// A variable holds its tensor and what that is computed from.
+    fn hold_value(&mut self, value: &Value) {
+        self.hold(value.tensor);
+        value.raw.into_iter().for_each(|raw| self.hold(raw));
+    }
+
+    fn release_value(&mut self, value: &Value) {
+        self.release(value.tensor);
+        value.raw.into_iter().for_each(|raw| self.release(raw));
     }
 
     /// Something of this size lives for a moment.
@@ -354,54 +400,62 @@ impl<'a> Walk<'a> {
         self.peak = self.peak.max(self.now + bytes);
     }
 
-    fn variable(&mut self) -> usize {
-        self.gradients.push(None);
-        self.gradients.len() - 1
-    }
-
     /// The tensor that backward keeps of a value, and whether it has to be computed again.
     fn kept(&self, value: &Value) -> (usize, bool) {
         match value.raw {
-            Some(raw) if self.fusion.recompute_activations => (raw, true),
+            Some(raw) if self.fusion.recompute_activations || !self.tensors[value.tensor].stored => (raw, true),
             _ => (value.tensor, false),
         }
     }
 
     /// A convolution or transposed convolution. The inputs are dropped behind it.
     fn convolution(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
-        let tensor = self.allocate(output_bytes);
-        self.touch(work.forward + WORKSPACE);
-        if !self.recording {
-            inputs.iter().for_each(|input| self.release(input.tensor));
-            return Value { tensor, raw: None, gradient: None };
-        }
-        let output = self.variable();
-        for input in &inputs {
-            let (kept, _) = self.kept(input);
-            self.hold(kept);
-            self.release(input.tensor);
-        }
-        let inputs = inputs.into_iter().map(|input| (input, self.tensors[input.tensor].0)).collect();
-        self.steps.push(Step::Convolution { inputs, output, work });
-        Value { tensor, raw: None, gradient: Some(output) }
+        let tensor = self.convolve(&inputs, output_bytes, work);
+        let gradient = self.record(&inputs, None, work);
+        inputs.iter().for_each(|input| self.release_value(input));
+        Value { tensor, raw: None, gradient }
     }
 
     /// Convolution, norm, activation. The inputs are dropped behind all three.
     fn block(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
-        inputs.iter().for_each(|input| self.hold(input.tensor));
-        let raw = self.convolution(inputs.clone(), output_bytes, work);
-        let tensor = self.allocate(output_bytes);
+        let raw = self.convolve(&inputs, output_bytes, work);
+        let tensor = self.announce(output_bytes);
+        if !self.fusion.normalise_on_load {
+            self.store(tensor);
+        }
         self.touch(WORKSPACE);
+        let gradient = self.record(&inputs, Some(raw), work);
+        inputs.iter().for_each(|input| self.release_value(input));
+        if self.recording || self.fusion.normalise_on_load {
+            return Value { tensor, raw: Some(raw), gradient };
+        }
+        self.release(raw);
+        Value { tensor, raw: None, gradient }
+    }
+
+    /// Inputs that the kernels cannot normalise are stored, as long as their variables live.
+    fn convolve(&mut self, inputs: &[Value], output_bytes: u64, work: Work) -> usize {
+        let output = self.allocate(output_bytes);
+        if !(self.fusion.normalise_on_load && work.loads_forward) {
+            inputs.iter().for_each(|input| self.store(input.tensor));
+        }
+        self.touch(work.forward + WORKSPACE);
+        output
+    }
+
+    /// What backward keeps, and the place of the gradient.
+    fn record(&mut self, inputs: &[Value], raw: Option<usize>, work: Work) -> Option<usize> {
         if !self.recording {
-            inputs.iter().chain([&raw]).for_each(|value| self.release(value.tensor));
-            return Value { tensor, raw: None, gradient: None };
+            return None;
         }
-        let output = self.variable();
-        if let Some(input) = raw.gradient {
-            self.steps.push(Step::Norm { raw: raw.tensor, input, output });
-        }
-        inputs.iter().for_each(|input| self.release(input.tensor));
-        Value { tensor, raw: Some(raw.tensor), gradient: Some(output) }
+        self.gradients.push(None);
+        let output = self.gradients.len() - 1;
+        let kept: Vec<usize> = inputs.iter().map(|input| self.kept(input).0).collect();
+        kept.into_iter().for_each(|kept| self.hold(kept));
+        raw.into_iter().for_each(|raw| self.hold(raw));
+        let inputs = inputs.iter().map(|&input| (input, self.tensors[input.tensor].bytes)).collect();
+        self.steps.push(Step { inputs, raw, output, work });
+        Some(output)
     }
 
     /// A gradient is moved in, or added to the one that is there.
@@ -415,36 +469,40 @@ impl<'a> Walk<'a> {
     }
 
     fn backward(&mut self) {
-        while let Some(step) = self.steps.pop() {
-            match step {
-                Step::Convolution { inputs, output, work } => {
-                    let Some(dy) = self.gradients[output].take() else { continue };
-                    let again: u64 = inputs.iter().filter(|i| self.kept(&i.0).1).map(|i| i.1).sum();
-                    // Values computed again, and what the weight gradient takes.
-                    self.touch(again + work.weight_gradient + WORKSPACE);
-                    for (input, _) in &inputs {
-                        let (kept, _) = self.kept(input);
-                        self.release(kept);
-                    }
-                    if inputs.iter().any(|(input, _)| input.gradient.is_some()) {
-                        let gradients: Vec<usize> = inputs.iter().map(|&(_, bytes)| self.allocate(bytes)).collect();
-                        self.touch(work.data_gradient);
-                        self.release(dy);
-                        for ((input, _), gradient) in inputs.iter().zip(gradients) {
-                            self.arrive(input, gradient);
-                        }
-                    } else {
-                        self.release(dy);
-                    }
-                }
-                Step::Norm { raw, input, output } => {
-                    let Some(dy) = self.gradients[output].take() else { continue };
-                    let dx = self.allocate(self.tensors[raw].0);
-                    self.touch(WORKSPACE);
-                    self.release(dy);
-                    self.release(raw);
-                    self.gradients[input] = Some(dx);
-                }
+        while let Some(Step { inputs, raw, output, work }) = self.steps.pop() {
+            let Some(mut dy) = self.gradients[output].take() else { continue };
+            let needs_gradient = inputs.iter().any(|(input, _)| input.gradient.is_some());
+            let mut behind = raw;
+            let loads_gradient = self.fusion.norm_gradient_on_load
+                && self.fusion.no_bias_gradient_before_norm
+                && work.loads_weight_gradient
+                && (!needs_gradient || work.loads_data_gradient);
+            if let Some(raw) = raw.filter(|_| !loads_gradient) {
+                let before_norm = self.allocate(self.tensors[raw].bytes);
+                self.touch(WORKSPACE);
+                self.release(dy);
+                self.release(raw);
+                (dy, behind) = (before_norm, None);
+            }
+            // Values computed again, and what the weight gradient takes.
+            let loads = self.fusion.normalise_on_load && work.loads_weight_gradient;
+            let again: u64 = inputs.iter().filter(|(input, _)| self.kept(input).1 && !loads).map(|input| input.1).sum();
+            self.touch(again + work.weight_gradient + WORKSPACE);
+            for (input, _) in &inputs {
+                let (kept, _) = self.kept(input);
+                self.release(kept);
+            }
+            let gradients: Vec<usize> = match needs_gradient {
+                true => inputs.iter().map(|&(_, bytes)| self.allocate(bytes)).collect(),
+                false => Vec::new(),
+            };
+            if needs_gradient {
+                self.touch(work.data_gradient + WORKSPACE);
+            }
+            self.release(dy);
+            behind.into_iter().for_each(|raw| self.release(raw));
+            for ((input, _), gradient) in inputs.iter().zip(gradients) {
+                self.arrive(input, gradient);
             }
         }
     }
