@@ -4,7 +4,8 @@
 #   sh scripts/compare.sh [GROUP] [ROUNDS]     ROUNDS: 3 unless given
 #
 # GROUP: conv, norm, loss, step or all (default); size: steps of growing patches and widths (benches/peers/cost_picture.py
-# draws them); memory: peak resident memory of the steps, a process each; scaling: voxgrad on one core and on all.
+# draws them); memory: peak resident memory of the steps, a process each; scaling: voxgrad on one core and on all; fusion:
+# voxgrad's steps with more and more fused (src/tape.rs), with their launches and memory.
 #
 # GROUP loss alone has more peers (nnU-Net eager and compiled, MONAI, exacta) and memory beside time, for several kinds of
 # annotation, and for variants of the loss; its table also replaces the one of the same device in benches/RESULTS.md.
@@ -68,6 +69,34 @@ scaling() {
     printf '| work | 1 core s | %s cores s | efficiency |\n|---|---:|---:|---:|\n' "$cores"
     join "$folder/one.medians" "$folder/all.medians" | awk -v cores="$cores" \
         '{ printf "| %s | %.5f | %.5f | %.0f %% |\n", $1, $2, $3, 100 * $2 / ($3 * cores) }'
+}
+
+# Steps with more and more fused, in turns, each in a process of its own.
+fusion() {
+    some=moments,bias
+    round=1
+    while [ "$round" -le "$rounds" ]; do
+        for id in $steps; do
+            for fused in nothing $some recompute,$some recompute,$some,normalise recompute,$some,sums \
+                recompute,$some,normalise,sums recompute,$some,normalise,gradient,sums; do
+                printf '%s %s ' "$id" "$fused"
+                VOXGRAD_FUSION=$fused voxgrad "$id" 5 2>&1 | awk '
+                    /launches a step/ { launches = $3 } /^step/ { seconds = $2 } /peak resident/ { mib = $5 }
+                    END { print seconds, launches, mib }'
+            done
+        done
+        round=$((round + 1))
+    done >"$folder/fused"
+    printf '| step | fused | s | launches | peak MiB |\n|---|---|---:|---:|---:|\n'
+    # Sorted by seconds, the middle line of each step and setting is its median round.
+    awk '{ if (!(($1, $2) in n)) order[++count] = $1 " " $2; n[$1, $2]++; print }
+        END { for (i = 1; i <= count; i++) print order[i] > "/dev/stderr" }' "$folder/fused" 2>"$folder/order" |
+        sort -k1,1 -k2,2 -k3,3g >"$folder/sorted"
+    while read -r id fused; do
+        awk -v id="$id" -v fused="$fused" '$1 == id && $2 == fused { line[++n] = $0 }
+            END { split(line[int((n + 1) / 2)], f, " "); gsub(",", ", ", f[2])
+                printf "| %s | %s | %.4f | %s | %.0f |\n", f[1], f[2], f[3], f[4], f[5] }' "$folder/sorted"
+    done <"$folder/order"
 }
 
 # Losses: all figures of an id in one row.
@@ -147,7 +176,7 @@ medians() {
 }
 
 case $group in
-    memory | scaling)
+    memory | scaling | fusion)
         "$group"
         exit
         ;;
