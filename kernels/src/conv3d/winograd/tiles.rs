@@ -1,6 +1,6 @@
 //! From tensors to points: `Bᵀ d` of an input, `A dy` of an output's gradient.
 
-use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS};
+use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS, place_of};
 use crate::instance_norm::prologue::{Load, coefficients_at, loaded};
 use cubecl::prelude::*;
 
@@ -112,10 +112,7 @@ pub(super) fn transform<N: Size>(
         // A run of tiles along one row.
         let first = tile % grid.tiles_width;
         let row = tile / grid.tiles_width;
-        let tile_height = row % grid.tiles_height;
-        let row = row / grid.tiles_height;
-        let tile_depth = row % grid.tiles_depth;
-        let n = row / grid.tiles_depth;
+        let (n, tile_depth, tile_height) = place_of(row, grid);
         let run = (grid.tiles_width - first).min(high - tile);
 
         let rows = rows_of_window(grid, n, tile_depth, tile_height, depth_point, vectors, window, deep);
