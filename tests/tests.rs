@@ -126,4 +126,5 @@ mod memory;
 mod tune;
 
 /// Fused operations against unfused ones.
+mod fused_norm;
 mod fusion;
