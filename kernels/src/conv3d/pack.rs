@@ -18,7 +18,7 @@ pub(crate) struct Packing {
     /// Channels of the stored weights: `rows` before `columns`.
     pub rows: usize,
     pub columns: usize,
-    /// Taps that are picked along each axis: `first + index * step`.
+    /// Taps that are picked along each axis: `first + index * step`, counted around the kernel.
     pub taps: [usize; 3],
     pub first: [usize; 3],
     pub step: [isize; 3],
@@ -45,14 +45,15 @@ struct Shape {
     columns: usize,
     rows: usize,
     block: usize,
-    /// Channels of a block that are packed in one go: all on a CPU, one on a GPU, whose neighbouring units then write
-    /// neighbouring memory.
+    /// Gathered channels, and channels of a block, that are packed in one go: all on a CPU, one on a GPU, whose
+    /// neighbouring units then write neighbouring memory.
+    run: usize,
     piece: usize,
-    split: usize,
     out_first: usize,
-    taps: usize,
+    taps_depth: usize,
     taps_height: usize,
     taps_width: usize,
+    kernel_depth: usize,
     kernel_height: usize,
     kernel_width: usize,
     first_depth: usize,
@@ -63,59 +64,53 @@ struct Shape {
     step_width: usize,
 }
 
-/// One unit packs a strip of pieces of (block, tap, channel in) triples: some divisions a piece, a load and a store an
+/// One unit packs a strip of pieces of (block, tap, run of channels in): some divisions a piece, a load and a store an
 /// element.
 #[cube(launch)]
 fn pack_kernel<E: Float>(
     weights: &[f32],
     packed: &mut [E],
     s: Shape,
-    #[comptime] flipped: bool,
+    #[comptime] split: usize,
     #[comptime] transposed: bool,
     #[define(E)] _dtype: ElemType,
 ) {
+    let taps = s.taps_depth * s.taps_height * s.taps_width;
     let pieces = s.block / s.piece;
-    let (low, high) = strip(s.blocks * s.taps * s.in_channels * pieces);
+    let runs = s.in_channels / s.run;
+    let (low, high) = strip(s.blocks * taps * runs * pieces);
     for i in low..high {
         let first_lane = i % pieces * s.piece;
         let rest = i / pieces;
-        let c = rest % s.in_channels;
-        let rest = rest / s.in_channels;
-        let tap = rest % s.taps;
-        let block = rest / s.taps;
+        let first_channel = rest % runs * s.run;
+        let rest = rest / runs;
+        let tap = rest % taps;
+        let block = rest / taps;
         let tw = tap % s.taps_width;
         let th = tap / s.taps_width % s.taps_height;
         let td = tap / s.taps_width / s.taps_height;
-        let mut kd = s.first_depth;
-        let mut kh = s.first_height;
-        let mut kw = s.first_width;
-        if comptime!(flipped) {
-            kd -= td * s.step_depth;
-            kh -= th * s.step_height;
-            kw -= tw * s.step_width;
-        } else {
-            kd += td * s.step_depth;
-            kh += th * s.step_height;
-            kw += tw * s.step_width;
-        }
+        let kd = (s.first_depth + td * s.step_depth) % s.kernel_depth;
+        let kh = (s.first_height + th * s.step_height) % s.kernel_height;
+        let kw = (s.first_width + tw * s.step_width) % s.kernel_width;
         let k = (kd * s.kernel_height + kh) * s.kernel_width + kw;
-        let second = c >= s.first_input;
-        let before = select(second, s.taps * s.first_input, 0usize);
-        let channels = select(second, s.in_channels - s.first_input, s.first_input);
-        let channel = select(second, c - s.first_input, c);
-        let position = block * s.taps * s.in_channels + before + tap * channels + channel;
-        let group = position / s.split;
-        let to = group * s.split * s.block + position % s.split;
         let o = block * s.block + s.out_first;
-        if comptime!(transposed) {
-            let from = (k * s.rows + o) * s.columns + c;
-            for lane in first_lane..first_lane + s.piece {
-                packed[to + lane * s.split] = E::cast_from(weights[from + lane * s.columns]);
-            }
-        } else {
-            let from = (k * s.rows + c) * s.columns + o;
-            for lane in first_lane..first_lane + s.piece {
-                packed[to + lane * s.split] = E::cast_from(weights[from + lane]);
+        for c in first_channel..first_channel + s.run {
+            let second = c >= s.first_input;
+            let before = select(second, taps * s.first_input, 0usize);
+            let channels = select(second, s.in_channels - s.first_input, s.first_input);
+            let channel = select(second, c - s.first_input, c);
+            let position = block * taps * s.in_channels + before + tap * channels + channel;
+            let to = position / split * (s.block * split) + position % split;
+            if comptime!(transposed) {
+                let from = (k * s.rows + o) * s.columns + c;
+                for lane in first_lane..first_lane + s.piece {
+                    packed[to + lane * split] = E::cast_from(weights[from + lane * s.columns]);
+                }
+            } else {
+                let from = (k * s.rows + c) * s.columns + o;
+                for lane in first_lane..first_lane + s.piece {
+                    packed[to + lane * split] = E::cast_from(weights[from + lane]);
+                }
             }
         }
     }
@@ -131,10 +126,11 @@ impl Packing {
         if length == 0 {
             return Ok(packed);
         }
-        let flipped = self.step.iter().any(|&step| step < 0);
         let caps = context.caps();
         let units = caps.cube_units();
-        let piece = if caps.cores.is_some() { self.block } else { 1 };
+        let (run, piece) = if caps.cores.is_some() { (in_channels, self.block) } else { (1, 1) };
+        // Counted around the kernel, backwards too.
+        let step = |a: usize| self.step[a].rem_euclid(self.kernel[a] as isize) as usize;
         let shape = ShapeLaunch::new(
             self.out_count / self.block,
             in_channels,
@@ -142,29 +138,30 @@ impl Packing {
             self.columns,
             self.rows,
             self.block,
+            run,
             piece,
-            self.split,
             self.out_first,
-            taps,
+            self.taps[0],
             self.taps[1],
             self.taps[2],
+            self.kernel[0],
             self.kernel[1],
             self.kernel[2],
             self.first[0],
             self.first[1],
             self.first[2],
-            self.step[0].unsigned_abs(),
-            self.step[1].unsigned_abs(),
-            self.step[2].unsigned_abs(),
+            step(0),
+            step(1),
+            step(2),
         );
         pack_kernel::launch(
             context.client(),
-            context.grid("weight packing", caps.strips(length / piece, 1), units)?,
+            context.grid("weight packing", caps.strips(length / run / piece, 1), units)?,
             CubeDim::new_1d(units),
             weights.arg(),
             packed.arg(),
             shape,
-            flipped,
+            self.split,
             self.transposed,
             self.dtype.elem(),
         );
