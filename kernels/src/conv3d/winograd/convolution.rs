@@ -77,7 +77,6 @@ fn convolution_kernel<I: Size, O: Size>(
     raw_output: &[Vector<f32, O>],
     norm_of_output: &[Vector<f32, O>],
     parts: &mut [Vector<f32, O>],
-    parts_of_run: &mut [Vector<f32, O>],
     slope: f32,
     grid: Grid,
     s: Shape,
@@ -166,7 +165,6 @@ fn convolution_kernel<I: Size, O: Size>(
                 raw_output,
                 norm_of_output,
                 parts,
-                parts_of_run,
                 slope,
                 &grid,
                 &s,
@@ -248,7 +246,6 @@ fn finish<O: Size>(
     raw_output: &[Vector<f32, O>],
     norm_of_output: &[Vector<f32, O>],
     parts: &mut [Vector<f32, O>],
-    parts_of_run: &mut [Vector<f32, O>],
     slope: f32,
     grid: &Grid,
     s: &Shape,
@@ -261,7 +258,6 @@ fn finish<O: Size>(
     #[comptime] plan: Plan,
 ) {
     let group_vectors = s.vectors_out / s.groups;
-    let run_base = ABSOLUTE_POS * 2 * group_vectors;
     let mut tile = first_tile;
     while tile < last_tile {
         let first = tile % grid.tiles_width;
@@ -276,19 +272,6 @@ fn finish<O: Size>(
             complete = depth_point >= 2 && od < grid.depth;
         }
 
-        // Of this sample, this unit, and the group's first vector.
-        let part = (n * s.units + ABSOLUTE_POS) * comptime!(plan.take.rows()) * s.vectors_out + first_vector;
-        let mut fresh = false.runtime();
-        if comptime!(plan.take != Take::Nothing) {
-            if complete {
-                if comptime!(plan.take == Take::Moments) {
-                    fresh = parts[part + 3 * s.vectors_out].extract(0usize) == 0.0f32;
-                }
-                for i in 0..2 * group_vectors {
-                    parts_of_run[run_base + i] = Vector::zeroed();
-                }
-            }
-        }
         for i in 0..run {
             for vector in 0..group_vectors {
                 let from = product_base + (tile - first_tile + i) * group_vectors + vector;
@@ -322,17 +305,6 @@ fn finish<O: Size>(
                     if comptime!(plan.bias) {
                         bias_here = bias[first_vector + vector];
                     }
-                    let mut shift = Vector::<f32, O>::zeroed();
-                    let mut sum = Vector::<f32, O>::zeroed();
-                    let mut product = Vector::<f32, O>::zeroed();
-                    if comptime!(plan.take == Take::Moments) {
-                        if fresh && i == 0 {
-                            parts[part + vector] = to_store[0] + bias_here;
-                        }
-                        shift = parts[part + vector] + parts[part + s.vectors_out + vector];
-                    }
-                    let vector_out = first_vector + vector;
-                    let norm = coefficients_at::<O>(norm_of_output, n, s.vectors_out, vector_out, plan.take.load());
                     let ow = (first + i) * WIDE_OUTPUTS;
                     #[unroll]
                     for k in 0..OUTPUTS {
@@ -341,54 +313,122 @@ fn finish<O: Size>(
                         if h < grid.height && w < grid.width {
                             let position = ((n * grid.depth + od) * grid.height + h) * grid.width + w;
                             let value = to_store[k] + bias_here;
-                            let at = position * s.vectors_out + first_vector + vector;
-                            y[at] = value;
-                            if comptime!(plan.take == Take::Moments) {
-                                let difference = value - shift;
-                                sum += difference;
-                                product += difference * difference;
-                            }
-                            if comptime!(plan.take == Take::GradientSums) {
-                                let (dz, by_centred) =
-                                    gradient_terms::<O>(value, raw_output[at], &norm, Vector::new(slope));
-                                sum += dz;
-                                product += by_centred;
-                            }
+                            y[position * s.vectors_out + first_vector + vector] = value;
                         }
                     }
-                    if comptime!(plan.take != Take::Nothing) {
-                        parts_of_run[run_base + vector] += sum;
-                        parts_of_run[run_base + group_vectors + vector] += product;
-                    }
                 }
             }
         }
-        if comptime!(plan.take == Take::GradientSums) {
+        if comptime!(plan.take != Take::Nothing) {
             if complete {
-                for vector in 0..group_vectors {
-                    let rstd = norm_of_output
-                        [(n * comptime!(Load::Normalised.rows()) + RSTD) * s.vectors_out + first_vector + vector];
-                    parts[part + vector] += parts_of_run[run_base + vector];
-                    parts[part + s.vectors_out + vector] += parts_of_run[run_base + group_vectors + vector] * rstd;
-                }
-            }
-        }
-        if comptime!(plan.take == Take::Moments) {
-            if complete {
+                let row = ((n * grid.depth + od) * grid.height + oh) * grid.width + first * WIDE_OUTPUTS;
                 let columns = ((first + run) * WIDE_OUTPUTS).min(grid.width) - first * WIDE_OUTPUTS;
-                let here = f32::cast_from((grid.height - oh).min(2) * columns);
-                for vector in 0..group_vectors {
-                    let to = part + vector;
-                    let shift = parts[to] + parts[to + s.vectors_out];
-                    let sum = parts_of_run[run_base + vector];
-                    let square = parts_of_run[run_base + group_vectors + vector];
-                    let before = parts[to + 3 * s.vectors_out];
-                    add_moments(parts, to, s.vectors_out, shift, sum, square, before, here);
-                    parts[to + 3 * s.vectors_out] = before + Vector::new(here);
-                }
+                let rows = (grid.height - oh).min(2);
+                take_parts::<O>(
+                    &*y,
+                    raw_output,
+                    norm_of_output,
+                    parts,
+                    slope,
+                    s,
+                    n,
+                    first_vector,
+                    row,
+                    rows,
+                    columns,
+                    grid.width,
+                    plan.take,
+                );
             }
         }
         tile += run;
+    }
+}
+
+/// Outputs that are added up at the same time, to hide the latency of additions.
+const ABREAST: usize = 4;
+
+/// Takes what [`Take`] says of outputs that were just stored and are still in the first-level cache: `rows` rows of `columns`
+/// positions from position `row` on, of sample `n`. A loop of its own, since the transforms need all registers.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn take_parts<O: Size>(
+    y: &[Vector<f32, O>],
+    raw_output: &[Vector<f32, O>],
+    norm_of_output: &[Vector<f32, O>],
+    parts: &mut [Vector<f32, O>],
+    slope: f32,
+    s: &Shape,
+    n: usize,
+    first_vector: usize,
+    row: usize,
+    rows: usize,
+    columns: usize,
+    width: usize,
+    #[comptime] take: Take,
+) {
+    let all = s.vectors_out;
+    for vector in first_vector..first_vector + all / s.groups {
+        let to = (n * s.units + ABSOLUTE_POS) * comptime!(take.rows()) * all + vector;
+        let norm = coefficients_at::<O>(norm_of_output, n, all, vector, take.load());
+        let mut shift = Vector::<f32, O>::zeroed();
+        let mut before = Vector::<f32, O>::zeroed();
+        if comptime!(take == Take::Moments) {
+            before = parts[to + 3 * all];
+            if before.extract(0usize) == 0.0f32 {
+                parts[to] = y[row * all + vector];
+            }
+            shift = parts[to] + parts[to + all];
+        }
+        let mut sum = Array::<Vector<f32, O>>::new(ABREAST);
+        let mut product = Array::<Vector<f32, O>>::new(ABREAST);
+        for r in 0..rows {
+            let from = (row + r * width) * all + vector;
+            for group in 0..columns / ABREAST {
+                #[unroll]
+                for i in 0..ABREAST {
+                    let at = from + (group * ABREAST + i) * all;
+                    let (one, other) = terms::<O>(y[at], raw_output, at, shift, &norm, slope, take);
+                    sum[i] += one;
+                    product[i] += other;
+                }
+            }
+            for column in columns / ABREAST * ABREAST..columns {
+                let at = from + column * all;
+                let (one, other) = terms::<O>(y[at], raw_output, at, shift, &norm, slope, take);
+                sum[0] += one;
+                product[0] += other;
+            }
+        }
+        let sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        let product = (product[0] + product[1]) + (product[2] + product[3]);
+        if comptime!(take == Take::Moments) {
+            let here = f32::cast_from(rows * columns);
+            add_moments(parts, to, all, shift, sum, product, before, here);
+            parts[to + 3 * all] = before + Vector::new(here);
+        } else {
+            parts[to] += sum;
+            parts[to + all] += product * norm[RSTD];
+        }
+    }
+}
+
+/// What one output adds to both sums.
+#[cube]
+fn terms<O: Size>(
+    value: Vector<f32, O>,
+    raw_output: &[Vector<f32, O>],
+    at: usize,
+    shift: Vector<f32, O>,
+    norm: &Array<Vector<f32, O>>,
+    slope: f32,
+    #[comptime] take: Take,
+) -> (Vector<f32, O>, Vector<f32, O>) {
+    if comptime!(take == Take::Moments) {
+        let difference = value - shift;
+        (difference, difference * difference)
+    } else {
+        gradient_terms::<O>(value, raw_output[at], norm, Vector::new(slope))
     }
 }
 
@@ -510,10 +550,6 @@ impl Convolution<'_> {
             units,
         );
         let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
-        let parts_of_run = match self.epilogue {
-            Epilogue::Nothing => nothing.clone(),
-            _ => context.empty(units * 2 * self.channels_out / groups, Dtype::F32)?,
-        };
         let [parts, raw_output, norm_of_output] = self.epilogue.buffers(&nothing);
         let slope = slope_of(OPERATION, [Some(&self.input), Some(&second), None], &self.epilogue)?;
         let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
@@ -536,7 +572,6 @@ impl Convolution<'_> {
             raw_output.arg(),
             norm_of_output.arg(),
             parts.arg(),
-            parts_of_run.arg(),
             slope,
             extents.launch(),
             shape,
