@@ -77,8 +77,8 @@ fusion() {
     round=1
     while [ "$round" -le "$rounds" ]; do
         for id in $steps; do
-            for fused in nothing $some recompute,$some recompute,$some,normalise recompute,$some,sums \
-                recompute,$some,normalise,sums recompute,$some,normalise,gradient,sums; do
+            for fused in nothing $some recompute,$some recompute,$some,sums recompute,$some,normalise,sums \
+                recompute,$some,normalise,gradient,sums; do
                 printf '%s %s ' "$id" "$fused"
                 VOXGRAD_FUSION=$fused voxgrad "$id" 5 2>&1 | awk '
                     /launches a step/ { launches = $3 } /^step/ { seconds = $2 } /peak resident/ { mib = $5 }

@@ -268,14 +268,11 @@ impl Fusion {
     };
 }
 
+/// What was the fastest on two cores with AVX-512, and takes little memory. Loading through a norm is left out: Winograd's
+/// kernels load each value four to eight times, and what that costs is what the saved passes take (benches/RESULTS.md).
 impl Default for Fusion {
     fn default() -> Self {
-        Self {
-            recompute_activations: true,
-            moments_by_convolution: true,
-            no_bias_gradient_before_norm: true,
-            ..Self::NONE
-        }
+        Self { normalise_on_load: false, norm_gradient_on_load: false, ..Self::ALL }
     }
 }
 

@@ -177,7 +177,7 @@ fn a_step_of_a_network_is_the_same_with_fewer_launches() {
             14,
         ),
         ("sums", Fusion { norm_sums_by_convolution: true, ..Fusion::NONE }, false, 3),
-        ("default", Fusion::default(), false, 8),
+        ("default", Fusion::default(), false, 11),
         ("all", Fusion::ALL, false, 22),
     ] {
         let (launches, _, fused) = step(context, &shape, dims, fusion);
