@@ -201,6 +201,10 @@ fn a_data_gradient_loads_through_a_norm_and_takes_the_sums_of_the_one_before() {
         }
 
         let Some(parts) = parts else { return };
+        if problem.in_dims() == ONE && between.dtype != Dtype::F32 {
+            // What comes back through the norm of one voxel is nothing but rounding.
+            return;
+        }
         let [passed, taken] = [0, 1].map(|_| Sums::new(context, x));
         let (norm, to) = (&x.norm(), passed.gradient());
         instance_norm::backward_sums(context, &x.problem, &x.raw, norm, dx, &passed.0[0], &to).unwrap();

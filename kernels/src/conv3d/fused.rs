@@ -8,23 +8,78 @@ use super::pack::Packing;
 use super::weight_gradient::WeightGradient;
 use super::winograd::convolution::Convolution;
 use super::winograd::weight_gradient::WeightGradient as WinogradWeightGradient;
-use super::{Algorithm, OPERATION, Pass, Problem};
-use crate::instance_norm::epilogue::Epilogue;
+use super::{Algorithm, OPERATION, Pass, Problem, igemm};
+use crate::instance_norm::epilogue::{Epilogue, Take};
+use crate::instance_norm::prologue::Load;
 use crate::instance_norm::{Coefficients, GradientParts, Moments, Operand};
 use crate::{Buffer, Context, Dtype, KernelError};
 
 /// Whether the kernels of a pass over tensors of type `dtype` can normalise what they load. Those of Winograd's algorithm can,
-/// which load each value a few times for many products. The direct kernels cannot: they load each value for every tap, one by
-/// one, and would normalise it as often.
+/// which load each value a few times for many products, and those that put blocks of their input into shared memory, which
+/// load it once for every tap and block of channels. On tensor cores each unit has to keep to its channels, as it does
+/// unless a block has 96 of them. The direct kernels cannot: they load each value for every tap and each few channels, and
+/// would normalise it as often.
 pub fn loads(context: &Context, problem: &Problem, pass: Pass, dtype: Dtype) -> bool {
-    let (_, algorithm) = chosen(context, problem, pass, dtype);
-    algorithm == Algorithm::Winograd
+    let (context, algorithm) = &chosen(context, problem, pass, dtype);
+    if *algorithm == Algorithm::Winograd {
+        return true;
+    }
+    let (caps, inputs, output) = (context.caps(), [problem.channels_in, problem.second_channels], problem.channels_out);
+    let gathers = |gathered: [usize; 2], channels| match Method::choose(caps, dtype, gathered, channels, 1) {
+        Method::TensorCores(plan) => plan.keeps_channels(plan.depth, igemm::load_lanes(caps, &gathered)),
+        Method::Tiled(_) | Method::Direct(_) => false,
+    };
+    let mut each_input = inputs.into_iter().filter(|&channels| channels > 0);
+    match pass {
+        Pass::Forward => gathers(inputs, output),
+        Pass::DataGradient => each_input.all(|channels| gathers([output, 0], channels)),
+        Pass::WeightGradient => each_input.all(|channels| igemm::weight_gradient::loads(caps, dtype, channels, output)),
+    }
 }
 
-/// Whether the data gradient's kernels can take [`GradientParts`] of what they store.
-fn takes_gradient_sums(context: &Context, problem: &Problem, dtype: Dtype) -> bool {
-    let (_, algorithm) = chosen(context, problem, Pass::DataGradient, dtype);
-    algorithm == Algorithm::Winograd
+/// What is compiled into a GPU's kernel that gathers, besides its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    /// Whether a second input continues the channels of the first.
+    pub second_input: bool,
+    pub bias: bool,
+    /// How both inputs are loaded.
+    pub load: Load,
+    pub second_load: Load,
+    /// What is taken of the outputs on their way to memory.
+    pub take: Take,
+}
+
+impl Form {
+    pub fn of(gather: &Gather) -> Self {
+        Self {
+            second_input: gather.second.is_some(),
+            bias: gather.bias.is_some(),
+            load: gather.input.load(),
+            second_load: gather.second.map_or(Load::Stored, |(second, _)| second.load()),
+            take: gather.epilogue.take(),
+        }
+    }
+
+    /// Whether no block may reach from one sample into the next, because each sample is normalised in its own way.
+    pub fn by_sample(&self) -> bool {
+        self.load != Load::Stored || self.second_load != Load::Stored || self.take != Take::Nothing
+    }
+}
+
+/// The parts of each sample in which the data gradient's kernels can take [`GradientParts`] of the first input's gradient:
+/// where one launch computes all of it, and units can merge what they know of a channel. `None` where they cannot.
+fn gradient_parts(context: &Context, problem: &Problem, dtype: Dtype) -> Option<usize> {
+    let (context, algorithm) = &chosen(context, problem, Pass::DataGradient, dtype);
+    if *algorithm == Algorithm::Winograd {
+        return Some(context.caps().cube_units() as usize);
+    }
+    let voxels = problem.in_dims.iter().product();
+    match Method::choose(context.caps(), dtype, [problem.channels_out, 0], problem.channels_in, problem.in_dims[2]) {
+        _ if problem.stride != [1; 3] => None,
+        Method::TensorCores(plan) if plan.merges_columns() => Some(plan.row_blocks(voxels)),
+        _ => None,
+    }
 }
 
 impl Problem {
@@ -177,12 +232,11 @@ pub fn backward_data(
     dy.buffer().check(OPERATION, "gradient of the output", problem.output_len(), dtype)?;
     dy.check(OPERATION, problem.batch, problem.channels_out)?;
     check_loads(context, problem, Pass::DataGradient, dtype, [Some(&dy), None, None])?;
-    let before = before.filter(|_| takes_gradient_sums(context, problem, dtype));
+    let before = before.and_then(|before| Some((before, gradient_parts(context, problem, dtype)?)));
     let parts = match before {
-        Some(NormBefore { raw, by }) => {
+        Some((NormBefore { raw, by }, parts)) => {
             Operand::Normalised { raw, by }.check(OPERATION, problem.batch, problem.channels_in)?;
             raw.check(OPERATION, "input of the norm before", problem.input_len(), dtype)?;
-            let parts = context.caps().cube_units() as usize;
             Some(GradientParts::new(context, problem.batch, parts, problem.channels_in)?)
         }
         None => None,
@@ -192,7 +246,7 @@ pub fn backward_data(
     let (context, algorithm) = &chosen(context, problem, Pass::DataGradient, dtype);
     for (dx, first_channel, channels) in outputs.into_iter().flatten() {
         let epilogue = match (&parts, before) {
-            (Some(parts), Some(NormBefore { raw, by })) if first_channel == 0 => {
+            (Some(parts), Some((NormBefore { raw, by }, _))) if first_channel == 0 => {
                 Epilogue::GradientSums { parts, raw, by }
             }
             _ => Epilogue::Nothing,
@@ -229,7 +283,7 @@ pub fn backward_data(
             continue;
         }
         for parity in parities(problem.stride) {
-            data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity)?;
+            data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity, epilogue)?;
         }
     }
     Ok(parts)
@@ -250,6 +304,7 @@ fn data_gradient_of_parity(
     first_channel: usize,
     channels: usize,
     parity: [usize; 3],
+    epilogue: Epilogue,
 ) -> Result<(), KernelError> {
     // Along an axis, input i meets output (i + pad - k) / stride for the taps k that make it whole. Taps are
     // visited from the last to the first, which is from the first output to the last.
@@ -302,7 +357,7 @@ fn data_gradient_of_parity(
         out_step: problem.stride,
         out_offset: parity,
         method,
-        epilogue: Epilogue::Nothing,
+        epilogue,
     }
     .launch(context)
 }

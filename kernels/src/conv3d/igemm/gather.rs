@@ -1,28 +1,39 @@
 //! The matrix product of everything that gathers (see [`Gather`]): rows are output voxels, columns output channels, and
 //! the sums run over inputs, taps and channels, in the order of the packed weights.
 
-use super::{OUTSIDE, Plan, load_lanes, multiply, place, plane_place, zero_sums};
+use super::{OUTSIDE, Plan, SKEW, load_lanes, load_vector, multiply, place, plane_place, zero_sums};
+use crate::conv3d::fused::Form;
 use crate::conv3d::gather::{Gather, OPERATION, Shape};
-use crate::instance_norm::epilogue::{Merged, Take, merge};
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::{Merged, Take, gradient_terms, merge, slope_of};
+use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
 use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. With
-/// `moments`, the voxels of a block are of one sample, and the block is a part of its moments.
+/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. Where a
+/// norm is part of the `form`, the voxels of a block are of one sample, of `blocks_of_sample`, and the block is a part of
+/// what is taken of the outputs.
+///
+/// For a gradient that is loaded through a norm, `second` is what the norm read. `norm_of_output` and `raw_output` serve the
+/// sums of the norm whose output the gradient `y` belongs to; their vectors have one element.
 #[cube(launch)]
 #[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
-fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
+fn tensor_core_gather_kernel<E: Float, A: Size, B: Size, O: Size>(
     x: &[Vector<E, A>],
     second: &[Vector<E, A>],
+    norm: &[Vector<f32, A>],
+    second_norm: &[Vector<f32, A>],
     weights: &[Vector<E, B>],
     bias: &[f32],
     y: &mut [E],
-    moments: &mut [f32],
+    raw_output: &[Vector<E, O>],
+    norm_of_output: &[Vector<f32, O>],
+    parts: &mut [f32],
+    slope: f32,
+    blocks_of_sample: usize,
     s: Shape,
     #[comptime] plan: Plan,
-    #[comptime] second_input: bool,
-    #[comptime] with_bias: bool,
-    #[comptime] with_moments: bool,
+    #[comptime] form: Form,
     #[define(E)] _dtype: ElemType,
 ) {
     let all_rows = s.batch * s.count_depth * s.count_height * s.count_width;
@@ -31,10 +42,12 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     // The block's first row, and the end of the rows that it may take.
     let mut first_row = row_block * comptime!(plan.rows());
     let mut rows = all_rows;
-    if comptime!(with_moments) {
-        let n = row_block / s.parts;
-        rows = (n + 1) * (s.count_depth * s.count_height * s.count_width);
-        first_row = n * (s.count_depth * s.count_height * s.count_width) + row_block % s.parts * plan.rows();
+    let mut sample = 0usize.runtime();
+    if comptime!(form.by_sample()) {
+        sample = row_block / blocks_of_sample;
+        rows = (sample + 1) * (s.count_depth * s.count_height * s.count_width);
+        first_row = sample * (s.count_depth * s.count_height * s.count_width)
+            + row_block % blocks_of_sample * comptime!(plan.rows());
     }
     if first_row >= all_rows {
         terminate!();
@@ -54,6 +67,10 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     add_input::<E, A, B>(
         &sums,
         x,
+        second,
+        norm,
+        sample,
+        slope,
         weights,
         &mut left,
         &mut right,
@@ -64,11 +81,16 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
         0usize,
         first_column,
         plan,
+        form.load,
     );
-    if comptime!(second_input) {
+    if comptime!(form.second_input) {
         add_input::<E, A, B>(
             &sums,
             second,
+            second,
+            second_norm,
+            sample,
+            slope,
             weights,
             &mut left,
             &mut right,
@@ -79,6 +101,7 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
             taps * s.channels,
             first_column,
             plan,
+            form.second_load,
         );
     }
 
@@ -98,9 +121,13 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
     let area = comptime!(plan.m * plan.n);
     #[unroll]
     for j in 0..comptime!(plan.fragments[1]) {
+        let first_of_plane = first_column + (plane_column * plan.fragments[1] + j) * plan.n;
         // Of the rows of one column that this unit stores.
-        let mut moments_of_unit = Merged { mean: 0.0f32.runtime(), square: 0.0f32.runtime(), count: 0.0f32.runtime() };
-        let column = first_column + (plane_column * plan.fragments[1] + j) * plan.n;
+        let mut moments = Merged { mean: 0.0f32.runtime(), square: 0.0f32.runtime(), count: 0.0f32.runtime() };
+        let mut sum_dz = Vector::<f32, O>::zeroed();
+        let mut sum_by_centred = Vector::<f32, O>::zeroed();
+        let of_unit = (first_of_plane + UNIT_POS_X as usize % plan.n).min(s.channels_out - 1);
+        let norm = coefficients_at::<O>(norm_of_output, sample, s.channels_out, of_unit, form.take.load());
         #[unroll]
         for i in 0..comptime!(plan.fragments[0]) {
             cmma::store(
@@ -117,16 +144,17 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
             let mut e = UNIT_POS_X as usize;
             while e < area {
                 let position = positions[(plane_row * plan.fragments[0] + i) * plan.m + e / plan.n];
-                let column = column + e % plan.n;
+                let column = first_of_plane + e % plan.n;
                 if position != OUTSIDE && column < s.channels_out {
                     let mut value = staging[plane * area + e];
-                    if comptime!(with_bias) {
+                    if comptime!(form.bias) {
                         value += bias[column];
                     }
                     let stored = E::cast_from(value);
-                    y[position as usize * s.channels_out + column] = stored;
-                    if comptime!(with_moments) {
-                        let stored = f32::cast_from(stored);
+                    let at = position as usize * s.channels_out + column;
+                    y[at] = stored;
+                    let stored = f32::cast_from(stored);
+                    if comptime!(form.take == Take::Moments) {
                         if count == 0.0f32 {
                             shift = stored;
                         }
@@ -135,41 +163,65 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size>(
                         square += difference * difference;
                         count += 1.0f32;
                     }
+                    if comptime!(form.take == Take::GradientSums) {
+                        let raw = Vector::<f32, O>::cast_from(raw_output[at]);
+                        let gradient = Vector::<f32, O>::new(stored);
+                        let (dz, by_centred) = gradient_terms::<O>(gradient, raw, &norm, Vector::new(slope));
+                        sum_dz += dz;
+                        sum_by_centred += by_centred;
+                    }
                 }
                 e += comptime!(plan.plane);
             }
-            if comptime!(with_moments) {
+            if comptime!(form.take == Take::Moments) {
                 if count > 0.0f32 {
                     let offset = sum / count;
-                    merge(&mut moments_of_unit, shift + offset, square - sum * offset, count);
+                    merge(&mut moments, shift + offset, square - sum * offset, count);
                 }
             }
             sync_cube();
         }
-        if comptime!(with_moments) {
+        if comptime!(form.take != Take::Nothing) {
             // Units of a plane at a distance of `n` have the same column, and so have planes of other rows. The place of the
             // sums on their way out serves again.
             let unit = UNIT_POS as usize;
             let third = comptime!(plan.units());
-            staging[unit] = moments_of_unit.mean;
-            staging[third + unit] = moments_of_unit.square;
-            staging[2 * third + unit] = moments_of_unit.count;
+            if comptime!(form.take == Take::Moments) {
+                staging[unit] = moments.mean;
+                staging[third + unit] = moments.square;
+                staging[2 * third + unit] = moments.count;
+            } else {
+                staging[unit] = sum_dz.extract(0usize);
+                staging[third + unit] = sum_by_centred.extract(0usize);
+            }
             sync_cube();
             let lane = UNIT_POS_X as usize;
-            if plane_row == 0 && lane < plan.n && column + lane < s.channels_out {
+            if plane_row == 0 && lane < plan.n && first_of_plane + lane < s.channels_out {
                 let mut merged = Merged { mean: 0.0f32.runtime(), square: 0.0f32.runtime(), count: 0.0f32.runtime() };
+                let mut dz = 0.0f32.runtime();
+                let mut by_centred = 0.0f32.runtime();
                 for row in 0..comptime!(plan.planes[0]) {
                     let first = (row * plan.planes[1] + plane_column) * plan.plane;
                     for other in range_stepped(lane, plan.plane, plan.n) {
                         let from = first + other;
-                        merge(&mut merged, staging[from], staging[third + from], staging[2 * third + from]);
+                        if comptime!(form.take == Take::Moments) {
+                            merge(&mut merged, staging[from], staging[third + from], staging[2 * third + from]);
+                        } else {
+                            dz += staging[from];
+                            by_centred += staging[third + from];
+                        }
                     }
                 }
-                let to = row_block * 4 * s.channels_out + column + lane;
-                moments[to] = merged.mean;
-                moments[to + s.channels_out] = 0.0f32;
-                moments[to + 2 * s.channels_out] = merged.square;
-                moments[to + 3 * s.channels_out] = merged.count;
+                let to = row_block * comptime!(form.take.rows()) * s.channels_out + first_of_plane + lane;
+                if comptime!(form.take == Take::Moments) {
+                    parts[to] = merged.mean;
+                    parts[to + s.channels_out] = 0.0f32;
+                    parts[to + 2 * s.channels_out] = merged.square;
+                    parts[to + 3 * s.channels_out] = merged.count;
+                } else {
+                    parts[to] = dz;
+                    parts[to + s.channels_out] = by_centred * norm[RSTD].extract(0usize);
+                }
             }
             sync_cube();
         }
@@ -222,6 +274,10 @@ fn rows_of_unit(s: &Shape, first_row: usize, rows: usize, #[comptime] plan: Plan
 fn add_input<E: Float, A: Size, B: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
     x: &[Vector<E, A>],
+    raw: &[Vector<E, A>],
+    norm: &[Vector<f32, A>],
+    sample: usize,
+    slope: f32,
     weights: &[Vector<E, B>],
     left: &mut [Vector<E, A>],
     right: &mut [Vector<E, B>],
@@ -232,6 +288,7 @@ fn add_input<E: Float, A: Size, B: Size>(
     first_weight: usize,
     first_column: usize,
     #[comptime] plan: Plan,
+    #[comptime] load: Load,
 ) {
     let unit = UNIT_POS as usize;
     let units = comptime!(plan.units());
@@ -261,6 +318,10 @@ fn add_input<E: Float, A: Size, B: Size>(
 
         let mut channel = 0usize.runtime();
         while channel < channels {
+            // A unit loads the same channels of every row. Those behind the last are not loaded.
+            let vectors = channels / a_lanes;
+            let of_unit = ((channel / a_lanes) + unit % left_vectors).min(vectors - 1);
+            let norm = coefficients_at::<A>(norm, sample, vectors, of_unit, load);
             let mut slot = unit;
             while slot < comptime!(plan.rows() * left_vectors) {
                 let row = slot / left_vectors;
@@ -269,7 +330,8 @@ fn add_input<E: Float, A: Size, B: Size>(
                 let position = positions[row];
                 let mut value = Vector::<E, A>::zeroed();
                 if position != OUTSIDE && c < channels {
-                    value = x[(position as usize * channels + c) / a_lanes];
+                    let at = (position as usize * channels + c) / a_lanes;
+                    value = load_vector::<E, A>(x, raw, at, &norm, slope, load);
                 }
                 left[row * left_stride + v] = value;
                 slot += units;
@@ -298,35 +360,43 @@ fn add_input<E: Float, A: Size, B: Size>(
 
 /// Launches the kernel.
 pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(), KernelError> {
+    let form = Form::of(gather);
     let rows: usize = gather.count.iter().product();
-    let row_blocks = match gather.epilogue.take() {
-        Take::Moments => gather.batch * plan.row_blocks(rows),
-        _ => plan.row_blocks(gather.batch * rows),
+    let blocks_of_sample = plan.row_blocks(rows);
+    let row_blocks = match form.by_sample() {
+        true => gather.batch * blocks_of_sample,
+        false => plan.row_blocks(gather.batch * rows),
     };
     let blocks = row_blocks * gather.channels_out.div_ceil(plan.columns());
     if blocks == 0 {
         return Ok(());
     }
-    let (second, second_channels) = gather.second.unwrap_or((gather.input, 0));
-    let nothing = context.empty(1, Dtype::F32)?;
-    let [moments, ..] = gather.epilogue.buffers(&nothing);
+    let (second, second_channels) = gather.second.unwrap_or((Operand::Stored(gather.input.raw()), 0));
+    let nothing = context.empty(SKEW, Dtype::F32)?;
+    let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
+    let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
     tensor_core_gather_kernel::launch(
         context.client(),
         context.grid(OPERATION, blocks, 1)?,
         plan.cube(),
         load_lanes(context.caps(), &[gather.channels_in, second_channels]),
         load_lanes(context.caps(), &[gather.channels_out]),
+        1,
         gather.input.buffer().arg(),
         second.buffer().arg(),
+        norm(&gather.input),
+        norm(&second),
         gather.weights.arg(),
         gather.bias.unwrap_or(gather.weights).arg(),
         gather.output.arg(),
-        moments.arg(),
+        raw_output.arg(),
+        norm_of_output.arg(),
+        parts.arg(),
+        slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?,
+        blocks_of_sample,
         gather.shape(1),
         plan,
-        gather.second.is_some(),
-        gather.bias.is_some(),
-        gather.epilogue.take() == Take::Moments,
+        form,
         gather.input.buffer().dtype().elem(),
     );
     context.launched();

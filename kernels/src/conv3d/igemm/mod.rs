@@ -11,6 +11,7 @@
 pub(crate) mod gather;
 pub(crate) mod weight_gradient;
 
+use crate::instance_norm::prologue::{Load, loaded};
 use crate::{Caps, Dtype};
 use cubecl::prelude::*;
 
@@ -151,6 +152,12 @@ impl Plan {
         self.plane.is_multiple_of(self.n) && 3 * self.units() <= self.staging_len()
     }
 
+    /// Whether a unit loads the same channels of every row of a factor that has rows of `length` channels, in vectors of `lanes`:
+    /// the coefficients of a norm are then loaded once for all rows.
+    pub fn keeps_channels(&self, length: usize, lanes: usize) -> bool {
+        self.units().is_multiple_of(length / lanes)
+    }
+
     fn shared_bytes(&self, size: usize) -> usize {
         let left = self.left_len(false).max(self.left_len(true));
         let positions = self.rows().max(self.depth);
@@ -258,6 +265,28 @@ fn multiply<E: Float, A: Size, B: Size>(
                 cmma::execute(&a, &b[j], sum, sum);
             }
         }
+    }
+}
+
+/// One vector of a factor, from global memory: as the pass that would have stored it, had it not been fused, rounds it.
+#[cube]
+fn load_vector<E: Float, N: Size>(
+    values: &[Vector<E, N>],
+    raw: &[Vector<E, N>],
+    at: usize,
+    coefficients: &Array<Vector<f32, N>>,
+    slope: f32,
+    #[comptime] how: Load,
+) -> Vector<E, N> {
+    if comptime!(how == Load::Stored) {
+        values[at]
+    } else {
+        let value = Vector::<f32, N>::cast_from(values[at]);
+        let mut raw_value = value;
+        if comptime!(how == Load::NormGradient) {
+            raw_value = Vector::<f32, N>::cast_from(raw[at]);
+        }
+        Vector::cast_from(loaded(value, raw_value, coefficients, Vector::new(slope), how))
     }
 }
 

@@ -4,9 +4,13 @@
 //! Sums over millions of voxels are split, so that there are enough cubes; each split writes a part of its own, and the
 //! parts are added in a fixed order.
 
-use super::{OUTSIDE, Plan, load_lanes, multiply, place, plane_place, zero_sums};
+use super::{
+    CHANNELS_BY_CHANNELS, OUTSIDE, Plan, SKEW, load_lanes, load_vector, multiply, place, plane_place, zero_sums,
+};
 use crate::conv3d::weight_gradient::{OPERATION, WeightGradient};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::instance_norm::epilogue::{Epilogue, slope_of};
+use crate::instance_norm::prologue::{Load, coefficients_at};
+use crate::{Buffer, Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// Cubes that keep a GPU busy, and voxels that are worth a part of their own.
@@ -32,20 +36,29 @@ struct Shape {
     pad_depth: usize,
     pad_height: usize,
     pad_width: usize,
-    /// Output voxels of all samples, and those of a split.
+    /// Output voxels of a group, which is one sample, or all samples where nothing has to be normalised.
     voxels: usize,
+    /// Output voxels of a split, the splits of a group, and of all groups.
     voxels_each: usize,
+    splits_each: usize,
     splits: usize,
 }
 
-/// One cube computes one block of one tap, over the voxels of one split. `parts` is `[split, tap, row, column]`.
+/// One cube computes one block of one tap, over the voxels of one split. `parts` is `[split, tap, row, column]`, and `raw` what
+/// the norm read whose gradient the dense tensor is loaded through.
 #[cube(launch)]
 fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
     strided: &[Vector<E, A>],
     dense: &[Vector<E, B>],
+    raw: &[Vector<E, B>],
+    strided_norm: &[Vector<f32, A>],
+    dense_norm: &[Vector<f32, B>],
     parts: &mut [f32],
+    slope: f32,
     s: Shape,
     #[comptime] plan: Plan,
+    #[comptime] strided_load: Load,
+    #[comptime] dense_load: Load,
     #[define(E)] _dtype: ElemType,
 ) {
     let row_blocks = s.rows.div_ceil(comptime!(plan.rows()));
@@ -63,8 +76,9 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
     let tw = tap % s.taps_width;
     let th = tap / s.taps_width % s.taps_height;
     let td = tap / s.taps_width / s.taps_height;
-    let low = (split * s.voxels_each).min(s.voxels);
-    let high = (low + s.voxels_each).min(s.voxels);
+    let group = split / s.splits_each;
+    let low = group * s.voxels + (split % s.splits_each * s.voxels_each).min(s.voxels);
+    let high = (low + s.voxels_each).min((group + 1) * s.voxels);
 
     let unit = UNIT_POS as usize;
     let units = comptime!(plan.units());
@@ -79,6 +93,14 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
     let mut staging = Shared::<[f32]>::new_aligned_slice(comptime!(plan.staging_len()), 32usize);
     let mut positions = Shared::<[u32]>::new_slice(plan.depth);
     let sums = zero_sums(plan);
+
+    // A unit loads the same channels of every voxel. Those behind the last are not loaded.
+    let row_vectors = s.rows / a_lanes;
+    let of_unit = (first_row / a_lanes + unit % left_vectors).min(row_vectors - 1);
+    let strided_norm = coefficients_at::<A>(strided_norm, group, row_vectors, of_unit, strided_load);
+    let column_vectors = s.columns / b_lanes;
+    let of_unit = (first_column / b_lanes + unit % right_vectors).min(column_vectors - 1);
+    let dense_norm = coefficients_at::<B>(dense_norm, group, column_vectors, of_unit, dense_load);
 
     let mut voxel = low;
     while voxel < high {
@@ -110,7 +132,8 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
             let channel = first_row + slot % left_vectors * a_lanes;
             let mut value = Vector::<E, A>::zeroed();
             if position != OUTSIDE && channel < s.rows {
-                value = strided[(position as usize * s.rows + channel) / a_lanes];
+                let at = (position as usize * s.rows + channel) / a_lanes;
+                value = load_vector::<E, A>(strided, strided, at, &strided_norm, slope, strided_load);
             }
             left[slot / left_vectors * left_stride + slot % left_vectors] = value;
             slot += units;
@@ -121,7 +144,8 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
             let channel = first_column + slot % right_vectors * b_lanes;
             let mut value = Vector::<E, B>::zeroed();
             if positions[row] != OUTSIDE && channel < s.columns {
-                value = dense[((voxel + row) * s.columns + channel) / b_lanes];
+                let at = ((voxel + row) * s.columns + channel) / b_lanes;
+                value = load_vector::<E, B>(dense, raw, at, &dense_norm, slope, dense_load);
             }
             right[row * right_stride + slot % right_vectors] = value;
             slot += units;
@@ -160,13 +184,29 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
     }
 }
 
+/// Whether the kernel can normalise the channels of both tensors while it loads them: where units keep to their channels.
+pub(crate) fn loads(caps: &Caps, dtype: Dtype, rows: usize, columns: usize) -> bool {
+    let plan = Plan::choose(caps, dtype, CHANNELS_BY_CHANNELS, rows, usize::MAX, columns);
+    plan.is_some_and(|plan| {
+        plan.keeps_channels(plan.rows(), load_lanes(caps, &[rows]))
+            && plan.keeps_channels(plan.columns(), load_lanes(caps, &[columns]))
+    })
+}
+
 /// Launches the kernel; returns the parts and their number.
 pub(crate) fn launch(gradient: &WeightGradient, plan: Plan, context: &Context) -> Result<(Buffer, usize), KernelError> {
-    let voxels = gradient.batch * gradient.out_dims.iter().product::<usize>();
+    let operands = [gradient.strided, gradient.dense];
+    // A unit that normalises does so for one sample.
+    let groups = match operands.iter().any(|operand| operand.load() != Load::Stored) {
+        true => gradient.batch,
+        false => 1,
+    };
+    let voxels = gradient.batch / groups.max(1) * gradient.out_dims.iter().product::<usize>();
     let taps: usize = gradient.taps.iter().product();
     let blocks = taps * gradient.rows.div_ceil(plan.rows()) * gradient.columns.div_ceil(plan.columns());
-    let splits = CUBES.div_ceil(blocks).min(voxels.div_ceil(VOXELS_OF_A_PART)).max(1);
-    let voxels_each = voxels.div_ceil(splits).next_multiple_of(plan.depth);
+    let splits_each = CUBES.div_ceil(blocks * groups.max(1)).min(voxels.div_ceil(VOXELS_OF_A_PART)).max(1);
+    let voxels_each = voxels.div_ceil(splits_each).next_multiple_of(plan.depth);
+    let splits = groups * splits_each;
     let part = taps * gradient.rows * gradient.columns;
     let parts = context.empty(splits * part, Dtype::F32)?;
     let ([id, ih, iw], [od, oh, ow]) = (gradient.in_dims, gradient.out_dims);
@@ -192,8 +232,12 @@ pub(crate) fn launch(gradient: &WeightGradient, plan: Plan, context: &Context) -
         pw,
         voxels,
         voxels_each,
+        splits_each,
         splits,
     );
+    let nothing = context.empty(SKEW, Dtype::F32)?;
+    let [strided_norm, dense_norm] =
+        operands.map(|operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg());
     tensor_core_weight_gradient_kernel::launch(
         context.client(),
         context.grid(OPERATION, blocks * splits, 1)?,
@@ -202,9 +246,15 @@ pub(crate) fn launch(gradient: &WeightGradient, plan: Plan, context: &Context) -
         load_lanes(context.caps(), &[gradient.columns]),
         gradient.strided.buffer().arg(),
         gradient.dense.buffer().arg(),
+        gradient.dense.raw().arg(),
+        strided_norm,
+        dense_norm,
         parts.arg(),
+        slope_of(OPERATION, [Some(&gradient.strided), Some(&gradient.dense), None], &Epilogue::Nothing)?,
         shape,
         plan,
+        gradient.strided.load(),
+        gradient.dense.load(),
         gradient.dense.buffer().dtype().elem(),
     );
     context.launched();
