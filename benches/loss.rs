@@ -1,11 +1,11 @@
-//! Ignore-masked losses beside a plain copy: `cargo bench --bench loss [-- TEXT [REPEATS]]`, only ids that contain TEXT; the
-//! device by `VOXGRAD_DEVICE`.
+//! Ignore-masked losses beside a plain copy: `cargo bench --bench loss [-- TEXT [REPEATS]]`, only ids that contain TEXT;
+//! the device by `VOXGRAD_DEVICE`.
 //!
-//! REPEATS is 11 unless given, and fewer where they would take more than two seconds. One line an item: id, median seconds, GB/s, percent of the bandwidth of a copy, and extra bytes. The bytes are those
-//! that have to be moved at least: logits are read twice and their gradient is written, labels are read twice. Where whole
-//! groups of voxels are ignored fewer are moved, so that more than 100 % is possible. The copy moves as many bytes on the
-//! same device, in turns with the item. Extra bytes are the most that one run holds at once, beside logits,
-//! gradient, labels and result.
+//! REPEATS is 11 unless given, and fewer where they would take more than two seconds. One line an item: id, median
+//! seconds, GB/s, percent of the bandwidth of a copy, and extra bytes. The bytes are those that have to be moved at least:
+//! logits are read twice and their gradient is written, labels are read twice. Where whole groups of voxels are ignored
+//! fewer are moved, so that more than 100 % is possible. The copy moves as many bytes on the same device, in turns with the
+//! item. Extra bytes are the most that one run holds at once, beside logits, gradient, labels and result.
 
 #[path = "work/mod.rs"]
 mod work;

@@ -176,7 +176,7 @@ run() {
         printf 'revision %s, %s\n' "$(cat "$folder/revision" 2>/dev/null || echo unknown)" "$(date -u +%Y-%m-%d)"
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     } | tee -a "$out/summary"
-    export VOXGRAD_TEST_DEVICE=cuda VOXGRAD_DEVICE=cuda VOXGRAD_BENCH_LARGE=1
+    export VOXGRAD_TEST_DEVICE=cuda VOXGRAD_DEVICE=cuda
 
     for part; do "run_$part"; done
 

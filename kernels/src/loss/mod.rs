@@ -52,9 +52,10 @@
 //! shorter one: up to 4 classes less than a hundredth of f32 logits, with 5 to 16 `40 (classes + 1) / 65536` of them,
 //! and twice that of 16-bit logits. With more than 16 classes a unit owns a channel there, and softmax takes two
 //! launches more, and two f32 a voxel (three with missing classes).
-//! The k largest cross-entropies take an f32 a voxel everywhere, and are read
-//! three times and once more. Results repeat bit for bit, and on the CPU runtime they do not depend on the number of
-//! cores.
+//!
+//! Where only the k largest cross-entropies count, they are stored, an f32 a voxel, and read three times to find the k-th
+//! and once more to write the gradient. Results repeat bit for bit, and on the CPU runtime they do not depend on the
+//! number of cores.
 
 mod cube;
 mod cube_sigmoid;
