@@ -2,6 +2,7 @@
 
 use super::plan::{Plan, Weighting};
 use super::walk::*;
+use crate::block::strip;
 use crate::vector_math::{exp, ln};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -122,9 +123,9 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
 /// Groups whose `1 + exp(-|z|)` are multiplied before one logarithm is taken: each is at most 2.
 const FACTORS: usize = 64;
 
-/// Whether logarithms are taken of products: where threads add up voxels that all count the same.
+/// Whether logarithms are taken of products: where all voxels count the same.
 fn by_products(plan: Plan) -> bool {
-    plan.walkers == 1 && plan.entropy && plan.weighting == Weighting::None
+    plan.entropy && plan.weighting == Weighting::None
 }
 
 #[cube]
@@ -165,8 +166,7 @@ pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let channels = comptime!(plan.classes);
     let slots = comptime!(plan.slots());
     let lanes = N::value();
-    let (low, high) = my_chunks(grid.chunks, plan.walkers);
-    let walker = my_place(plan.walkers);
+    let (low, high) = strip(grid.chunks);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
         let (first, groups) = groups_of::<N>(&place);
@@ -177,7 +177,7 @@ pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
         if comptime!(by_products(plan)) {
             start_products::<N>(&mut products, plan);
         }
-        for group in range_stepped(walker, groups, plan.walkers) {
+        for group in 0..groups {
             let voxel = first + group * lanes;
             add_group::<E, L, W, N>(
                 logits,
@@ -226,7 +226,7 @@ pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
                 take_logarithms::<Const<1>>(&mut products, &mut rest, plan);
             }
         }
-        let row = (item * plan.walkers + walker) * slots;
+        let row = item * slots;
         write_row::<N>(&wide, &rest, sums, row, plan);
     }
 }
@@ -303,13 +303,12 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
 ) {
     let channels = comptime!(plan.classes);
     let lanes = N::value();
-    let (low, high) = my_chunks(grid.chunks, plan.walkers);
-    let walker = my_place(plan.walkers);
+    let (low, high) = strip(grid.chunks);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
         let (first, groups) = groups_of::<N>(&place);
         let mut values = Array::<Vector<f32, N>>::new(channels);
-        for group in range_stepped(walker, groups, plan.walkers) {
+        for group in 0..groups {
             write_group::<E, L, W, N>(
                 logits,
                 labels,

@@ -6,6 +6,7 @@
 
 use super::plan::Plan;
 use super::walk::*;
+use crate::block::strip;
 use crate::vector_math::{exp, ln};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -177,8 +178,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let hit_len = comptime!(if plan.per_voxel { COPIES * PER_CLASS * (plan.classes + 1) } else { 1 });
     let shifted_len = comptime!(if plan.missing { plan.classes } else { 1 });
 
-    let (low, high) = my_chunks(grid.chunks, plan.walkers);
-    let walker = my_place(plan.walkers);
+    let (low, high) = strip(grid.chunks);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
         let (first, groups) = groups_of::<N>(&place);
@@ -189,7 +189,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
         let mut rest = Array::<Vector<f32, Const<1>>>::new(vector_sums);
         let mut hits = Array::<f32>::new(hit_len);
 
-        for group in range_stepped(walker, groups, plan.walkers) {
+        for group in 0..groups {
             add_group::<E, L, W, N>(
                 logits,
                 labels,
@@ -227,7 +227,7 @@ pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
             }
         }
 
-        let row = (item * plan.walkers + walker) * comptime!(plan.slots());
+        let row = item * comptime!(plan.slots());
         if comptime!(plan.per_voxel) {
             let values = comptime!(PER_CLASS * (plan.classes + 1));
             for i in 0..values {
@@ -426,14 +426,13 @@ pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     let classes = comptime!(plan.classes);
     let lanes = N::value();
     let shifted_len = comptime!(if plan.missing { plan.classes } else { 1 });
-    let (low, high) = my_chunks(grid.chunks, plan.walkers);
-    let walker = my_place(plan.walkers);
+    let (low, high) = strip(grid.chunks);
     for item in low..high {
         let place = chunk_place(grid, item, plan);
         let (first, groups) = groups_of::<N>(&place);
         let mut exponents = Array::<Vector<f32, N>>::new(classes);
         let mut shifted = Array::<Vector<f32, N>>::new(shifted_len);
-        for group in range_stepped(walker, groups, plan.walkers) {
+        for group in 0..groups {
             write_group::<E, L, W, N>(
                 logits,
                 labels,

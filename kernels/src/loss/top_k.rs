@@ -8,7 +8,7 @@
 use super::plan::Plan;
 use super::softmax::top_share;
 use super::walk::*;
-use crate::block::strip;
+use crate::block::{only, strip};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -31,6 +31,19 @@ fn digit_bits(shift: u32) -> u32 {
         0 => 10,
         _ => 11,
     }
+}
+
+/// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube. Surplus cubes end
+/// here.
+#[cube]
+fn my_chunks(chunks: usize, #[comptime] walkers: usize) -> (usize, usize) {
+    if comptime!(walkers == 1) { strip(chunks) } else { only(CUBE_POS, chunks) }
+}
+
+/// This unit's place among those that share a chunk.
+#[cube]
+fn my_place(#[comptime] walkers: usize) -> usize {
+    if comptime!(walkers == 1) { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
 /// Counts voxels by the next digit, of those whose digits before are the ones found.

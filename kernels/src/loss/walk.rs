@@ -1,7 +1,6 @@
 //! How units walk over the voxels of all levels, and how they read what is known about a group of voxels.
 
 use super::plan::{Plan, TAIL, Weighting};
-use crate::block::{only, strip};
 use cubecl::prelude::*;
 
 /// Words of a level in the table of levels.
@@ -128,19 +127,6 @@ pub(super) fn voxel_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> P
     let voxels = grid.levels[row + 3] as usize;
     let start = in_level % voxels;
     place(grid, level, in_level / voxels, start, start + 1)
-}
-
-/// The chunks of this unit: a contiguous run of them where units are threads, else the one of its cube. Surplus cubes end
-/// here.
-#[cube]
-pub(super) fn my_chunks(chunks: usize, #[comptime] walkers: usize) -> (usize, usize) {
-    if comptime!(walkers == 1) { strip(chunks) } else { only(CUBE_POS, chunks) }
-}
-
-/// This unit's place among those that share a chunk.
-#[cube]
-pub(super) fn my_place(#[comptime] walkers: usize) -> usize {
-    if comptime!(walkers == 1) { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
 /// Label and weight of the `N` voxels from `voxel` of a sample on. A voxel that does not count has the label
