@@ -27,7 +27,8 @@ pub fn loads(context: &Context, problem: &Problem, pass: Pass, dtype: Dtype) -> 
     let (caps, inputs, output) = (context.caps(), [problem.channels_in, problem.second_channels], problem.channels_out);
     let gathers = |gathered: [usize; 2], channels| match Method::choose(caps, dtype, gathered, channels, 1) {
         Method::TensorCores(plan) => plan.keeps_channels(plan.depth, igemm::load_lanes(caps, &gathered)),
-        Method::Tiled(_) | Method::Direct(_) => false,
+        Method::Tiled(_) => true,
+        Method::Direct(_) => false,
     };
     let mut each_input = inputs.into_iter().filter(|&channels| channels > 0);
     match pass {
@@ -78,6 +79,7 @@ fn gradient_parts(context: &Context, problem: &Problem, dtype: Dtype) -> Option<
     match Method::choose(context.caps(), dtype, [problem.channels_out, 0], problem.channels_in, problem.in_dims[2]) {
         _ if problem.stride != [1; 3] => None,
         Method::TensorCores(plan) if plan.merges_columns() => Some(plan.row_blocks(voxels)),
+        Method::Tiled(plan) => Some(plan.row_blocks(voxels)),
         _ => None,
     }
 }
@@ -108,7 +110,7 @@ fn check_loads(
 
 /// As [`forward`](super::forward), of operands. With `take_moments`, also the moments of every sample and channel of `y`, as an
 /// instance norm needs them, without a pass over `y`; `None` where the kernel cannot take them: on tensor cores whose tile does
-/// not share out its columns evenly, and on shared memory.
+/// not share out its columns evenly.
 ///
 /// # Errors
 /// As [`forward`](super::forward); [`KernelError::Unsupported`] if an operand has to be normalised and [`loads`] says no.
@@ -195,7 +197,6 @@ pub fn forward(
     };
     let moments = match method {
         Method::TensorCores(plan) if !plan.merges_columns() => None,
-        Method::Tiled(_) => None,
         _ => moments(gather.parts(context))?,
     };
     gather.epilogue = moments.as_ref().map_or(Epilogue::Nothing, Epilogue::Moments);

@@ -522,7 +522,7 @@ impl Gather<'_> {
     pub fn parts(&self, context: &Context) -> usize {
         match (self.method, context.caps().cores) {
             (Method::TensorCores(plan), _) => plan.row_blocks(self.count.iter().product()),
-            (Method::Tiled(_), _) => 0,
+            (Method::Tiled(plan), _) => plan.row_blocks(self.count.iter().product()),
             (Method::Direct(_), Some(cores)) => cores as usize,
             (Method::Direct(tile), None) => {
                 let tiles = self.count[2].div_ceil(tile.width);

@@ -9,8 +9,13 @@
 //! The direct kernel reads global memory for each tap of each unit instead, and neighbouring units read from addresses a tile
 //! apart.
 
+use super::fused::Form;
 use super::gather::{Gather, OPERATION, Shape};
-use crate::{Caps, Context, KernelError};
+use super::igemm::load_vector;
+use crate::instance_norm::Operand;
+use crate::instance_norm::epilogue::{Take, gradient_terms, slope_of};
+use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
+use crate::{Caps, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// Units of a cube.
@@ -50,6 +55,11 @@ impl Plan {
         UNITS / self.across
     }
 
+    /// Blocks that cover `rows` rows.
+    pub fn row_blocks(&self, rows: usize) -> usize {
+        rows.div_ceil(self.rows())
+    }
+
     fn rows(&self) -> usize {
         self.down() * VOXELS
     }
@@ -63,25 +73,46 @@ impl Plan {
     }
 }
 
-/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache.
+/// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. Where a
+/// norm is part of the `form`, the voxels of a block are of one sample, of `blocks_of_sample`, and the block is a part of
+/// what is taken of the outputs.
+///
+/// For a gradient that is loaded through a norm, `second` is what the norm read. `norm_of_output` and `raw_output` serve the
+/// sums of the norm whose output the gradient `y` belongs to.
 #[cube(launch)]
 fn tiled_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],
     second: &[Vector<E, N>],
+    norm: &[Vector<f32, N>],
+    second_norm: &[Vector<f32, N>],
     weights: &[Vector<f32, N>],
     bias: &[Vector<f32, N>],
     y: &mut [Vector<E, N>],
+    raw_output: &[Vector<E, N>],
+    norm_of_output: &[Vector<f32, N>],
+    parts: &mut [f32],
+    slope: f32,
+    blocks_of_sample: usize,
     s: Shape,
     #[comptime] plan: Plan,
-    #[comptime] second_input: bool,
-    #[comptime] with_bias: bool,
+    #[comptime] form: Form,
     #[define(E)] _dtype: ElemType,
 ) {
-    let rows = s.batch * s.count_depth * s.count_height * s.count_width;
+    let rows_of_sample = s.count_depth * s.count_height * s.count_width;
+    let all_rows = s.batch * rows_of_sample;
     let column_blocks = s.channels_out.div_ceil(comptime!(plan.columns()));
-    let first_row = CUBE_POS / column_blocks * comptime!(plan.rows());
+    let row_block = CUBE_POS / column_blocks;
+    // The block's first row, and the end of the rows that it may take.
+    let mut first_row = row_block * comptime!(plan.rows());
+    let mut rows = all_rows;
+    let mut sample = 0usize.runtime();
+    if comptime!(form.by_sample()) {
+        sample = row_block / blocks_of_sample;
+        rows = (sample + 1) * rows_of_sample;
+        first_row = sample * rows_of_sample + row_block % blocks_of_sample * comptime!(plan.rows());
+    }
     let first_column = CUBE_POS % column_blocks * comptime!(plan.columns());
-    if first_row >= rows {
+    if first_row >= all_rows {
         terminate!();
     }
     let mut left = Shared::<[f32]>::new_slice(comptime!(DEPTH * plan.rows()));
@@ -121,6 +152,10 @@ fn tiled_kernel<E: Float, N: Size>(
     add_input::<E, N>(
         &mut sums,
         x,
+        second,
+        norm,
+        sample,
+        slope,
         weights,
         &mut left,
         &mut right,
@@ -131,13 +166,18 @@ fn tiled_kernel<E: Float, N: Size>(
         0usize,
         first_column,
         plan,
+        form.load,
     );
-    if comptime!(second_input) {
+    if comptime!(form.second_input) {
         let first_weight = taps * channels;
         let channels = s.second_channels;
         add_input::<E, N>(
             &mut sums,
             second,
+            second,
+            second_norm,
+            sample,
+            slope,
             weights,
             &mut left,
             &mut right,
@@ -148,33 +188,119 @@ fn tiled_kernel<E: Float, N: Size>(
             first_weight,
             first_column,
             plan,
+            form.second_load,
         );
     }
 
-    let unit_row = UNIT_POS as usize / plan.across;
-    let unit_column = UNIT_POS as usize % plan.across;
+    let unit = UNIT_POS as usize;
+    let unit_row = unit / plan.across;
+    let unit_column = unit % plan.across;
+    // Where the unit's voxels lie in the output.
+    let mut positions = Array::<usize>::new(VOXELS);
     #[unroll]
     for i in 0..VOXELS {
-        let row = first_row + unit_row + comptime!(i * plan.down());
-        if row < rows {
-            let (n, jd, jh, jw) = place(row, &s);
-            let od = jd * s.out_step_depth + s.out_offset_depth;
-            let oh = jh * s.out_step_height + s.out_offset_height;
-            let ow = jw * s.out_step_width + s.out_offset_width;
-            let position = ((n * s.out_depth + od) * s.out_height + oh) * s.out_width + ow;
+        let (n, jd, jh, jw) = place(first_row + unit_row + comptime!(i * plan.down()), &s);
+        let od = jd * s.out_step_depth + s.out_offset_depth;
+        let oh = jh * s.out_step_height + s.out_offset_height;
+        let ow = jw * s.out_step_width + s.out_offset_width;
+        positions[i] = ((n * s.out_depth + od) * s.out_height + oh) * s.out_width + ow;
+    }
+    let vectors_out = s.channels_out / LANES;
+    #[unroll]
+    for v in 0..VECTORS {
+        let column = first_column / LANES + unit_column + comptime!(v * plan.across);
+        let norm =
+            coefficients_at::<N>(norm_of_output, sample, vectors_out, column.min(vectors_out - 1), form.take.load());
+        if comptime!(form.bias) {
             #[unroll]
-            for v in 0..VECTORS {
-                let column = first_column / LANES + unit_column + comptime!(v * plan.across);
-                if column < s.channels_out / LANES {
-                    let mut value = sums[comptime!(i * VECTORS + v)];
-                    if comptime!(with_bias) {
-                        value += bias[column];
-                    }
-                    y[position * (s.channels_out / LANES) + column] = Vector::cast_from(value);
+            for i in 0..VOXELS {
+                sums[comptime!(i * VECTORS + v)] += bias[column.min(vectors_out - 1)];
+            }
+        }
+        let mut pivot = Vector::<f32, N>::zeroed();
+        if comptime!(form.take == Take::Moments) {
+            // Every block has a row: the first units have one.
+            if unit_row == 0 {
+                right[unit_column] = mean_of_unit::<N>(&sums, first_row, rows, v, plan);
+            }
+            sync_cube();
+            pivot = right[unit_column];
+        }
+        let mut sum = Vector::<f32, N>::zeroed();
+        let mut product = Vector::<f32, N>::zeroed();
+        #[unroll]
+        for i in 0..VOXELS {
+            if first_row + unit_row + comptime!(i * plan.down()) < rows && column < vectors_out {
+                let stored = Vector::<E, N>::cast_from(sums[comptime!(i * VECTORS + v)]);
+                let at = positions[i] * vectors_out + column;
+                y[at] = stored;
+                let stored = Vector::<f32, N>::cast_from(stored);
+                if comptime!(form.take == Take::Moments) {
+                    let difference = stored - pivot;
+                    sum += difference;
+                    product += difference * difference;
+                }
+                if comptime!(form.take == Take::GradientSums) {
+                    let raw = Vector::<f32, N>::cast_from(raw_output[at]);
+                    let (dz, by_centred) = gradient_terms::<N>(stored, raw, &norm, Vector::new(slope));
+                    sum += dz;
+                    product += by_centred * norm[RSTD];
                 }
             }
         }
+        if comptime!(form.take != Take::Nothing) {
+            #[unroll]
+            for lane in 0..LANES {
+                left[comptime!(lane * UNITS) + unit] = sum.extract(lane);
+                left[comptime!((LANES + lane) * UNITS) + unit] = product.extract(lane);
+            }
+            sync_cube();
+            let column = first_column + comptime!(v * plan.across * LANES) + unit;
+            if unit < comptime!(plan.across * LANES) && column < s.channels_out {
+                let mut sum = 0.0f32.runtime();
+                let mut product = 0.0f32.runtime();
+                for row in 0..comptime!(plan.down()) {
+                    let from = unit % LANES * UNITS + row * plan.across + unit / LANES;
+                    sum += left[from];
+                    product += left[LANES * UNITS + from];
+                }
+                let to = row_block * comptime!(form.take.rows()) * s.channels_out + column;
+                if comptime!(form.take == Take::Moments) {
+                    let count = f32::cast_from((rows - first_row).min(comptime!(plan.rows())));
+                    let offset = sum / count;
+                    parts[to] = right[unit / LANES].extract_dynamic(unit % LANES);
+                    parts[to + s.channels_out] = offset;
+                    parts[to + 2 * s.channels_out] = product - sum * offset;
+                    parts[to + 3 * s.channels_out] = count;
+                } else {
+                    parts[to] = sum;
+                    parts[to + s.channels_out] = product;
+                }
+            }
+            sync_cube();
+        }
     }
+}
+
+/// The mean of a vector of columns over the rows of the unit whose first row is `first`.
+#[cube]
+fn mean_of_unit<N: Size>(
+    sums: &Array<Vector<f32, N>>,
+    first: usize,
+    rows: usize,
+    #[comptime] v: usize,
+    #[comptime] plan: Plan,
+) -> Vector<f32, N> {
+    let mut sum = Vector::<f32, N>::zeroed();
+    let mut count = 0.0f32.runtime();
+    #[unroll]
+    for i in 0..VOXELS {
+        if first + comptime!(i * plan.down()) < rows {
+            sum += sums[comptime!(i * VECTORS + v)];
+            count += 1.0f32;
+        }
+    }
+    sum / Vector::new(count)
 }
 
 /// Sample and position of an output of this launch.
@@ -191,6 +317,10 @@ fn place(row: usize, s: &Shape) -> (usize, usize, usize, usize) {
 fn add_input<E: Float, N: Size>(
     sums: &mut Array<Vector<f32, N>>,
     x: &[Vector<E, N>],
+    raw: &[Vector<E, N>],
+    norm: &[Vector<f32, N>],
+    sample: usize,
+    slope: f32,
     weights: &[Vector<f32, N>],
     left: &mut [f32],
     right: &mut [Vector<f32, N>],
@@ -201,6 +331,7 @@ fn add_input<E: Float, N: Size>(
     first_weight: usize,
     first_column: usize,
     #[comptime] plan: Plan,
+    #[comptime] load: Load,
 ) {
     let unit = UNIT_POS as usize;
     let unit_row = unit / plan.across;
@@ -208,6 +339,7 @@ fn add_input<E: Float, N: Size>(
     let rows = comptime!(plan.rows());
     let columns = comptime!(plan.columns() / LANES);
     let taps = s.taps_depth * s.taps_height * s.taps_width;
+    let vectors = channels / LANES;
     for tap in 0..taps {
         let tw = (tap % s.taps_width) as u32;
         let th = (tap / s.taps_width % s.taps_height) as u32;
@@ -215,16 +347,17 @@ fn add_input<E: Float, N: Size>(
         let ahead = (td * s.in_height as u32 + th) * s.in_width as u32 + tw;
         for channel in range_stepped(0usize, channels, DEPTH) {
             #[unroll]
-            for i in 0..comptime!(plan.rows() / UNITS) {
-                let bits = inside[i];
-                let all = (bits >> td) & (bits >> (th + AXIS_BITS)) & (bits >> (tw + 2 * AXIS_BITS)) & 1;
-                let from = (corner[i] + ahead) as usize * (channels / LANES);
+            for v in 0..comptime!(DEPTH / LANES) {
+                let vector = channel / LANES + v;
+                let norm = coefficients_at::<N>(norm, sample, vectors, vector.min(vectors - 1), load);
                 #[unroll]
-                for v in 0..comptime!(DEPTH / LANES) {
-                    let c = channel + comptime!(v * LANES);
+                for i in 0..comptime!(plan.rows() / UNITS) {
+                    let bits = inside[i];
+                    let all = (bits >> td) & (bits >> (th + AXIS_BITS)) & (bits >> (tw + 2 * AXIS_BITS)) & 1;
                     let mut value = Vector::<f32, N>::new(0.0f32);
-                    if all == 1 && c < channels {
-                        value = Vector::cast_from(x[from + c / LANES]);
+                    if all == 1 && vector < vectors {
+                        let at = (corner[i] + ahead) as usize * vectors + vector;
+                        value = Vector::cast_from(load_vector::<E, N>(x, raw, at, &norm, slope, load));
                     }
                     #[unroll]
                     for lane in 0..LANES {
@@ -268,12 +401,21 @@ fn add_input<E: Float, N: Size>(
 
 /// Launches the kernel.
 pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(), KernelError> {
-    let rows = gather.batch * gather.count.iter().product::<usize>();
-    let blocks = rows.div_ceil(plan.rows()) * gather.channels_out.div_ceil(plan.columns());
+    let form = Form::of(gather);
+    let rows = gather.count.iter().product::<usize>();
+    let blocks_of_sample = plan.row_blocks(rows);
+    let row_blocks = match form.by_sample() {
+        true => gather.batch * blocks_of_sample,
+        false => plan.row_blocks(gather.batch * rows),
+    };
+    let blocks = row_blocks * gather.channels_out.div_ceil(plan.columns());
     if blocks == 0 {
         return Ok(());
     }
-    let (second, _) = gather.second.unwrap_or((gather.input, 0));
+    let (second, _) = gather.second.unwrap_or((Operand::Stored(gather.input.raw()), 0));
+    let nothing = context.empty(LANES, Dtype::F32)?;
+    let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
+    let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
     tiled_kernel::launch(
         context.client(),
         context.grid(OPERATION, blocks, 1)?,
@@ -281,13 +423,19 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
         LANES,
         gather.input.buffer().arg(),
         second.buffer().arg(),
+        norm(&gather.input),
+        norm(&second),
         gather.weights.arg(),
         gather.bias.unwrap_or(gather.weights).arg(),
         gather.output.arg(),
+        raw_output.arg(),
+        norm_of_output.arg(),
+        parts.arg(),
+        slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?,
+        blocks_of_sample,
         gather.shape(1),
         plan,
-        gather.second.is_some(),
-        gather.bias.is_some(),
+        form,
         gather.input.buffer().dtype().elem(),
     );
     context.launched();

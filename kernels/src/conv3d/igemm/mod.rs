@@ -270,7 +270,7 @@ fn multiply<E: Float, A: Size, B: Size>(
 
 /// One vector of a factor, from global memory: as the pass that would have stored it, had it not been fused, rounds it.
 #[cube]
-fn load_vector<E: Float, N: Size>(
+pub(crate) fn load_vector<E: Float, N: Size>(
     values: &[Vector<E, N>],
     raw: &[Vector<E, N>],
     at: usize,
