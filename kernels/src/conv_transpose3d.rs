@@ -3,7 +3,7 @@
 //!
 //! `y[i * stride + k, o] = bias[o] + sum over channels c of x[i, c] * w[k, c, o]`.
 //!
-//! Forward gathers once per position inside the stride; the data gradient is a convolution with that kernel
+//! Forward gathers for every position inside the stride; the data gradient is a convolution with that kernel
 //! and stride and no padding; the weight gradient is the convolution's with the tensors exchanged. All run on
 //! the kernels of [`conv3d`](crate::conv3d).
 
@@ -108,23 +108,25 @@ pub fn forward(
     let (dtype, caps) = (x.dtype(), context.caps());
     let method = Method::choose(caps, dtype, [problem.channels_in, 0], problem.channels_out, problem.in_dims[2]);
     let (block, split, dtype) = method.packing(dtype, problem.channels_out);
-    for position in parities(problem.stride) {
-        let packed = Packing {
-            kernel: problem.stride,
-            rows: problem.channels_in,
-            columns: problem.channels_out,
-            taps: [1; 3],
-            first: position,
-            step: [1; 3],
-            transposed: false,
-            out_first: 0,
-            out_count: problem.channels_out,
-            block,
-            split,
-            first_input: problem.channels_in,
-            dtype,
-        }
-        .run(context, w)?;
+    // A launch for every position inside the stride, or one for all.
+    let at_once = matches!(method, Method::Direct(_));
+    let packing = Packing {
+        kernel: problem.stride,
+        rows: problem.channels_in,
+        columns: problem.channels_out,
+        taps: if at_once { problem.stride } else { [1; 3] },
+        first: [0; 3],
+        step: [1; 3],
+        transposed: false,
+        out_first: 0,
+        out_count: problem.channels_out,
+        block,
+        split,
+        first_input: problem.channels_in,
+        dtype,
+    };
+    for position in parities(if at_once { [1; 3] } else { problem.stride }) {
+        let packed = Packing { first: position, ..packing }.run(context, w)?;
         Gather {
             batch: problem.batch,
             input: Operand::Stored(x),
@@ -136,12 +138,13 @@ pub fn forward(
             output: y,
             out_dims: problem.out_dims(),
             channels_out: problem.channels_out,
-            taps: [1; 3],
+            taps: packing.taps,
             in_step: [1; 3],
             pad: [0; 3],
-            count: problem.in_dims,
+            count: if at_once { problem.out_dims() } else { problem.in_dims },
             out_step: problem.stride,
             out_offset: position,
+            spread: at_once.then_some([1; 3]),
             method,
             epilogue: Epilogue::Nothing,
         }
@@ -198,6 +201,7 @@ pub fn backward_data(
         count: problem.in_dims,
         out_step: [1; 3],
         out_offset: [0; 3],
+        spread: None,
         method,
         epilogue: Epilogue::Nothing,
     }

@@ -192,6 +192,7 @@ pub fn forward(
         count: out_dims,
         out_step: [1; 3],
         out_offset: [0; 3],
+        spread: None,
         method,
         epilogue: Epilogue::Nothing,
     };
@@ -283,11 +284,75 @@ pub fn backward_data(
             .launch(context, w, packing)?;
             continue;
         }
+        let fewest = (problem.in_dims[2] / problem.stride[2]).max(1);
+        let method = Method::choose(context.caps(), dtype, [problem.channels_out, 0], channels, fewest);
+        if let Method::Direct(_) = method {
+            direct_data_gradient(context, problem, w, dy, dx, first_channel, channels, method)?;
+            continue;
+        }
         for parity in parities(problem.stride) {
             data_gradient_of_parity(context, problem, w, dy, dx, first_channel, channels, parity, epilogue)?;
         }
     }
     Ok(parts)
+}
+
+/// The data gradient on register tiles, of all parities in one launch: along an axis of stride 2 even inputs `i` meet
+/// output `i / 2` by the middle tap, odd ones outputs `i / 2` and `i / 2 + 1` by the last and the first.
+#[allow(clippy::too_many_arguments, reason = "the private body of one loop")]
+fn direct_data_gradient(
+    context: &Context,
+    problem: &Problem,
+    w: &Buffer,
+    dy: Operand,
+    dx: &Buffer,
+    first_channel: usize,
+    channels: usize,
+    method: Method,
+) -> Result<(), KernelError> {
+    let strided = |a: usize| problem.stride[a] == 2;
+    let middle = problem.pad();
+    let (block, split, dtype) = method.packing(dx.dtype(), channels);
+    let packed = Packing {
+        kernel: problem.kernel,
+        rows: problem.channels_in + problem.second_channels,
+        columns: problem.channels_out,
+        taps: problem.kernel,
+        // Without stride from the last tap to the first, which is from the first output to the last.
+        first: std::array::from_fn(|a| if strided(a) { middle[a] } else { problem.kernel[a] - 1 }),
+        step: std::array::from_fn(|a| if strided(a) { 1 } else { -1 }),
+        transposed: true,
+        out_first: first_channel,
+        out_count: channels,
+        block,
+        split,
+        first_input: problem.channels_out,
+        dtype,
+    }
+    .run(context, w)?;
+    Gather {
+        batch: problem.batch,
+        input: dy,
+        channels_in: problem.channels_out,
+        second: None,
+        in_dims: problem.out_dims(),
+        weights: &packed,
+        bias: None,
+        output: dx,
+        out_dims: problem.in_dims,
+        channels_out: channels,
+        taps: problem.kernel,
+        in_step: [1; 3],
+        pad: std::array::from_fn(|a| if strided(a) { 0 } else { middle[a] }),
+        count: problem.in_dims,
+        out_step: problem.stride,
+        out_offset: [0; 3],
+        spread: (problem.stride != [1; 3])
+            .then(|| std::array::from_fn(|a| if strided(a) { 1 } else { problem.kernel[a] })),
+        method,
+        epilogue: Epilogue::Nothing,
+    }
+    .launch(context)
 }
 
 /// All positions inside one step of the stride.
@@ -357,6 +422,7 @@ fn data_gradient_of_parity(
         count,
         out_step: problem.stride,
         out_offset: parity,
+        spread: None,
         method,
         epilogue,
     }

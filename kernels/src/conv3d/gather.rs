@@ -50,6 +50,13 @@ pub(crate) struct Plan {
     moments: bool,
     /// Whether a unit has one part of each sample's moments for all of its segments, on CPUs; else each segment is a part.
     chunked: bool,
+    /// Groups of `split` values between what neighbouring outputs gather from each input: compiled in, since a register for
+    /// each output's address is more than a CPU has.
+    strides: [usize; 2],
+    /// Whether outputs at all positions inside the step are computed.
+    spread: bool,
+    /// Whether a gathered value is loaded once for three neighbouring outputs: with three taps along the width, one apart.
+    shared: bool,
 }
 
 /// Vector width and tile for `channels_out`, and for rows of `count` outputs.
@@ -84,7 +91,7 @@ impl Tile {
         };
         // Estimated cycles of one row: the outputs that its last two tiles share are computed twice.
         let cost = |width: usize| count.div_ceil(width) * (width * vectors).max(8);
-        let widest = (sums / vectors).min(12).clamp(1, count.max(1));
+        let widest = (sums / vectors).clamp(1, count.max(1));
         let width = (1..=widest).rev().min_by_key(|&w| cost(w)).unwrap_or(1);
         Self { lanes, vectors, width, split: split_for(caps, lanes, gathered) }
     }
@@ -170,6 +177,9 @@ pub(crate) struct Gather<'a> {
     pub count: [usize; 3],
     pub out_step: [usize; 3],
     pub out_offset: [usize; 3],
+    /// Set where one launch computes the outputs at all positions inside `out_step`, for [`Method::Direct`] only; `count` are
+    /// all outputs then. Along each axis, this many of the packed taps belong to even outputs, the rest to odd ones.
+    pub spread: Option<[usize; 3]>,
     pub method: Method,
     /// Taken in [`Gather::parts`] parts.
     pub epilogue: Epilogue<'a>,
@@ -205,10 +215,55 @@ pub(super) struct Shape {
     pub(super) pad_depth: usize,
     pub(super) pad_height: usize,
     pub(super) pad_width: usize,
+    pub(super) even_depth: usize,
+    pub(super) even_height: usize,
+    pub(super) even_width: usize,
+    /// Rows of outputs that are computed for all channels before the next: their inputs stay in a core's cache.
+    pub(super) chunk: usize,
     /// Tiles of one row that one unit computes in a piece.
     pub(super) tiles_in_segment: usize,
     /// Parts of the moments of each sample.
     pub(super) parts: usize,
+}
+
+/// Quotient and remainder for a step of one or two. Without a division, since compilers move one that is used in a loop only
+/// into that loop, and cannot move it out again.
+#[cube]
+fn by_step(j: usize, step: usize) -> (usize, usize) {
+    (j >> (step - 1), j & (step - 1))
+}
+
+/// Where a row of outputs lies along one axis, and what it gathers there.
+#[derive(CubeType)]
+struct Axis {
+    out: usize,
+    /// The output's number among those at the same position inside the step.
+    j: usize,
+    first_tap: usize,
+    taps: usize,
+}
+
+/// Row `j`, of those of one position inside the step, or of all where they are `spread`: then positions are 0 and 1 at
+/// most, and the first `even` taps belong to position 0.
+#[cube]
+fn axis(j: usize, step: usize, offset: usize, even: usize, taps: usize, #[comptime] spread: bool) -> Axis {
+    if comptime!(spread) {
+        let (quotient, position) = by_step(j, step);
+        let taps = select(position == 0, even, taps - even);
+        Axis { out: j, j: quotient, first_tap: position * even, taps }
+    } else {
+        Axis { out: j * step + offset, j, first_tap: 0usize.runtime(), taps }
+    }
+}
+
+/// Where a row of outputs gathers from.
+#[derive(CubeType)]
+struct From {
+    n: usize,
+    depth: Axis,
+    height: Axis,
+    first_tap: usize,
+    taps_width: usize,
 }
 
 /// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
@@ -231,32 +286,54 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     let in_channels = shape.channels + shape.second_channels;
     let taps = shape.taps_depth * shape.taps_height * shape.taps_width;
     let blocks = shape.channels_out / (lanes * vectors);
-    let tiles = shape.count_width.div_ceil(width);
+    // Positions inside the step along the width, each with a row of tiles of its own.
+    let positions = if comptime!(plan.spread) { shape.out_step_width } else { 1usize.runtime() };
+    let tiles = shape.count_width.div_ceil(positions).div_ceil(width);
     let segments = tiles.div_ceil(shape.tiles_in_segment);
-    let items = shape.batch * blocks * shape.count_depth * shape.count_height * segments;
+    let pieces = positions * segments;
+    let rows = shape.batch * shape.count_depth * shape.count_height;
+    let chunk_items = shape.chunk * blocks * pieces;
 
     let vectors_out = shape.channels_out / lanes;
     if comptime!(plan.moments && plan.chunked) {
         clear_parts(moments, ABSOLUTE_POS, shape.parts, shape.batch, 4 * vectors_out);
     }
-    let (low, high) = strip(items);
+    let (low, high) = strip(rows * blocks * pieces);
     for item in low..high {
-        let segment = item % segments;
-        let row = item / segments;
+        let first_row = item / chunk_items * shape.chunk;
+        let rows_here = shape.chunk.min(rows - first_row);
+        let rest = item % chunk_items;
+        let segment = rest % segments;
+        let rest = rest / segments;
+        let (rest, position) = by_step(rest, positions);
+        let block = rest / rows_here;
+        let row = first_row + rest % rows_here;
         let jh = row % shape.count_height;
         let row = row / shape.count_height;
         let jd = row % shape.count_depth;
-        let row = row / shape.count_depth;
-        let n = row % shape.batch;
-        let block = row / shape.batch;
+        let n = row / shape.count_depth;
 
-        let od = jd * shape.out_step_depth + shape.out_offset_depth;
-        let oh = jh * shape.out_step_height + shape.out_offset_height;
-        let out_row = ((n * shape.out_depth + od) * shape.out_height + oh) * shape.out_width;
+        let depth =
+            axis(jd, shape.out_step_depth, shape.out_offset_depth, shape.even_depth, shape.taps_depth, plan.spread);
+        let height =
+            axis(jh, shape.out_step_height, shape.out_offset_height, shape.even_height, shape.taps_height, plan.spread);
+        let mut first_tap = 0usize.runtime();
+        let mut taps_width = shape.taps_width;
+        let mut offset_width = shape.out_offset_width;
+        let mut count_width = shape.count_width;
+        if comptime!(plan.spread) {
+            first_tap = position * shape.even_width;
+            taps_width = select(position == 0, shape.even_width, shape.taps_width - shape.even_width);
+            offset_width = position;
+            let (here, _) = by_step(shape.count_width + positions - 1 - position, positions);
+            count_width = here;
+        }
+        let from = From { n, depth, height, first_tap, taps_width };
+        let out_row = ((n * shape.out_depth + from.depth.out) * shape.out_height + from.height.out) * shape.out_width;
         let first_weight = block * taps * (in_channels / plan.split) * vectors;
 
         let first_tile = segment * shape.tiles_in_segment;
-        let last_tile = (first_tile + shape.tiles_in_segment).min(tiles);
+        let last_tile = (first_tile + shape.tiles_in_segment).min(count_width.div_ceil(width));
 
         // Sums over the segment: of differences from the part's mean before it, and of their squares.
         let mut shift = Array::<Vector<f32, G>>::new(vectors);
@@ -279,7 +356,7 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
         for tile in first_tile..last_tile {
             // The last tile of a row is moved back inside it, and computes some outputs a second time: no output of a
             // tile ever lies outside.
-            let j0 = (tile * width).min(shape.count_width - width);
+            let j0 = (tile * width).min(count_width - width);
             let mut sums = Array::<Vector<f32, N>>::new(comptime!(width * vectors));
             // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
             #[unroll]
@@ -287,18 +364,29 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
                 sums[i] = Vector::new(0.0f32);
             }
 
-            add_taps::<E, N, K>(&mut sums, x, weights, &shape, shape.channels, first_weight, n, jd, jh, j0, plan);
+            add_taps::<E, N, K>(&mut sums, x, weights, &shape, shape.channels, first_weight, &from, j0, 0usize, plan);
             if comptime!(plan.second_input) {
                 let second_weight = first_weight + taps * (shape.channels / plan.split) * vectors;
                 let channels = shape.second_channels;
-                add_taps::<E, N, K>(&mut sums, second, weights, &shape, channels, second_weight, n, jd, jh, j0, plan);
+                add_taps::<E, N, K>(
+                    &mut sums,
+                    second,
+                    weights,
+                    &shape,
+                    channels,
+                    second_weight,
+                    &from,
+                    j0,
+                    1usize,
+                    plan,
+                );
             }
 
             // Outputs that the tile before has in common with the last one.
             let repeated = tile * width - j0;
             #[unroll]
             for i in 0..width {
-                let ow = (j0 + i) * shape.out_step_width + shape.out_offset_width;
+                let ow = (j0 + i) * shape.out_step_width + offset_width;
                 let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
                 #[unroll]
                 for v in 0..vectors {
@@ -325,7 +413,7 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
             }
         }
         if comptime!(plan.moments) {
-            let here = f32::cast_from((last_tile * width).min(shape.count_width) - first_tile * width);
+            let here = f32::cast_from((last_tile * width).min(count_width) - first_tile * width);
             #[unroll]
             for v in 0..vectors {
                 let to = part + v;
@@ -388,15 +476,15 @@ fn add_taps<E: Float, N: Size, K: Size>(
     shape: &Shape,
     channels: usize,
     first_weight: usize,
-    n: usize,
-    jd: usize,
-    jh: usize,
+    from: &From,
     j0: usize,
+    #[comptime] input: usize,
     #[comptime] plan: Plan,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);
-    let taps = shape.taps_width;
+    let stride = comptime!(plan.strides[input]);
+    let taps = from.taps_width;
     let step = shape.in_step_width;
     let pad = shape.pad_width;
     // From here on everything is counted in groups of `split` values.
@@ -411,21 +499,26 @@ fn add_taps<E: Float, N: Size, K: Size>(
     let last_high = (shape.in_width + pad - end).min(taps) * channels;
     let inside = first_low == 0 && last_high == run;
 
-    for td in 0..shape.taps_depth {
-        let id = jd * shape.in_step_depth + td;
+    for td in 0..from.depth.taps {
+        let id = from.depth.j * shape.in_step_depth + td;
         if id >= shape.pad_depth && id < shape.in_depth + shape.pad_depth {
-            for th in 0..shape.taps_height {
-                let ih = jh * shape.in_step_height + th;
+            for th in 0..from.height.taps {
+                let ih = from.height.j * shape.in_step_height + th;
                 if ih >= shape.pad_height && ih < shape.in_height + shape.pad_height {
-                    let plane = n * shape.in_depth + id - shape.pad_depth;
+                    let plane = from.n * shape.in_depth + id - shape.pad_depth;
                     let row = (plane * shape.in_height + ih - shape.pad_height) * shape.in_width * channels;
-                    let weight = first_weight + (td * shape.taps_height + th) * run * vectors;
-                    if inside {
+                    let tap = (from.depth.first_tap + td) * shape.taps_height + from.height.first_tap + th;
+                    let weight = first_weight + (tap * shape.taps_width + from.first_tap) * channels * vectors;
+                    if comptime!(plan.shared) {
+                        let row = row + j0 * channels;
+                        let (left, right) = (first_low == 0, last_high == run);
+                        add_shared::<E, N, K>(sums, x, weights, channels, row, weight, left, right, input, plan);
+                    } else if inside {
                         let base = row + (start - pad) * channels;
                         for e in 0..run {
                             #[unroll]
                             for i in 0..width {
-                                let value = repeat::<E, N, K>(x[base + i * step * channels + e], plan.split);
+                                let value = repeat::<E, N, K>(x[base + e + comptime!(i * stride)], plan.split);
                                 #[unroll]
                                 for v in 0..vectors {
                                     sums[i * vectors + v] =
@@ -434,10 +527,10 @@ fn add_taps<E: Float, N: Size, K: Size>(
                             }
                         }
                     } else {
+                        let base = row + start * channels;
                         for e in 0..run {
                             #[unroll]
                             for i in 0..width {
-                                let at = (start + i * step) * channels + e;
                                 let mut valid = true.runtime();
                                 if comptime!(i == 0) {
                                     valid = e >= first_low;
@@ -445,10 +538,9 @@ fn add_taps<E: Float, N: Size, K: Size>(
                                 if comptime!(i + 1 == plan.width) {
                                     valid = valid && e < last_high;
                                 }
-                                // What lies outside is read from the row's begin and replaced.
-                                let at = row + select(valid, at - pad * channels, 0usize);
                                 let mut value = Vector::<f32, N>::new(0.0f32);
                                 if valid {
+                                    let at = base + e + comptime!(i * stride) - pad * channels;
                                     value = repeat::<E, N, K>(x[at], plan.split);
                                 }
                                 #[unroll]
@@ -465,6 +557,62 @@ fn add_taps<E: Float, N: Size, K: Size>(
     }
 }
 
+/// Three taps along the width, one apart, padded by one: a value is loaded once for the three outputs that it belongs to.
+/// `base` is where the middle tap of the first output reads; `left` and `right` tell whether its neighbours before the first
+/// and behind the last output are inside the row.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn add_shared<E: Float, N: Size, K: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    x: &[Vector<E, K>],
+    weights: &[Vector<f32, N>],
+    channels: usize,
+    base: usize,
+    weight: usize,
+    left: bool,
+    right: bool,
+    #[comptime] input: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = comptime!(plan.width);
+    let vectors = comptime!(plan.vectors);
+    let stride = comptime!(plan.strides[input]);
+    // What lies outside is read from elsewhere and replaced.
+    let first = select(left, base - stride, base);
+    let last = select(right, base + width * stride, base);
+    for c in 0..channels {
+        let mut taps = Array::<Vector<f32, N>>::new(comptime!(3 * vectors));
+        #[unroll]
+        for t in 0..3usize {
+            #[unroll]
+            for v in 0..vectors {
+                taps[t * vectors + v] = weights[weight + (t * channels + c) * vectors + v];
+            }
+        }
+        #[unroll]
+        for p in 0..comptime!(width + 2) {
+            let mut value = Vector::<f32, N>::new(0.0f32);
+            if comptime!(p == 0) {
+                value = select(left, repeat::<E, N, K>(x[first + c], plan.split), value);
+            } else if comptime!(p == width + 1) {
+                value = select(right, repeat::<E, N, K>(x[last + c], plan.split), value);
+            } else {
+                value = repeat::<E, N, K>(x[base + c + comptime!((p - 1) * stride)], plan.split);
+            }
+            #[unroll]
+            for t in 0..3usize {
+                if comptime!(p >= t && p - t < width) {
+                    #[unroll]
+                    for v in 0..vectors {
+                        let i = comptime!((p - t) * vectors + v);
+                        sums[i] = fma(value, taps[t * vectors + v], sums[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Gather<'_> {
     /// Launches the kernel.
     pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
@@ -473,8 +621,8 @@ impl Gather<'_> {
             Method::TensorCores(plan) => return igemm::gather::launch(self, plan, context),
             Method::Tiled(plan) => return tiled::launch(self, plan, context),
         };
-        let rows = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1];
-        let tiles = self.count[2].div_ceil(tile.width);
+        let (rows, tiles) = (self.batch * self.count[0] * self.count[1], self.tiles(tile));
+        let blocks = self.channels_out / tile.channels();
         if rows * tiles == 0 {
             return Ok(());
         }
@@ -482,7 +630,7 @@ impl Gather<'_> {
         let tiles_in_segment = self.tiles_in_segment(context, tile, self.epilogue.take() == Take::Moments);
         let items = match context.caps().cores {
             Some(cores) => cores as usize,
-            None => rows * tiles.div_ceil(tiles_in_segment),
+            None => rows * blocks * self.positions() * tiles.div_ceil(tiles_in_segment),
         };
         let count = context.grid(OPERATION, items, units)?;
         let plan = Plan {
@@ -493,6 +641,17 @@ impl Gather<'_> {
             bias: self.bias.is_some(),
             moments: self.epilogue.take() == Take::Moments,
             chunked: context.caps().cores.is_some(),
+            strides: [self.channels_in, self.second.map_or(0, |(_, channels)| channels)]
+                .map(|channels| channels / tile.split * self.in_step[2]),
+            spread: self.spread.is_some(),
+            shared: context.caps().cores.is_some()
+                && (tile.vectors == 1 || self.channels_in < 4 && tile.vectors * tile.width <= 20)
+                && [self.taps[2], self.in_step[2], self.pad[2]] == [3, 1, 1]
+                && (self.spread.is_none() || self.out_step[2] == 1),
+        };
+        let chunk = match context.caps().cores {
+            Some(_) => self.chunk(rows, blocks),
+            None => rows,
         };
         let nothing = context.empty(tile.lanes, Dtype::F32)?;
         let (second, _) = self.second.unwrap_or((self.input, 0));
@@ -510,7 +669,7 @@ impl Gather<'_> {
             self.bias.unwrap_or(self.weights).arg(),
             self.output.arg(),
             moments.arg(),
-            self.shape(tiles_in_segment),
+            self.shape_in_chunks(chunk, tiles_in_segment),
             plan,
             self.output.dtype().elem(),
         );
@@ -525,7 +684,7 @@ impl Gather<'_> {
             (Method::Tiled(plan), _) => plan.row_blocks(self.count.iter().product()),
             (Method::Direct(_), Some(cores)) => cores as usize,
             (Method::Direct(tile), None) => {
-                let tiles = self.count[2].div_ceil(tile.width);
+                let tiles = self.tiles(tile);
                 self.count[0] * self.count[1] * tiles.div_ceil(self.tiles_in_segment(context, tile, true))
             }
         }
@@ -534,7 +693,7 @@ impl Gather<'_> {
     /// A CPU core walks whole rows. On a GPU each tile is a unit's; where moments are taken, a unit walks as many as leave
     /// enough units, so that there are fewer moments.
     fn tiles_in_segment(&self, context: &Context, tile: Tile, moments: bool) -> usize {
-        let tiles = self.count[2].div_ceil(tile.width);
+        let tiles = self.tiles(tile);
         let all = self.batch * (self.channels_out / tile.channels()) * self.count[0] * self.count[1] * tiles;
         match (context.caps().cores, moments) {
             (Some(_), _) => tiles,
@@ -543,8 +702,39 @@ impl Gather<'_> {
         }
     }
 
+    /// Positions inside the step along the width that one launch computes.
+    fn positions(&self) -> usize {
+        if self.spread.is_some() { self.out_step[2] } else { 1 }
+    }
+
+    /// Tiles of a row, of one position inside the step.
+    fn tiles(&self, tile: Tile) -> usize {
+        self.count[2].div_ceil(self.positions()).div_ceil(tile.width)
+    }
+
+    /// How many rows a CPU's core computes for one block of channels after the other: as many as gather [`Self::CHUNK_BYTES`],
+    /// or all, where reading all of the input once a block costs less than all of the weights once a chunk.
+    fn chunk(&self, rows: usize, blocks: usize) -> usize {
+        let channels = self.channels_in + self.second.map_or(0, |(_, channels)| channels);
+        let input = self.batch * self.in_dims.iter().product::<usize>() * channels * self.output.dtype().size();
+        let weights = self.weights.len() * self.weights.dtype().size();
+        let chunk = (Self::CHUNK_BYTES * rows / input.max(1)).clamp(1, rows);
+        let weights_again = if weights <= Self::CACHED_WEIGHTS { 0 } else { weights * (rows / chunk) };
+        if blocks * input <= weights_again { rows } else { chunk }
+    }
+
+    /// Bytes of input that a chunk of rows gathers.
+    const CHUNK_BYTES: usize = 192 << 10;
+    /// Weights of so many bytes stay in a core's second-level cache.
+    const CACHED_WEIGHTS: usize = 512 << 10;
+
     /// The kernel's numbers.
     pub(super) fn shape(&self, tiles_in_segment: usize) -> ShapeLaunch {
+        self.shape_in_chunks(1, tiles_in_segment)
+    }
+
+    fn shape_in_chunks(&self, chunk: usize, tiles_in_segment: usize) -> ShapeLaunch {
+        let even = self.spread.unwrap_or(self.taps);
         ShapeLaunch::new(
             self.batch,
             self.channels_in,
@@ -574,6 +764,10 @@ impl Gather<'_> {
             self.pad[0],
             self.pad[1],
             self.pad[2],
+            even[0],
+            even[1],
+            even[2],
+            chunk,
             tiles_in_segment,
             self.epilogue.parts(),
         )

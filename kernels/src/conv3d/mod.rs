@@ -229,8 +229,8 @@ pub fn forward(
 
 /// The gradient of the input: `dx` of the first, and `second_dx` of the second if there is one.
 ///
-/// With stride 2 the input positions fall into parities, each with taps of its own; every parity is one launch, and
-/// no product with a zero between the strides is computed.
+/// With stride 2 the input positions fall into parities, each with taps of its own, and no product with a zero between the
+/// strides is computed. On tensor cores and shared memory every parity is one launch.
 ///
 /// # Errors
 /// As [`forward`].
