@@ -41,7 +41,7 @@ pub fn conv3d(
 }
 
 /// What `nn` makes its blocks of: convolution, instance norm (epsilon 1e-5, affine, biased variance) and leaky ReLU, fused as
-/// the tape's [`Fusion`](crate::tape::Fusion) says.
+/// the tape's [`Fusion`] says.
 ///
 /// # Errors
 /// If shapes do not fit or the device is out of memory.

@@ -61,7 +61,7 @@ impl Reference {
     /// Values of all whose name begins with `kind`.
     fn all(&self, kind: &str) -> Named {
         let named = |name: &str| Some((name.strip_prefix(kind)?.to_owned(), self.get(name).1));
-        self.tensors().names().into_iter().filter_map(|name| named(name)).collect()
+        self.tensors().names().into_iter().filter_map(named).collect()
     }
 
     fn steps(&self) -> Steps {
