@@ -9,6 +9,8 @@
 //! Where the dense tensor has fewer channels than a register has lanes, a register holds the products of several row
 //! channels: `split` neighbouring ones are loaded at once, and lane `c * split + r` belongs to column `c` and row `r`.
 //!
+//! Three taps along the width, one apart, share a tile: see `Plan::window`.
+//!
 //! The sums run over `chunk`s of rows that stay in a core's cache while all tiles pass over them. Where
 //! tiles are fewer than units, the rows are split; each split sums into a part of its own, and the second
 //! launch adds the parts in a fixed order.
@@ -34,6 +36,9 @@ struct Plan {
     /// Outputs along the width that are summed apart and added at the end: enough independent sums to keep the
     /// multiply-add units busy where a tile is small.
     apart: usize,
+    /// Taps along the width in a tile: three, one apart, or one. With three, each value of the strided tensor is loaded once
+    /// for all of them, and the dense tensor's values pass through a window of registers.
+    window: usize,
     /// Whether the last tile has fewer channels of the strided tensor.
     ragged: bool,
     /// Whether a unit sums one tile over one chunk only, as on a GPU: no loops there, whose state would take registers.
@@ -108,7 +113,8 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
     let tile_rows = comptime!(plan.rows);
     let lanes = G::value();
     let row_groups = s.rows / plan.split;
-    let taps = s.taps_depth * s.taps_height * s.taps_width;
+    let window = comptime!(plan.window);
+    let taps = s.taps_depth * s.taps_height * (s.taps_width / window);
     let row_blocks = row_groups.div_ceil(tile_rows);
     let column_blocks = s.columns / (lanes * vectors);
     let tiles = taps * row_blocks * column_blocks;
@@ -132,7 +138,7 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
                 let column_block = tile % column_blocks;
                 let rest = tile / column_blocks;
                 let r0 = rest % row_blocks * tile_rows;
-                let tap = rest / row_blocks;
+                let tap = rest / row_blocks * window;
                 let tw = tap % s.taps_width;
                 let th = tap / s.taps_width % s.taps_height;
                 let td = tap / (s.taps_width * s.taps_height);
@@ -144,7 +150,7 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
                 let high = ((s.in_width + pad + step - 1 - tw) / step).min(s.out_width);
 
                 let apart = comptime!(plan.apart);
-                let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * tile_rows * vectors));
+                let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * plan.window * tile_rows * vectors));
                 // Counted along instead of divided out of the row's number.
                 let mut oh = from % s.out_height;
                 let mut od = from / s.out_height % s.out_depth;
@@ -159,40 +165,57 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
                     if valid {
                         let plane = n * s.in_depth + id - s.pad_depth;
                         let in_row = (plane * s.in_height + ih - s.pad_height) * s.in_width;
-                        let position = (in_row + low * step + tw - pad) * row_groups;
-                        let d = (row * s.out_width + low) * (s.columns / lanes) + column_block * vectors;
-                        let outputs = high - low;
-                        let groups = outputs / apart;
-                        for group in 0..groups {
-                            #[unroll]
-                            for a in 0..apart {
-                                let j = group * apart + a;
-                                add_output::<E, N, K, G>(
-                                    &mut sums,
-                                    strided,
-                                    dense,
-                                    position + j * step * row_groups,
-                                    d + j * (s.columns / lanes),
-                                    r0,
-                                    row_groups,
-                                    a,
-                                    plan,
-                                );
+                        if comptime!(plan.window == 3) {
+                            let position = in_row * row_groups;
+                            let d = row * s.out_width * (s.columns / lanes) + column_block * vectors;
+                            add_row::<E, N, K, G>(
+                                &mut sums,
+                                strided,
+                                dense,
+                                position,
+                                d,
+                                r0,
+                                row_groups,
+                                s.columns / lanes,
+                                s.out_width,
+                                plan,
+                            );
+                        } else {
+                            let position = (in_row + low * step + tw - pad) * row_groups;
+                            let d = (row * s.out_width + low) * (s.columns / lanes) + column_block * vectors;
+                            let outputs = high - low;
+                            let groups = outputs / apart;
+                            for group in 0..groups {
+                                #[unroll]
+                                for a in 0..apart {
+                                    let j = group * apart + a;
+                                    add_output::<E, N, K, G>(
+                                        &mut sums,
+                                        strided,
+                                        dense,
+                                        position + j * step * row_groups,
+                                        d + j * (s.columns / lanes),
+                                        r0,
+                                        row_groups,
+                                        a,
+                                        plan,
+                                    );
+                                }
                             }
-                        }
-                        if comptime!(plan.apart > 1) {
-                            for j in groups * apart..outputs {
-                                add_output::<E, N, K, G>(
-                                    &mut sums,
-                                    strided,
-                                    dense,
-                                    position + j * step * row_groups,
-                                    d + j * (s.columns / lanes),
-                                    r0,
-                                    row_groups,
-                                    0usize,
-                                    plan,
-                                );
+                            if comptime!(plan.apart > 1) {
+                                for j in groups * apart..outputs {
+                                    add_output::<E, N, K, G>(
+                                        &mut sums,
+                                        strided,
+                                        dense,
+                                        position + j * step * row_groups,
+                                        d + j * (s.columns / lanes),
+                                        r0,
+                                        row_groups,
+                                        0usize,
+                                        plan,
+                                    );
+                                }
                             }
                         }
                     }
@@ -212,20 +235,24 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
                 for r in 0..tile_rows {
                     if r0 + r < row_groups {
                         #[unroll]
-                        for v in 0..vectors {
-                            let mut sum = sums[r * vectors + v];
+                        for t in 0..window {
                             #[unroll]
-                            for a in 1..apart {
-                                sum += sums[(a * tile_rows + r) * vectors + v];
-                            }
-                            #[unroll]
-                            for k in 0..plan.split {
-                                let i = base + ((r0 + r) * plan.split + k) * (s.row_stride / lanes) + v;
-                                let sum = take_lanes::<N, G>(sum, k, plan.split);
-                                if chunk == 0 {
-                                    gradient[i] = sum;
-                                } else {
-                                    gradient[i] += sum;
+                            for v in 0..vectors {
+                                let mut sum = sums[(t * tile_rows + r) * vectors + v];
+                                #[unroll]
+                                for a in 1..apart {
+                                    sum += sums[((a * window + t) * tile_rows + r) * vectors + v];
+                                }
+                                #[unroll]
+                                for k in 0..plan.split {
+                                    let row = (r0 + r) * plan.split + k;
+                                    let i = base + t * (s.tap_stride / lanes) + row * (s.row_stride / lanes) + v;
+                                    let sum = take_lanes::<N, G>(sum, k, plan.split);
+                                    if chunk == 0 {
+                                        gradient[i] = sum;
+                                    } else {
+                                        gradient[i] += sum;
+                                    }
                                 }
                             }
                         }
@@ -261,6 +288,100 @@ fn stretch<E: Float, N: Size, G: Size>(values: Vector<E, G>, #[comptime] split: 
         stretched.insert(lane, values.extract(comptime!(lane / split)));
     }
     stretched
+}
+
+/// Adds the products of a row of `width` positions with the outputs one before, at, and one behind each of them, which belong
+/// to the last, the middle and the first of three taps.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+fn add_row<E: Float, N: Size, K: Size, G: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    strided: &[Vector<E, K>],
+    dense: &[Vector<E, G>],
+    position: usize,
+    d: usize,
+    r0: usize,
+    rows: usize,
+    columns: usize,
+    width: usize,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let apart = comptime!(plan.apart);
+    // Three vectors each: behind, at and before the position.
+    let mut outputs = Array::<Vector<f32, N>>::new(comptime!(3 * plan.vectors));
+    #[unroll]
+    for v in 0..vectors {
+        outputs[vectors + v] = stretch::<E, N, G>(dense[d + v], plan.split);
+        outputs[2 * vectors + v] = Vector::new(0.0f32);
+    }
+    let groups = (width - 1) / apart;
+    for group in 0..groups {
+        #[unroll]
+        for a in 0..apart {
+            let j = group * apart + a;
+            let behind = d + (j + 1) * columns;
+            #[unroll]
+            for v in 0..vectors {
+                outputs[v] = stretch::<E, N, G>(dense[behind + v], plan.split);
+            }
+            add_position::<E, N, K>(sums, &mut outputs, strided, position + j * rows, r0, rows, a, plan);
+        }
+    }
+    if comptime!(plan.apart > 1) {
+        for j in groups * apart..width - 1 {
+            let behind = d + (j + 1) * columns;
+            #[unroll]
+            for v in 0..vectors {
+                outputs[v] = stretch::<E, N, G>(dense[behind + v], plan.split);
+            }
+            add_position::<E, N, K>(sums, &mut outputs, strided, position + j * rows, r0, rows, 0usize, plan);
+        }
+    }
+    #[unroll]
+    for v in 0..vectors {
+        outputs[v] = Vector::new(0.0f32);
+    }
+    add_position::<E, N, K>(sums, &mut outputs, strided, position + (width - 1) * rows, r0, rows, 0usize, plan);
+}
+
+/// Adds one position's products to the sums of number `a`, and moves the window on.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn add_position<E: Float, N: Size, K: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    outputs: &mut Array<Vector<f32, N>>,
+    strided: &[Vector<E, K>],
+    position: usize,
+    r0: usize,
+    rows: usize,
+    #[comptime] a: usize,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let tile_rows = comptime!(plan.rows);
+    #[unroll]
+    for r in 0..tile_rows {
+        let mut channel = r0 + r;
+        if comptime!(plan.ragged) {
+            // The last tile repeats the last channel; its surplus sums are not stored.
+            channel = channel.min(rows - 1);
+        }
+        let value = repeat::<E, N, K>(strided[position + channel], plan.split);
+        #[unroll]
+        for t in 0..3usize {
+            #[unroll]
+            for v in 0..vectors {
+                let i = comptime!(((a * 3 + t) * tile_rows + r) * vectors + v);
+                sums[i] = fma(value, outputs[t * vectors + v], sums[i]);
+            }
+        }
+    }
+    #[unroll]
+    for v in 0..vectors {
+        outputs[2 * vectors + v] = outputs[vectors + v];
+        outputs[vectors + v] = outputs[v];
+    }
 }
 
 /// Adds one output's products to the sums of number `a`.
@@ -332,6 +453,9 @@ impl WeightGradient<'_> {
     /// Bytes of both tensors that a chunk of rows may take of a core's second-level cache.
     const CHUNK_BYTES: usize = 192 << 10;
 
+    /// Elements of a gradient whose parts are added in next to no time.
+    const SMALL_GRADIENT: usize = 1 << 15;
+
     /// Launches the kernel, and the sum over splits where there are any.
     pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
         let caps = context.caps();
@@ -359,20 +483,37 @@ impl WeightGradient<'_> {
             _ => 1,
         };
         let split = split_for(caps, lanes, [self.rows, 0]);
-        // Measured: twice the sums where there are registers for them (AVX-512) save a sixth of the time.
-        let sums = if caps.registers >= 32 && caps.cores.is_some() { 16 } else { 8 };
-        let rows = (sums / vectors).min(self.rows / split).max(1);
-        let apart = (8 / (rows * vectors)).max(1);
+        let window = match (caps.cores, self.taps[2], self.step[2], self.pad[2]) {
+            (Some(_), 3, 1, 1) => 3,
+            _ => 1,
+        };
+        // Measured with AVX-512: twice the sums that AVX2 has registers for save a sixth of the time, and with three taps a
+        // tile needs few loads for three times as many.
+        let sums = match (caps.cores, caps.registers >= 32, window) {
+            (Some(_), true, 3) => 24,
+            (Some(_), true, _) => 16,
+            (_, _, 3) => 12,
+            _ => 8,
+        };
+        let rows = (sums / window / vectors).min(self.rows / split).max(1);
+        let apart = (if window == 3 { 12 } else { 8 } / (window * rows * vectors)).max(1);
         let taps: usize = self.taps.iter().product();
         let out_rows = self.batch * self.out_dims[0] * self.out_dims[1];
-        let tiles = taps * (self.rows / split).div_ceil(rows) * (blocks / vectors);
+        let part = taps * self.rows * self.columns;
+        let tiles = taps / window * (self.rows / split).div_ceil(rows) * (blocks / vectors);
         if tiles == 0 {
             return Ok(());
         }
         let (groups, splits) = match caps.cores {
             Some(cores) => {
-                let groups = tiles.min(cores as usize);
-                (groups, (cores as usize / groups).min(out_rows).max(1))
+                let cores = cores as usize;
+                let groups = tiles.min(cores);
+                // Few tiles do not share out evenly among the cores; rows do, at the price of adding the parts.
+                let uneven = tiles.div_ceil(groups) * groups * 100 > tiles * 103;
+                match uneven && part <= Self::SMALL_GRADIENT {
+                    true => (1, cores.min(out_rows).max(1)),
+                    false => (groups, (cores / groups).min(out_rows).max(1)),
+                }
             }
             None => (tiles, 4096usize.div_ceil(tiles).min(out_rows).max(1)),
         };
@@ -383,7 +524,6 @@ impl WeightGradient<'_> {
             Some(_) => (Self::CHUNK_BYTES / row_bytes.max(1)).clamp(1, out_rows.max(1)),
             None => out_rows.max(1),
         };
-        let part = taps * self.rows * self.columns;
         let parts = match splits > 1 || self.column_stride != 1 {
             true => Some(context.empty(splits * part, Dtype::F32)?),
             false => None,
@@ -398,6 +538,7 @@ impl WeightGradient<'_> {
             split,
             vectors,
             apart,
+            window,
             ragged: !(self.rows / split).is_multiple_of(rows),
             single: caps.cores.is_none(),
         };
