@@ -495,7 +495,9 @@ impl WeightGradient<'_> {
             (_, _, 3) => 12,
             _ => 8,
         };
-        let rows = (sums / window / vectors).min(self.rows / split).max(1);
+        // Eight rows of three taps ran at less than half the speed of four.
+        let most = if window == 3 { 4 } else { sums };
+        let rows = (sums / window / vectors).min(self.rows / split).min(most).max(1);
         let apart = (if window == 3 { 12 } else { 8 } / (window * rows * vectors)).max(1);
         let taps: usize = self.taps.iter().product();
         let out_rows = self.batch * self.out_dims[0] * self.out_dims[1];
