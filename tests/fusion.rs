@@ -152,8 +152,8 @@ fn check_moments(context: &Context, case: &Case, dtype: Dtype, offset: f32) {
 
 /// A whole step, forward and backward, with each fusion alone and with all of them, and how many launches that saves on a CPU:
 /// for each of the ten blocks the pass over the convolution's output, and one of the two that sum up a bias gradient. Of the
-/// convolutions, four follow Winograd's algorithm in all passes (32 and 48 channels); three of these read what a norm has put
-/// out for nobody else. Computing again costs a launch for each of the twelve operations that read a normalised value.
+/// convolutions, seven follow Winograd's algorithm in all passes; five of these read what a norm has put out for nobody else.
+/// Computing again costs a launch for each of the twelve operations that read a normalised value.
 #[test]
 fn a_step_of_a_network_is_the_same_with_fewer_launches() {
     let (context, _guard) = device();
@@ -164,16 +164,16 @@ fn a_step_of_a_network_is_the_same_with_fewer_launches() {
         ("recompute", Fusion { recompute_activations: true, ..Fusion::NONE }, true, -12),
         ("moments", Fusion { moments_by_convolution: true, ..Fusion::NONE }, false, 10),
         ("bias gradient", Fusion { no_bias_gradient_before_norm: true, ..Fusion::NONE }, false, 10),
-        ("normalise", Fusion { normalise_on_load: true, ..Fusion::NONE }, true, 3),
+        ("normalise", Fusion { normalise_on_load: true, ..Fusion::NONE }, true, 5),
         (
             "gradient",
             Fusion { norm_gradient_on_load: true, no_bias_gradient_before_norm: true, ..Fusion::NONE },
             false,
-            14,
+            17,
         ),
-        ("sums", Fusion { norm_sums_by_convolution: true, ..Fusion::NONE }, false, 3),
-        ("default", Fusion::default(), false, 11),
-        ("all", Fusion::ALL, false, 22),
+        ("sums", Fusion { norm_sums_by_convolution: true, ..Fusion::NONE }, false, 5),
+        ("default", Fusion::default(), false, 13),
+        ("all", Fusion::ALL, false, 32),
     ] {
         let (launches, _, fused) = step(context, &shape, dims, fusion);
         let size = |gradient: &[f32]| gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
@@ -192,12 +192,16 @@ fn a_step_of_a_network_is_the_same_with_fewer_launches() {
         eprintln!(
             "{name}: {launches} launches, {launches_unfused} unfused; gradients differ by {difference:.1e}, {worst:.1e}"
         );
-        if context.caps().cores.is_some() {
+        let on_a_cpu = context.caps().cores.is_some();
+        if on_a_cpu {
             assert_eq!(launches_unfused as i32 - launches as i32, saved, "{name}");
             assert!(!same_bits || difference == 0.0, "{name}: gradients differ by {difference:.1e}");
         }
-        // A few voxels on the other side of leaky ReLU's kink are seen in a gradient of a network as small as this.
-        assert!(difference < 1e-3 && worst < 3e-3, "{name}: gradients differ by {difference:.1e}, one by {worst:.1e}");
+        // Where the forward pass rounds otherwise, a few voxels come to lie on the other side of leaky ReLU's kink, which is seen
+        // in the gradients of a network as small as this.
+        let other_rounding = fusion.moments_by_convolution || (fusion.normalise_on_load && !on_a_cpu);
+        let bound = if other_rounding { 1e-2 } else { 1e-5 };
+        assert!(worst < bound, "{name}: gradients differ by {difference:.1e}, one by {worst:.1e}");
     }
     assert_no_device_panic();
 }

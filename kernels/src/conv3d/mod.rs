@@ -184,12 +184,12 @@ pub enum Pass {
 }
 
 /// The algorithm that is the faster one on a device with `caps`, for tensors of `dtype`. Measured on two cores with AVX-512:
-/// below 32 channels the transforms cost what the products save, and so they do in the gradients of a network's lowest
+/// below 16 channels the transforms cost what the products save, and so they do in the gradients of a network's lowest
 /// stages, whose few voxels do not pay for transforming `256 x 256` weights.
 pub fn algorithm(problem: &Problem, pass: Pass, dtype: Dtype, caps: &Caps) -> Algorithm {
     let gathered = problem.channels_in + problem.second_channels;
     let least = gathered.min(problem.channels_out);
-    let pays = least >= 32 && (pass == Pass::Forward || least < 256);
+    let pays = least >= 16 && (pass == Pass::Forward || least < 256);
     if pays && winograd_fits(problem, dtype, caps) {
         return Algorithm::Winograd;
     }
