@@ -10,7 +10,7 @@ use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
-use voxgrad::tape::{Tape, Var};
+use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
 
 /// A network in training, and what it is trained with.
@@ -69,23 +69,28 @@ fn launch(context: &Context, work: Work) {
     let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
     let network = PlainConvUNet::new(context, network.clone(), 1).unwrap();
 
-    let mut tape = Tape::new(context);
-    let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
-    let (value, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
-    tape.backward(seeds).unwrap();
+    // With what is on by default, and with all that convolutions can do on the way.
+    for fusion in [Fusion::default(), Fusion::ALL] {
+        let mut tape = Tape::new(context).with_fusion(fusion);
+        let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
+        let (_, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
+        tape.backward(seeds).unwrap();
+    }
     let norm = Optimizer::default().step(context, network.parameters(), 0.01).unwrap();
     let [values, ..] = network.parameters().trained().unwrap();
-    context.finish([&value, &norm, &values]).unwrap();
+    context.finish([&norm, &values]).unwrap();
 
     let scale = LossScale::new(context, LossScaleState::default()).unwrap();
     for dtype in [Dtype::F16, Dtype::Bf16] {
         let half = Var::data(x.value(context).unwrap().cast(context, dtype).unwrap());
-        let mut tape = Tape::new(context);
-        let outputs = network.forward(&mut tape, &half, loss.levels()).unwrap();
-        let (value, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
-        tape.backward(seeds).unwrap();
+        for fusion in [Fusion::default(), Fusion::ALL] {
+            let mut tape = Tape::new(context).with_fusion(fusion);
+            let outputs = network.forward(&mut tape, &half, loss.levels()).unwrap();
+            let (_, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
+            tape.backward(seeds).unwrap();
+        }
         let norm = Optimizer::default().scaled_step(context, network.parameters(), 0.01, &scale).unwrap();
-        context.finish([&value, &norm]).unwrap();
+        context.finish([&norm]).unwrap();
     }
 
     let outputs = network.forward(&mut Tape::inference(context), &x, loss.levels()).unwrap();
