@@ -22,7 +22,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
     data("b2nd").join(format!("{name}.b2nd"))
 }
 
-/// The formula of scripts/make_b2nd_fixtures.py.
+/// The formula of tests/data/make/make_b2nd_fixtures.py.
 fn image() -> Array4<f32> {
     Array4::from_shape_fn(SHAPE, |(c, z, y, x)| match (c, z % 2) {
         (1, _) if z < 8 => 0.0,

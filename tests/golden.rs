@@ -1,5 +1,5 @@
 //! Three SGD steps of a real nnU-Net run (PyTorch, f32, CPU) on the same batch: logits, losses, the gradient of every
-//! parameter and the weights afterwards. `step.safetensors.gz` is made by `scripts/extract_reference.py`.
+//! parameter and the weights afterwards. `step.safetensors.gz` is made by `tests/data/make/extract_reference.py`.
 
 use crate::common::{assert_no_device_panic, data, device};
 use safetensors::SafeTensors;

@@ -1,6 +1,6 @@
 """Makes examples/data/hippocampus from Task04_Hippocampus of the Medical Segmentation Decathlon.
 
-    python3 scripts/make_hippocampus_example.py SOURCE [TARGET]
+    python3 tests/data/make/make_hippocampus_example.py SOURCE [TARGET]
 
 SOURCE is the task in nnU-Net v2's layout (imagesTr/hippocampus_XXX_0000.nii.gz, labelsTr/hippocampus_XXX.nii.gz).
 Needs numpy and nibabel. The result is the same byte for byte on every run.
@@ -120,7 +120,7 @@ def save_labels(path, labels, like):
 def main():
     parser = argparse.ArgumentParser(description="Makes the hippocampus example from the Decathlon's task.")
     parser.add_argument("source", type=pathlib.Path)
-    repository = pathlib.Path(__file__).resolve().parent.parent
+    repository = pathlib.Path(__file__).resolve().parents[3]
     parser.add_argument("target", type=pathlib.Path, nargs="?", default=repository / "examples/data/hippocampus")
     arguments = parser.parse_args()
     source, target = arguments.source, arguments.target

@@ -1,7 +1,7 @@
 """Checks against nnU-Net itself that each program reads and makes the other's files.
 
     cargo build --release
-    sh scripts/peers.sh scripts/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training]
+    sh benches/peers/run.sh benches/peers/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training]
 
 FOLDER is a raw dataset in nnU-Net's layout; the hippocampi of examples/data unless given. Both programs fingerprint, plan
 and preprocess it, and every file is compared: fingerprint, plans and splits field by field, and each case voxel by voxel.
@@ -20,7 +20,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "Dataset901_RoundTrip"
 CONFIGURATION = "3d_fullres"
 TOLERANCE = 1e-4

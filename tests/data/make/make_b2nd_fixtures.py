@@ -1,6 +1,6 @@
 """Writes the small Blosc2 arrays of tests/data/b2nd, as nnU-Net stores preprocessed cases.
 
-    sh scripts/peers.sh scripts/make_b2nd_fixtures.py
+    sh benches/peers/run.sh tests/data/make/make_b2nd_fixtures.py
 
 Values are a formula of the place, which the tests know too. `nnunet` is written by nnU-Net's own function; the others vary
 what its versions have varied: compressor, filter, chunks and blocks that do not divide the array.
@@ -13,7 +13,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-FOLDER = Path(__file__).resolve().parent.parent / "tests/data/b2nd"
+FOLDER = Path(__file__).resolve().parents[1] / "b2nd"
 SHAPE = (2, 13, 22, 17)
 CHUNKS, BLOCKS = (1, 8, 16, 10), (1, 4, 6, 10)
 
