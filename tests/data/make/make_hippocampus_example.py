@@ -98,9 +98,9 @@ def plans():
     }
 
 
-def sparse(dense, random):
+def sparse(dense, random, ignore=IGNORE):
     """Keeps a few whole slices along each axis of a (z, y, x) label map and ignores the rest."""
-    result = np.full_like(dense, IGNORE)
+    result = np.full_like(dense, ignore)
     for axis, size in enumerate(dense.shape):
         count = max(1, round(size * ANNOTATED / dense.ndim))
         kept = [slice(None)] * dense.ndim
