@@ -12,6 +12,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Several faults at once, each on a line of its own.
+    #[error("{} faults:\n  {}", .faults.len(), .faults.iter().map(Error::to_string).collect::<Vec<_>>().join("\n  "))]
+    Several {
+        /// All of them.
+        faults: Vec<Error>,
+    },
+
     // ---- files -------------------------------------------------------------------------------------------------
     /// The operating system refused to read, write, list or rename a path.
     #[error("{path}: cannot {action}: {source}")]
@@ -20,8 +27,8 @@ pub enum Error {
         path: PathBuf,
         /// What was tried, as a verb ("read", "write", "list").
         action: &'static str,
-        /// The operating system's answer.
-        source: std::io::Error,
+        /// The operating system's answer. Raw, so that it is no `source()`: the message holds it already.
+        r#source: std::io::Error,
     },
     /// A file is not valid JSON.
     #[error("{path}: not valid JSON: {source}")]
@@ -29,7 +36,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Where and why parsing stopped.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A JSON field is missing or holds something else than expected.
     #[error("{path}: field `{field}`: {problem}")]
@@ -73,6 +80,19 @@ pub enum Error {
         /// The code found.
         datatype: i16,
     },
+    /// The axes of a grid are not at right angles, or not three.
+    #[error(
+        "{path}: the axes {axes} of the sform stand at {angle:.2} degrees: voxels are no boxes; resample the volume (and its \
+         label map) to a grid of right angles, or rewrite the header if the sform is wrong (a valid qform is used instead)"
+    )]
+    NiftiShear {
+        /// The file.
+        path: PathBuf,
+        /// Which axes, such as "x and y".
+        axes: &'static str,
+        /// The angle between them in degrees.
+        angle: f64,
+    },
     /// The file ends before the last voxel that its header promises.
     #[error(
         "{path}: truncated: the header promises {expected} bytes, the file holds {found}; copy or export the file again"
@@ -103,7 +123,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the decompressor found.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A 4-D (or higher) image where a 3-D one is needed.
     #[error(
@@ -118,15 +138,20 @@ pub enum Error {
     },
     /// A label file holds something that is not an integer.
     #[error(
-        "{path}: label map holds {value} at voxel (z, y, x) = {voxel:?}; labels must be integers in -32768..=32767"
+        "{path}: label map holds {value} at voxel (z, y, x) = {voxel:?}, and in {voxels} voxels something that is no label; \
+         labels must be integers in -32768..=32767. The file holds {values}"
     )]
     LabelNotInteger {
         /// The file.
         path: PathBuf,
-        /// The value found.
+        /// The first such value.
         value: f64,
         /// Where.
         voxel: [usize; 3],
+        /// How many voxels hold such values.
+        voxels: usize,
+        /// What the whole file holds.
+        values: ValueSummary,
     },
     /// A volume cannot be written as NIfTI.
     #[error("{path}: cannot write NIfTI: {problem}")]
@@ -164,8 +189,24 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The names and values of `labels` are exchanged.
+    #[error(
+        "{path}: `labels` has values as keys and names as values, as older formats have; it must be name: value. Write\n\
+         {corrected}"
+    )]
+    LabelsReversed {
+        /// The file.
+        path: PathBuf,
+        /// The block as it must be.
+        corrected: String,
+    },
     /// `ignore` is not the highest label plus one.
-    #[error("{path}: `labels.ignore` is {value}; it must be {expected}, one above the highest other label")]
+    #[error(
+        "{path}: `labels.ignore` is {value}; it must be {expected}, one above the highest other label. Write {expected} here, \
+         and turn {value} into {expected} in every label file, in Python for instance with: import nibabel, numpy; \
+         i = nibabel.load(file); d = numpy.asarray(i.dataobj).astype('uint8'); d[d == {value}] = {expected}; \
+         nibabel.save(nibabel.Nifti1Image(d, i.affine), file)"
+    )]
     IgnoreNotHighest {
         /// The file.
         path: PathBuf,
@@ -259,13 +300,104 @@ pub enum Error {
         /// The option.
         option: &'static str,
     },
+    /// A name that would lead out of the folder for which it is meant.
+    #[error(
+        "{path}: field `{field}`: {name:?} becomes a file's name; it must be one, without folders, `..` or control characters"
+    )]
+    UnsafeName {
+        /// The file that holds the name.
+        path: PathBuf,
+        /// Where in the file.
+        field: String,
+        /// The name.
+        name: String,
+    },
     /// No case at all.
-    #[error("{path}: no case found; image files must be named <case>_0000{ending}")]
+    #[error(
+        "{path}: no case found; image files must be named <case>_0000{ending}{}",
+        others_seen(.others, .other_ending)
+    )]
     DatasetEmpty {
         /// The folder.
         path: PathBuf,
         /// The declared file ending.
         ending: String,
+        /// The other ending of NIfTI files.
+        other_ending: &'static str,
+        /// How many files end so.
+        others: usize,
+    },
+    /// Images that fit no case.
+    #[error(
+        "{folder}: fits no case: {}; images must be named <case>_<four digits of the channel>{ending}, such as \
+         case_001_0000{ending}: rename or remove them",
+        listed(.files)
+    )]
+    ImageNames {
+        /// The folder.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+        /// The declared file ending.
+        ending: String,
+    },
+    /// Images named as cases, without the number of a channel.
+    #[error(
+        "{folder}: no channel number: {}; nnU-Net takes `_` and four digits at the end of an image's name for its channel \
+         (labels have none), so append _0000 for the first channel even where the case's own name ends in four digits: {} \
+         becomes {}",
+        listed(.files), first(.files), numbered(first(.files))
+    )]
+    ChannelNumberMissing {
+        /// The folder of images.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Labels named as images.
+    #[error("{folder}: label maps carry no channel number: {}; remove _0000 from their names", listed(.files))]
+    LabelNumbered {
+        /// The folder of labels.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Labels of no case.
+    #[error("{folder}: no image belongs to {}; a label map is named <case> and the ending. Add the images or remove them", listed(.files))]
+    LabelWithoutImage {
+        /// The folder of labels.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Files with an ending other than the declared one.
+    #[error(
+        "{folder}: {} files end in {other_ending} and {fitting} in {ending}, which `file_ending` declares: {}; convert or \
+         remove them",
+        .files.len(), listed(.files)
+    )]
+    OtherEnding {
+        /// The folder.
+        folder: PathBuf,
+        /// The declared file ending.
+        ending: String,
+        /// Number of files that have it.
+        fitting: usize,
+        /// The other ending of NIfTI files.
+        other_ending: &'static str,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Images of one slice.
+    #[error(
+        "{folder}: the median image has {shape:?} voxels (z, y, x): that is 2-D, which is not supported; voxgrad needs \
+         volumes of more than one slice in every direction"
+    )]
+    TwoDimensional {
+        /// The dataset.
+        folder: PathBuf,
+        /// The median extent along each axis.
+        shape: [usize; 3],
     },
     /// `numTraining` disagrees with the files.
     #[error(
@@ -293,13 +425,18 @@ pub enum Error {
     },
     /// A case has more channel files than the dataset declares.
     #[error(
-        "case {case}: {path} is a channel beyond the {declared} declared in `channel_names`; declare it or remove the file"
+        "case {case}: in {folder}, {} beyond the {declared} channels declared in `channel_names`: declare or remove them. The \
+         four digits at the end of a name are the channel; if they belong to the names of several cases, append the \
+         channel: {} becomes {}",
+        surplus(.files), first(.files), numbered(first(.files))
     )]
     ChannelUndeclared {
         /// The case.
         case: String,
-        /// The surplus file.
-        path: PathBuf,
+        /// The folder of images.
+        folder: PathBuf,
+        /// The surplus files.
+        files: Vec<String>,
         /// Number of declared channels.
         declared: usize,
     },
@@ -381,20 +518,61 @@ pub enum Error {
         /// Where.
         voxel: [usize; 3],
     },
-    /// A label value that `dataset.json` does not declare.
+    /// An image declared as RGB that holds other values.
     #[error(
-        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` in dataset.json declares {expected:?}: declare it or \
-         correct the file"
+        "case {case}: {path} (channel {channel}) is declared `rgb_to_0_1` and holds {value}; values must lie in 0..=255: \
+         rescale the image, or give the channel another name in `channel_names`"
+    )]
+    NotRgbImage {
+        /// The case.
+        case: String,
+        /// The channel file.
+        path: PathBuf,
+        /// Index of the channel.
+        channel: usize,
+        /// The first such value.
+        value: f32,
+    },
+    /// No class is annotated anywhere.
+    #[error("{folder}: no voxel of any class is annotated in any of the {cases} cases: there is nothing to learn")]
+    NothingAnnotated {
+        /// The dataset.
+        folder: PathBuf,
+        /// Number of cases.
+        cases: usize,
+    },
+    /// Label values that `dataset.json` does not declare.
+    #[error(
+        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` in dataset.json declares {expected:?}: \
+         declare it or correct the file. Undeclared in all: {}",
+        undeclared(.found)
     )]
     UnexpectedLabel {
         /// The case.
         case: String,
         /// The label file.
         path: PathBuf,
-        /// The value found.
+        /// The first such value.
         value: i16,
         /// Where it occurs first.
         voxel: [usize; 3],
+        /// The values declared, ignore label included.
+        expected: Vec<i16>,
+        /// All undeclared values, each with the number of its voxels.
+        found: Vec<(i16, u64)>,
+    },
+    /// A label file that holds far more values than labels are declared.
+    #[error(
+        "case {case}: {path} is no label map: it holds {values}; `labels` in dataset.json declares {expected:?}. Was an image \
+         copied over it?"
+    )]
+    LabelIsImage {
+        /// The case.
+        case: String,
+        /// The label file.
+        path: PathBuf,
+        /// What the file holds.
+        values: ValueSummary,
         /// The values declared, ignore label included.
         expected: Vec<i16>,
     },
@@ -668,7 +846,101 @@ pub enum Error {
     },
 }
 
+/// What a volume holds, in words.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ValueSummary {
+    /// Smallest finite value.
+    pub min: f64,
+    /// Largest finite value.
+    pub max: f64,
+    /// Number of distinct values, counted up to [`ValueSummary::COUNTED`].
+    pub distinct: usize,
+}
+
+impl ValueSummary {
+    /// Distinct values are counted up to here.
+    pub const COUNTED: usize = 10_000;
+    /// Label maps hold fewer distinct values than this, most images more.
+    pub const FEW: usize = 64;
+
+    /// Looks at all values of a volume.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
+        let mut distinct = std::collections::HashSet::new();
+        for value in values {
+            if value.is_finite() {
+                (min, max) = (min.min(value), max.max(value));
+            }
+            if distinct.len() < Self::COUNTED {
+                distinct.insert(value.to_bits());
+            }
+        }
+        Self { min, max, distinct: distinct.len() }
+    }
+}
+
+impl std::fmt::Display for ValueSummary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let least = if self.distinct >= Self::COUNTED { "at least " } else { "" };
+        write!(f, "{least}{} distinct values from {} to {}", self.distinct, self.min, self.max)?;
+        if self.distinct >= Self::FEW { f.write_str(": it looks like an image") } else { Ok(()) }
+    }
+}
+
+/// Names in a message: all of them, or as many as somebody reads.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 30;
+    let rest = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - rest].join(", ");
+    if rest == 0 { shown } else { format!("{shown} and {rest} more") }
+}
+
+fn others_seen(others: &usize, ending: &str) -> String {
+    match others {
+        0 => String::new(),
+        n => format!(". {n} files end in {ending}: convert them, or correct `file_ending` in dataset.json"),
+    }
+}
+
+fn surplus(files: &[String]) -> String {
+    match files {
+        [one] => format!("{one} is a channel"),
+        several => format!("{} are channels", listed(several)),
+    }
+}
+
+fn first(names: &[String]) -> &str {
+    names.first().map_or("", String::as_str)
+}
+
+/// `case.nii.gz` as `case_0000.nii.gz`.
+fn numbered(file: &str) -> String {
+    let stem = file.trim_end_matches(".gz").trim_end_matches(".nii");
+    format!("{stem}_0000{}", &file[stem.len()..])
+}
+
+fn undeclared(found: &[(i16, u64)]) -> String {
+    let values: Vec<String> = found.iter().map(|(value, voxels)| format!("{value} ({voxels} voxels)")).collect();
+    listed(&values)
+}
+
 impl Error {
+    /// All faults as one error: the only one itself, none if there is none.
+    pub fn several(mut faults: Vec<Error>) -> Option<Self> {
+        match faults.len() {
+            0 | 1 => faults.pop(),
+            _ => Some(Error::Several { faults }),
+        }
+    }
+
+    /// Fails with all faults, if there are any.
+    ///
+    /// # Errors
+    /// As [`several`](Self::several) puts them together.
+    pub fn all(faults: Vec<Error>) -> Result<()> {
+        Self::several(faults).map_or(Ok(()), Err)
+    }
+
     /// Attaches a path and what was tried to an operating-system error; for `map_err`.
     pub fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

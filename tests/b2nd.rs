@@ -59,6 +59,42 @@ fn what_nnunet_never_writes_is_named() {
     assert!(read(&path).unwrap_err().to_string().contains("not a Blosc2 frame"));
 }
 
+/// A chunk may be larger than the array, and said to be all zeros: that costs the file nothing and memory everything.
+#[test]
+fn chunks_far_beyond_the_array_are_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.b2nd");
+    for part in ["x.b2nd", "x_seg.b2nd"] {
+        std::fs::copy(fixture("lz4"), &path).unwrap();
+        std::fs::copy(fixture("lz4_seg"), folder.path().join("x_seg.b2nd")).unwrap();
+        assert_eq!(read(&path).unwrap().seg, seg());
+        let damaged = folder.path().join(part);
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        // The metalayer's list of the array's extent, msgpack's eight-byte integers; that of its chunks comes next.
+        let extent: Vec<u8> =
+            [13u64, 22, 17].iter().flat_map(|n| [vec![0xd3], n.to_be_bytes().to_vec()].concat()).collect();
+        let at = bytes.windows(extent.len()).position(|window| window == extent).unwrap() + extent.len() + 1;
+        let last = at + 3 * 5 + 1;
+        assert_eq!(bytes[last - 1], 0xd2);
+        bytes[last..last + 4].copy_from_slice(&(i32::MAX as u32).to_be_bytes());
+        // One chunk, of zeros: its offset, stored plainly, says so itself.
+        let data = u32::from_be_bytes(bytes[11..15].try_into().unwrap()) as usize;
+        bytes[39..47].fill(0);
+        bytes.truncate(data);
+        let mut index = vec![0u8; 32];
+        index[2] = 7;
+        index[3] = 8;
+        index[4..8].copy_from_slice(&8i32.to_le_bytes());
+        index[8..12].copy_from_slice(&8i32.to_le_bytes());
+        index[12..16].copy_from_slice(&40i32.to_le_bytes());
+        index.extend((0x81u64 << 56).to_le_bytes());
+        bytes.extend(index);
+        std::fs::write(&damaged, bytes).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("more values than the file can hold"), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -265,6 +265,7 @@ fn verify_reports_everything_at_once() {
         "case_004_0000.nii.gz",
         "case_004.nii.gz",
         "case_005_0001.nii.gz is a channel beyond",
+        "case_005_0001.nii.gz becomes case_005_0001_0000.nii.gz",
         "`numTraining` is 8 but 6",
     ] {
         assert!(said.contains(words), "no `{words}` in: {said}");

@@ -48,7 +48,7 @@ pub fn assert_same(found: &Value, expected: &Value, tolerance: f64, at: &str) {
 #[test]
 fn fingerprints_are_nnunets() {
     for name in DATASETS {
-        let found = Fingerprint::extract(&dataset(name), Compat::Nnunet, |_| {}).unwrap();
+        let found = Fingerprint::extract(&dataset(name), Compat::Nnunet, 2, |_| {}).unwrap();
         let expected = serde_json::to_value(fingerprint(name)).unwrap();
         // Means and deviations were summed in single precision there.
         assert_same(&serde_json::to_value(found).unwrap(), &expected, 1e-5, name);
@@ -59,7 +59,7 @@ fn fingerprints_are_nnunets() {
 #[test]
 fn corrected_statistics_leave_out_ignored_voxels() {
     let mut seen = std::sync::Mutex::new(0);
-    let found = Fingerprint::extract(&dataset("brats_labels_anisotropic"), Compat::Corrected, |_| {
+    let found = Fingerprint::extract(&dataset("brats_labels_anisotropic"), Compat::Corrected, 2, |_| {
         *seen.lock().unwrap() += 1;
     })
     .unwrap();

@@ -56,6 +56,12 @@ mod numpy_random;
 /// Dataset description, label rules, case files.
 mod dataset;
 
+/// Which files belong to which case.
+mod dataset_names;
+
+/// What is found in a dataset before any work begins.
+mod dataset_verify;
+
 /// Reading plans and resolving configurations.
 mod plans;
 

@@ -1,7 +1,10 @@
 """Checks against nnU-Net itself that each program reads and makes the other's files.
 
     cargo build --release
-    sh benches/peers/run.sh benches/peers/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training]
+    sh benches/peers/run.sh benches/peers/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training] [--shipped-only]
+
+First nnU-Net opens every dataset and every plans file of the repository: it checks the datasets, builds the networks and
+preprocesses a case of each with the plans beside it. --shipped-only ends there, and needs no voxgrad.
 
 FOLDER is a raw dataset in nnU-Net's layout; the hippocampi of examples/data unless given. Both programs fingerprint, plan
 and preprocess it, and every file is compared: fingerprint, plans and splits field by field, and each case voxel by voxel.
@@ -10,6 +13,7 @@ nnU-Net's own writer turns into its format. Ends with status 1 if anything diffe
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +32,9 @@ TOLERANCE = 1e-4
 
 def main():
     arguments = parse()
+    failures = shipped(arguments.workers)
+    if arguments.shipped_only:
+        sys.exit(1 if failures else 0)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         (place / "raw").mkdir()
@@ -53,7 +60,7 @@ def main():
         )
         # Splits are nnU-Net's only when it trains; asking its trainer for them writes the file.
         run(trainer("t.do_split()"), their_environment)
-        failures = compare(ours, theirs)
+        failures += compare(ours, theirs)
         if not arguments.no_training:
             hand_over(ours)
             settings = "t.num_epochs = t.num_iterations_per_epoch = t.num_val_iterations_per_epoch = 1"
@@ -69,7 +76,77 @@ def parse():
     parser.add_argument("--voxgrad", default=str(ROOT / "target/release/voxgrad"), help="the program")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--shipped-only", action="store_true")
     return parser.parse_args()
+
+
+def shipped(workers):
+    """Whether nnU-Net can use every dataset and every plans file in the repository."""
+    failures = []
+    listed = subprocess.run(["git", "ls-files", "*.json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.split()]
+    plans = [file for file in files if "plans" in file.name.lower()]
+    datasets = [file.parent for file in files if file.name == "dataset.json" and (file.parent / "imagesTr").is_dir()]
+    attempt("finds shipped datasets and plans", lambda: bool(plans and datasets) or sys.exit("none found"), failures)
+    for folder in datasets:
+        name = folder.relative_to(ROOT)
+        attempt(f"{name}: nnU-Net's check of the dataset", lambda: integrity(folder, workers), failures)
+    for file in plans:
+        beside = next(parent for parent in file.parents if (parent / "dataset.json").is_file())
+        # Plans of preprocessed data have the raw dataset beside their folder.
+        raw = next((folder for folder in (beside, beside / "raw", beside.parent / "raw") if folder in datasets), None)
+        for configuration in json.loads(file.read_text())["configurations"]:
+            what = f"{file.relative_to(ROOT)}, {configuration}: nnU-Net builds the network and preprocesses"
+            attempt(what, lambda: use_plans(file, configuration, beside, raw), failures)
+    return failures
+
+
+def attempt(what, work, failures):
+    try:
+        work()
+    except BaseException as error:  # nnU-Net's checks end with assertions and exits of many kinds
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        failures.append(what)
+        print(f"{'FAILED':10}{what}")
+    else:
+        print(f"{'works':10}{what}")
+
+
+def integrity(folder, workers):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        verify_dataset_integrity(str(folder), workers)
+
+
+def use_plans(file, name, beside, raw):
+    """Builds the network of a configuration, and preprocesses the first case of the raw dataset, if there is one."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    description = json.loads((beside / "dataset.json").read_text())
+    manager = PlansManager(str(file))
+    configuration = manager.get_configuration(name)
+    channels = determine_num_input_channels(manager, configuration, description)
+    heads = manager.get_label_manager(description).num_segmentation_heads
+    get_network_from_plans(
+        configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import, channels, heads, deep_supervision=True,
+    )
+    if raw is None:
+        return
+    cases = get_filenames_of_train_images_and_targets(str(raw), description)
+    if len(cases) != description["numTraining"]:
+        raise ValueError(f"{len(cases)} cases, dataset.json says {description['numTraining']}")
+    case = cases[sorted(cases)[0]]
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, seg, _ = preprocessor.run_case(case["images"], case["label"], manager, configuration, description)
+    if not np.isfinite(data).all() or data.shape[1:] != seg.shape[1:]:
+        raise ValueError(f"preprocessed to {data.shape} and {seg.shape}")
 
 
 def python(imports, code):

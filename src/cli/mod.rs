@@ -7,6 +7,7 @@ mod prepare;
 mod spelling;
 mod summary;
 mod train;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,7 +28,7 @@ enum Verb {
     /// List the devices of this machine and what they can do.
     Devices,
     /// Read every file of a dataset and report everything that is wrong with it.
-    Verify(prepare::Verify),
+    Verify(verify::Verify),
     /// Measure a dataset: sizes, spacings and intensities of its cases, which planning needs.
     Fingerprint(prepare::MakeFingerprint),
     /// Decide spacing, patch size, network and batch size for a dataset from its fingerprint.

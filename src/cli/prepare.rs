@@ -1,6 +1,6 @@
-//! `voxgrad verify`, `fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
+//! `voxgrad fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
 
-use super::{DeviceArgument, progress_bar, summary};
+use super::{DeviceArgument, progress_bar, summary, verify};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use voxgrad::dataset::fingerprint::Fingerprint;
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::planner::{Planner, PlannerKind};
 use voxgrad::dataset::plans::Plans;
-use voxgrad::dataset::{Dataset, splits, verify};
+use voxgrad::dataset::{Dataset, splits};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::{planned_memory, pytorch_kept_bytes};
 use voxgrad::preprocess::{Preprocessor, preprocess_folder};
@@ -59,11 +59,11 @@ pub struct Shown {
 }
 
 impl Shown {
-    fn bar(&self, what: &'static str, length: usize) -> ProgressBar {
+    pub fn bar(&self, what: &'static str, length: usize) -> ProgressBar {
         if self.no_progress_bar { ProgressBar::hidden() } else { progress_bar(what, length) }
     }
 
-    fn done(&self, bar: &ProgressBar, what: &str, case: &str) {
+    pub fn done(&self, bar: &ProgressBar, what: &str, case: &str) {
         bar.set_message(case.to_owned());
         bar.inc(1);
         if self.verbose {
@@ -173,15 +173,6 @@ impl Configurations {
     }
 }
 
-/// `voxgrad verify`.
-#[derive(clap::Args)]
-pub struct Verify {
-    #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    shown: Shown,
-}
-
 /// `voxgrad fingerprint`.
 #[derive(clap::Args)]
 pub struct MakeFingerprint {
@@ -245,23 +236,11 @@ pub struct PlanAndPreprocess {
     no_preprocessing: bool,
 }
 
-impl Verify {
-    /// Checks all datasets before it complains about any.
-    pub fn run(self) -> anyhow::Result<()> {
-        let mut bad = 0;
-        for located in self.which.located()? {
-            bad += usize::from(check(&located, &self.shown)? > 0);
-        }
-        anyhow::ensure!(bad == 0, "{bad} of {} datasets cannot be used as they are", self.which.datasets.len());
-        Ok(())
-    }
-}
-
 impl MakeFingerprint {
     /// Measures all datasets.
     pub fn run(self) -> anyhow::Result<()> {
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
+            check_if(self.verify_dataset_integrity, &located, &self.which, &self.reading)?;
             let target = Target::new(&self.which, &located)?;
             fingerprint(&target, &self.reading)?;
         }
@@ -304,7 +283,7 @@ impl PlanAndPreprocess {
     pub fn run(self) -> anyhow::Result<()> {
         let planner = self.planning.planner()?;
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
+            check_if(self.verify_dataset_integrity, &located, &self.which, &self.reading)?;
             let target = Target::new(&self.which, &located)?;
             let measured = fingerprint(&target, &self.reading)?;
             let plans = plan(&target, &planner, &measured)?;
@@ -317,7 +296,13 @@ impl PlanAndPreprocess {
 }
 
 impl Which {
-    fn located(&self) -> anyhow::Result<Vec<Located>> {
+    /// How many datasets were named.
+    pub fn count(&self) -> usize {
+        self.datasets.len()
+    }
+
+    /// The datasets named.
+    pub fn located(&self) -> anyhow::Result<Vec<Located>> {
         let folders = self.folders.folders();
         Ok(self.datasets.iter().map(|wanted| folders.locate(wanted)).collect::<Result<_, _>>()?)
     }
@@ -340,31 +325,14 @@ impl Target {
     }
 }
 
-fn check_if(wanted: bool, located: &Located, shown: &Shown) -> anyhow::Result<()> {
-    anyhow::ensure!(!wanted || check(located, shown)? == 0, "{} cannot be used as it is", located.name);
+fn check_if(wanted: bool, located: &Located, which: &Which, reading: &Reading) -> anyhow::Result<()> {
+    let folders = which.folders.folders();
+    anyhow::ensure!(
+        !wanted || verify::check(located, &folders, reading.workers(), &reading.shown)? == 0,
+        "{} cannot be used as it is",
+        located.name
+    );
     Ok(())
-}
-
-/// Prints what is wrong with a dataset and returns how much that is.
-fn check(located: &Located, shown: &Shown) -> anyhow::Result<usize> {
-    let bar = shown.bar("verifying", 0);
-    bar.set_length(Dataset::inspect(located.raw()?).map_or(0, |(dataset, _)| dataset.cases.len() as u64));
-    let result = verify::verify(located.raw()?, |case| shown.done(&bar, "read", case));
-    bar.finish_and_clear();
-    let found = match result {
-        Ok(found) => found,
-        Err(error) => {
-            eprintln!("{}: {error}", located.name);
-            return Ok(1);
-        }
-    };
-    found.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    found.failures.iter().for_each(|failure| eprintln!("{}: {failure}", located.name));
-    match found.failures.len() {
-        0 => println!("{}: {} cases, nothing wrong", located.name, found.cases),
-        failures => println!("{}: {failures} failures, {} complete cases", located.name, found.cases),
-    }
-    Ok(found.failures.len())
 }
 
 /// Measures a dataset unless an earlier run has.
@@ -378,9 +346,8 @@ fn fingerprint(target: &Target, reading: &Reading) -> anyhow::Result<Fingerprint
         return Ok(earlier);
     }
     let bar = reading.shown.bar("measuring", target.dataset.cases.len());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(reading.workers()).build().context("starting threads")?;
     let done = |case: &str| reading.shown.done(&bar, "measured", case);
-    let measured = pool.install(|| Fingerprint::extract(&target.dataset, reading.compat(), done))?;
+    let measured = Fingerprint::extract(&target.dataset, reading.compat(), reading.workers(), done)?;
     bar.finish_and_clear();
     measured.write(&file)?;
     println!("{}: wrote {}", target.name, file.display());

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use ndarray::{Array3, Axis, s};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
@@ -14,7 +13,7 @@ use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
-use crate::preprocess::{RawCase, crop_to_nonzero, nonzero_mask};
+use crate::preprocess::{RawCase, crop_to_nonzero, in_parallel, nonzero_mask};
 
 const SEED: u32 = 1234;
 /// Intensities drawn per channel over all cases.
@@ -44,28 +43,25 @@ struct CaseFingerprint {
 
 impl Fingerprint {
     /// Reads every training case and draws its intensities as nnU-Net does, from foreground voxels with replacement.
-    /// `on_case` is called after each case, from several threads.
+    /// At most `workers` cases are in memory at a time. `on_case` is called after each case, from several threads.
     ///
     /// With [`Compat::Nnunet`] ignored voxels count as foreground.
     ///
     /// # Errors
     /// [`Error::NoCases`], and the errors of [`RawCase::read`].
-    pub fn extract(dataset: &Dataset, compat: Compat, on_case: impl Fn(&str) + Sync) -> Result<Self> {
+    pub fn extract(dataset: &Dataset, compat: Compat, workers: usize, on_case: impl Fn(&str) + Sync) -> Result<Self> {
         let ignore = match compat {
             Compat::Corrected => dataset.labels.ignore_label(),
             Compat::Nnunet => None,
         };
         let samples = INTENSITY_SAMPLES / dataset.cases.len().max(1);
-        let cases: Vec<CaseFingerprint> = dataset
-            .cases
-            .par_iter()
-            .map(|files| {
-                let raw = RawCase::read(files, &dataset.labels)?;
-                let case = fingerprint_of(&raw, ignore, samples);
-                on_case(&files.name);
-                Ok(case)
-            })
-            .collect::<Result<_>>()?;
+        let cases = in_parallel(&dataset.cases, workers, |files| {
+            let raw = RawCase::read(files, &dataset.labels)?;
+            let case = fingerprint_of(&raw, ignore, samples);
+            on_case(&files.name);
+            Ok(case)
+        });
+        let cases: Vec<CaseFingerprint> = cases.into_iter().collect::<Result<_>>()?;
         if cases.is_empty() {
             return Err(Error::NoCases);
         }

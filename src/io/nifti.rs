@@ -13,7 +13,7 @@ use nifti::writer::WriterOptions;
 use super::Geometry;
 use super::header::{Header, Scalar};
 use super::stream;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueSummary};
 
 /// How far a label stored as a float may lie from an integer.
 const LABEL_TOLERANCE: f64 = 1e-3;
@@ -40,6 +40,38 @@ pub struct LabelMap {
 pub trait LabelVoxel: DataElement + bytemuck::Pod {}
 impl LabelVoxel for u8 {}
 impl LabelVoxel for u16 {}
+
+/// What a file's header says about its volume, before any voxel is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overview {
+    /// Voxels along (z, y, x).
+    pub shape: [usize; 3],
+    /// Where the grid lies.
+    pub geometry: Geometry,
+    /// What is contradictory but stops nothing, each with the file's name.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the header of a 3-D volume and nothing else.
+///
+/// # Errors
+/// As [`read_image`], as far as a header shows it.
+pub fn read_overview(path: &Path) -> Result<Overview> {
+    let (header, gzipped) = stream::read_header(path)?;
+    if header.channels() != 1 {
+        return Err(not_three_dimensional(path, &header.axes));
+    }
+    let shape = header.shape();
+    let geometry = Geometry::from_header(header.spacing, header.fields);
+    let mut warnings = geometry.contradictions(shape);
+    match (path.extension().is_some_and(|ending| ending == "gz"), gzipped) {
+        (true, false) => warnings.push("not compressed, although its name ends in .gz".into()),
+        (false, true) => warnings.push("compressed, although its name does not end in .gz".into()),
+        _ => {}
+    }
+    let warnings = warnings.into_iter().map(|warning| format!("{}: {warning}", path.display())).collect();
+    Ok(Overview { shape, geometry, warnings })
+}
 
 /// Reads a 3-D image; trailing axes of length 1 are dropped.
 ///
@@ -95,18 +127,25 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
     }
     let shape = header.shape();
     let mut data = Vec::with_capacity(shape.iter().product());
+    let mut wrong: Option<(usize, f64, usize)> = None;
     for (index, value) in values(&header, &bytes).enumerate() {
         let label = value.round();
         let integral = (value - label).abs() <= LABEL_TOLERANCE;
         let in_range = (f64::from(i16::MIN)..=f64::from(i16::MAX)).contains(&label);
         if !(integral && in_range) {
-            return Err(Error::LabelNotInteger {
-                path: path.into(),
-                value,
-                voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
-            });
+            wrong.get_or_insert((index, value, 0)).2 += 1;
+        } else if wrong.is_none() {
+            data.push(label as i16);
         }
-        data.push(label as i16);
+    }
+    if let Some((index, value, voxels)) = wrong {
+        return Err(Error::LabelNotInteger {
+            path: path.into(),
+            value,
+            voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
+            voxels,
+            values: ValueSummary::of(values(&header, &bytes)),
+        });
     }
     Ok(LabelMap { data: array(path, shape, data)?, geometry: Geometry::from_header(header.spacing, header.fields) })
 }

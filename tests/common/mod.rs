@@ -3,6 +3,7 @@
 pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
+pub mod six_cases;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};

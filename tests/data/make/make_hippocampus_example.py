@@ -41,7 +41,7 @@ DATASET = {
 }
 
 
-def plans():
+def plans(intensities):
     """nnU-Net's plans, as far as training needs them. There is no resampling: the spacing of the data is 1 mm."""
     stages = 4
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -94,7 +94,43 @@ def plans():
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        # z-score does not use it, but nnU-Net does not preprocess without it.
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+    }
+
+
+def intensity_properties(cases):
+    """What a fingerprint says about the intensities of annotated foreground, given (image, labels) of every case: as
+    nnU-Net, a hundred million draws with replacement over all cases, from the same random numbers. Equal draws are
+    counted, not kept."""
+    draws = int(10e7 // len(cases))
+    values, counts = [], []
+    for image, labels in cases:
+        foreground = image[(labels > 0) & (labels < IGNORE)]
+        values.append(foreground)
+        drawn = np.random.RandomState(1234).choice(len(foreground), draws, replace=True)
+        counts.append(np.bincount(drawn, minlength=len(foreground)))
+    values, counts = np.concatenate(values).astype(np.float64), np.concatenate(counts)
+    values, counts = values[counts > 0], counts[counts > 0]
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order], counts[order]
+    total = counts.sum()
+    mean = float((values * counts).sum() / total)
+    ranks = np.cumsum(counts)
+
+    def percentile(q):
+        position = q / 100 * (total - 1)
+        low, high = (values[np.searchsorted(ranks, rank, side="right")] for rank in (int(position), int(position) + 1))
+        return float(low + (high - low) * (position - int(position)))
+
+    return {
+        "max": float(values[-1]),
+        "mean": mean,
+        "median": percentile(50.0),
+        "min": float(values[0]),
+        "percentile_00_5": percentile(0.5),
+        "percentile_99_5": percentile(99.5),
+        "std": float(np.sqrt(((values - mean) ** 2 * counts).sum() / total)),
     }
 
 
@@ -134,18 +170,23 @@ def main():
         (target / folder).mkdir(parents=True, exist_ok=True)
 
     random = np.random.RandomState(1234)
+    cases = {}
     for name in training + validation:
         image = f"{name}_0000.nii.gz"
         shutil.copyfile(source / "imagesTr" / image, target / "imagesTr" / image)
         original = nibabel.load(source / "labelsTr" / f"{name}.nii.gz")
         # NIfTI's first axis is x, nnU-Net's is z, and the order of the axes decides which slices are drawn.
         dense = np.asarray(original.dataobj).astype(np.uint8).transpose(2, 1, 0)
-        save_labels(target / "labelsTr" / f"{name}.nii.gz", sparse(dense, random).transpose(2, 1, 0), original)
+        labels = sparse(dense, random)
+        pixels = np.asarray(nibabel.load(source / "imagesTr" / image).dataobj, dtype=np.float32)
+        cases[name] = pixels.transpose(2, 1, 0), labels
+        save_labels(target / "labelsTr" / f"{name}.nii.gz", labels.transpose(2, 1, 0), original)
         save_labels(target / "labelsTr_dense" / f"{name}.nii.gz", dense.transpose(2, 1, 0), original)
 
     splits = [{"train": training, "val": validation}]
     (target / "splits_final.json").write_text(json.dumps(splits, indent=2) + "\n")
-    (target / "nnUNetPlans.json").write_text(json.dumps(plans(), indent=2) + "\n")
+    intensities = intensity_properties([cases[name] for name in sorted(cases)])
+    (target / "nnUNetPlans.json").write_text(json.dumps(plans(intensities), indent=2) + "\n")
     (target / "dataset.json").write_text(json.dumps(DATASET, indent=2) + "\n")
 
 
