@@ -588,14 +588,14 @@ pub enum Error {
     },
     /// `splits_final.json` names a case that does not exist.
     #[error(
-        "{path}: fold {fold} names case {case}, which is not in the dataset; delete the file to have it made again"
+        "{path}: fold {fold} names {case}, not in the dataset; bring the files back, or delete the splits to have them made again"
     )]
     SplitUnknownCase {
         /// The splits file.
         path: PathBuf,
         /// Index of the fold.
         fold: usize,
-        /// The unknown case.
+        /// The unknown cases.
         case: String,
     },
     /// A split trains or validates on nothing.
@@ -625,6 +625,36 @@ pub enum Error {
         raw: PathBuf,
         /// The file in the preprocessed dataset.
         preprocessed: PathBuf,
+    },
+    /// Plans that ask for what voxgrad does not do.
+    #[error("plans {plans}: {faults}; correct these fields, or plan again")]
+    PlansUnsupported {
+        /// Name of the plans.
+        plans: String,
+        /// Every such field with its value and what is supported.
+        faults: String,
+    },
+    /// Names that would lead out of the folder in which files of this name are written.
+    #[error("{path}: {names}: not the name of a file or folder; write names without `/`, and neither `.` nor `..`")]
+    NotAFileName {
+        /// The file.
+        path: PathBuf,
+        /// The fields and what they hold.
+        names: String,
+    },
+    /// Images too small for a network.
+    #[error(
+        "plans for {configuration}: images of {median:?} voxels (median, at the target spacing) give a network of {stages} \
+         stage, and at least 2 are needed: two axes of 8 voxels, or one of 12. Choose a finer target spacing \
+         (--overwrite-target-spacing), or larger images"
+    )]
+    ImagesTooSmall {
+        /// The configuration.
+        configuration: &'static str,
+        /// Median shape along the transposed axes.
+        median: Vec<f64>,
+        /// Stages that the shape allows.
+        stages: usize,
     },
     /// A configuration that the plans do not have.
     #[error("plans have no configuration `{name}`; available: {available:?}")]
@@ -711,6 +741,34 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// Preprocessed cases that do not fit the plans, the raw files or each other.
+    #[error(
+        "{folder}: cases {problems}. Run `voxgrad preprocess` (or plan-and-preprocess): it redoes what is not up to date"
+    )]
+    StoredCases {
+        /// The folder of the configuration.
+        folder: PathBuf,
+        /// Which cases, and what is wrong with them.
+        problems: String,
+    },
+    /// Cases that are kept in memory as a whole, and are too large together.
+    #[error(
+        "{cases} of the {whole} cases that are not stored by voxgrad take {held} bytes of memory, of {limit} that are free \
+         for them; all would take about {expected}. Run `voxgrad preprocess`: patches of its cases are read as they are \
+         needed"
+    )]
+    CaseMemory {
+        /// Cases that were read.
+        cases: usize,
+        /// Cases to be read.
+        whole: usize,
+        /// Bytes of those that were read.
+        held: u64,
+        /// Bytes that all would take if they are alike.
+        expected: u64,
+        /// Bytes that they may take.
+        limit: u64,
     },
     /// A part of a preprocessed case that does not lie inside it.
     #[error("{path}: the box of {size:?} voxels from {start:?} (z, y, x) does not lie inside the volume of {shape:?}")]
@@ -826,13 +884,44 @@ pub enum Error {
         problem: String,
     },
 
-    /// The loss became infinite or NaN.
+    /// Step after step had a loss or gradient that is infinite or NaN.
     #[error(
-        "the loss of epoch {epoch} is not finite; lower the learning rate, or look for extreme intensities in the images"
+        "epoch {epoch}: the last {in_a_row} steps had a loss or gradient that is not finite, and none of them was taken; \
+         lower the learning rate, or look for extreme intensities in the images. Checkpoints are as they were before"
     )]
     Diverged {
         /// The epoch, from 0.
         epoch: usize,
+        /// Steps since the last usable one.
+        in_a_row: usize,
+    },
+    /// A training is to be continued with other settings than it was begun with.
+    #[error(
+        "{path} was trained otherwise: {differences}. Leave these options out to go on with it, or train into another \
+         folder"
+    )]
+    Continuation {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Every option or file that differs, with both values.
+        differences: String,
+    },
+    /// A checkpoint that does not say which cases it was trained on.
+    #[error(
+        "{path} was written by an earlier version and does not say which cases it was trained on; name the fold it was \
+         trained on with --fold"
+    )]
+    SplitUnknown {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Cases of a split that have no files.
+    #[error("cases {cases} of the split are not in {folder}; bring them back, or train anew on another split")]
+    SplitCasesMissing {
+        /// Their names.
+        cases: String,
+        /// The dataset's folder.
+        folder: PathBuf,
     },
 
     // ---- figures -----------------------------------------------------------------------------------------------------------

@@ -92,6 +92,12 @@ mod train;
 /// The command line and its errors.
 mod cli;
 
+/// What a training that goes on remembers, and what it is told again.
+mod continuing;
+
+/// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
+mod prepared;
+
 /// The record of epochs.
 mod history;
 

@@ -187,7 +187,7 @@ def compare(ours, theirs):
         where, worst = difference(found, expected)
         report(file, worst <= TOLERANCE, failures, f": largest relative difference {worst:.2e} {where}")
 
-    cases = sorted((ours / f"nnUNetPlans_{CONFIGURATION}").glob("*.vxg"))
+    cases = sorted((ours / "voxgrad" / f"nnUNetPlans_{CONFIGURATION}").glob("*.vxg"))
     worst, labels, voxels, places = 0.0, 0, 0, 0
     for file in cases:
         data, seg, properties = read_case(file)
@@ -279,11 +279,12 @@ def hand_over(ours):
     """Writes voxgrad's preprocessed cases once more, in nnU-Net's format."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-    for file in (ours / f"nnUNetPlans_{CONFIGURATION}").glob("*.vxg"):
+    theirs = ours / f"nnUNetPlans_{CONFIGURATION}"
+    theirs.mkdir(exist_ok=True)
+    for file in (ours / "voxgrad" / f"nnUNetPlans_{CONFIGURATION}").glob("*.vxg"):
         data, seg, properties = read_case(file)
         whole = dict(chunks=data.shape, blocks=data.shape, chunks_seg=(1, *seg.shape), blocks_seg=(1, *seg.shape))
-        nnUNetDatasetBlosc2.save_case(data, seg[None], properties, str(file.with_suffix("")), **whole)
-        file.unlink()  # nnU-Net tells its formats by the one ending in a folder
+        nnUNetDatasetBlosc2.save_case(data, seg[None], properties, str(theirs / file.stem), **whole)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,19 @@
 
 mod devices;
 mod evaluate;
+mod interrupt;
+mod job;
 mod predict;
 mod prepare;
 mod spelling;
+mod steps;
 mod summary;
 mod train;
+mod tuning;
+mod validation;
 mod verify;
+
+pub use interrupt::Interrupted;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,7 +45,7 @@ enum Verb {
     /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
     PlanAndPreprocess(prepare::PlanAndPreprocess),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
-    Train(train::Train),
+    Train(Box<train::Train>),
     /// Segment images with a trained network.
     Predict(predict::Predict),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.

@@ -2,6 +2,7 @@
 
 use super::prepare::{Shown, Which};
 use super::summary;
+use anyhow::Context as _;
 use std::path::Path;
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::splits::{self, Split};
@@ -33,6 +34,16 @@ impl Verify {
         anyhow::ensure!(bad == 0, "{bad} of {} datasets cannot be used as they are", self.which.count());
         Ok(())
     }
+}
+
+/// Opens a dataset that passes what can be said without reading voxels; prints what looks odd.
+pub fn quickly(raw: &Path) -> anyhow::Result<Dataset> {
+    let (dataset, warnings) = verify::quick(raw)?.passed().with_context(|| {
+        format!("{} cannot be used as it is; `voxgrad verify` looks into the files too", raw.display())
+    })?;
+    dataset.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    Ok(dataset)
 }
 
 /// Reads a whole dataset, prints what is wrong with it and what is annotated, and returns the number of failures.

@@ -12,6 +12,7 @@ pub mod planner;
 pub mod plans;
 pub mod sparsify;
 pub mod splits;
+mod support;
 pub mod topology;
 pub mod verify;
 

@@ -60,7 +60,8 @@ impl Preprocessor {
     /// Takes the settings from plans and one of their 3-D configurations.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a 2-D configuration, an unknown normalisation or an impossible axis order.
+    /// [`Error::Setting`] for a 2-D configuration, an unknown normalisation or an impossible axis order;
+    /// [`Error::PlansUnsupported`] for another preprocessor, other resampling or another reader.
     pub fn from_plans(
         plans: &Plans,
         configuration: &Configuration,
@@ -77,6 +78,7 @@ impl Preprocessor {
                 expected: "expected an order of the axes 0, 1, 2",
             });
         }
+        plans.check_preprocessing(configuration)?;
         let properties = &plans.foreground_intensity_properties_per_channel;
         let channels = configuration.normalization_schemes.iter();
         let channels = channels

@@ -1,10 +1,13 @@
 //! nnU-Net's training: epochs of SGD iterations on random patches, a validation of random patches after each, and a
 //! state that can be saved between any two iterations and continued to the same bits.
 
+mod asked;
 mod checkpoint;
 mod precision;
+pub mod run;
 
-pub use checkpoint::{Checkpoint, Model};
+pub use asked::Asked;
+pub use checkpoint::{Checkpoint, Model, TrainingCases};
 pub use precision::Precision;
 
 use crate::augment::mirror;
@@ -27,6 +30,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Losses are read back after this many iterations: the device never waits for the host in between.
 const ITERATIONS_PER_READ: usize = 10;
+/// So many steps in a row without a finite loss and gradient end a training that has no loss scale to lower.
+const MOST_NOT_FINITE_IN_A_ROW: usize = 20;
+/// A gradient that overflows f16 without being scaled up is no matter of the scale any more.
+const LOWEST_LOSS_SCALE: f32 = 1.0;
 
 /// How long to train. The defaults are nnU-Net's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,8 +85,14 @@ pub struct Progress {
     pub epoch: usize,
     /// Iterations done in it.
     pub iteration: usize,
-    /// Their losses.
+    /// Their losses, as far as they are finite.
     pub losses: Vec<f32>,
+    /// How many of them had a loss or gradient that is not finite: such a gradient changes nothing.
+    #[serde(default)]
+    pub not_finite: usize,
+    /// Such iterations since the last usable one, of this epoch or earlier.
+    #[serde(default)]
+    pub not_finite_in_a_row: usize,
     /// Start of the epoch, seconds since 1970.
     pub started: f64,
     /// Generator of training patches.
@@ -102,6 +115,13 @@ pub struct Report {
     pub validation: bool,
     /// Mean loss of the last iterations that were read back.
     pub loss: Option<f32>,
+}
+
+/// What an iteration leaves on the device, to be read later.
+struct Unread {
+    loss: Buffer,
+    /// `[norm, 1 if not finite]` of the gradient.
+    norm: Buffer,
 }
 
 /// How an epoch ended.
@@ -146,6 +166,8 @@ impl Trainer {
             epoch: 0,
             iteration: 0,
             losses: Vec::new(),
+            not_finite: 0,
+            not_finite_in_a_row: 0,
             started: now(),
             random: RandomState::of(&random),
             loss_scale: None,
@@ -243,8 +265,8 @@ impl Trainer {
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`Error::NoCases`] without training cases, [`Error::Diverged`] if the loss is no longer finite, or what the
-    /// device reports.
+    /// [`Error::NoCases`] without training cases, or what the device reports. [`Error::Diverged`] once the loss scale
+    /// cannot be lowered any more, or, without one, after twenty steps in a row without a finite loss and gradient.
     pub fn epoch<S: PatchSource>(
         &mut self,
         training: &[S],
@@ -254,20 +276,21 @@ impl Trainer {
         let epoch = self.progress.epoch;
         if self.progress.iteration == 0 {
             self.progress.started = now();
+            self.progress.not_finite = 0;
         }
         let learning_rate = poly_learning_rate(self.settings.learning_rate, epoch, self.settings.epochs);
-        let mut unread: Vec<Buffer> = Vec::with_capacity(ITERATIONS_PER_READ);
+        let mut unread: Vec<Unread> = Vec::with_capacity(ITERATIONS_PER_READ);
         while self.progress.iteration < self.settings.iterations {
             unread.push(self.iteration(training, learning_rate as f32)?);
             self.progress.iteration += 1;
             let last = self.progress.iteration == self.settings.iterations;
             let mut loss = None;
             if unread.len() == ITERATIONS_PER_READ || last {
-                loss = Some(self.read_losses(&mut unread)?);
+                loss = self.read(&mut unread)?;
             }
             let report = Report { epoch, iteration: self.progress.iteration, validation: false, loss };
             if observe(report).is_break() {
-                self.read_losses(&mut unread)?;
+                self.read(&mut unread)?;
                 return Ok(Outcome::Interrupted);
             }
         }
@@ -289,8 +312,8 @@ impl Trainer {
         Ok(Outcome::Finished { best })
     }
 
-    /// One SGD step on one random batch; the loss stays on the device.
-    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Buffer> {
+    /// One SGD step on one random batch; loss and norm of the gradient stay on the device.
+    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Unread> {
         self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
         mirror(&mut self.batch, self.settings.mirror, &mut self.random);
         let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
@@ -301,31 +324,55 @@ impl Trainer {
             None => {
                 let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
                 tape.backward(seeds)?;
-                self.optimizer.step(&self.context, parameters, learning_rate)?;
-                Ok(loss)
+                let norm = self.optimizer.step(&self.context, parameters, learning_rate)?;
+                Ok(Unread { loss, norm })
             }
             Some(scale) => {
                 let (loss, seeds) = self.loss.value_and_scaled_gradient(&self.context, &target, outputs, scale)?;
                 tape.backward(seeds)?;
-                self.optimizer.scaled_step(&self.context, parameters, learning_rate, scale)?;
-                Ok(loss)
+                let norm = self.optimizer.scaled_step(&self.context, parameters, learning_rate, scale)?;
+                Ok(Unread { loss, norm })
             }
         }
     }
 
-    /// Moves losses from the device to the record and returns their mean.
-    fn read_losses(&mut self, unread: &mut Vec<Buffer>) -> Result<f32> {
-        let mut sum = 0.0;
-        let count = unread.len();
-        for loss in unread.drain(..) {
-            let total = self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN);
-            if !total.is_finite() {
-                return Err(Error::Diverged { epoch: self.progress.epoch });
+    /// Moves losses from the device to the record and returns the mean of those that are finite.
+    fn read(&mut self, unread: &mut Vec<Unread>) -> Result<Option<f32>> {
+        let before = self.progress.losses.len();
+        let mut any_not_finite = false;
+        for Unread { loss, norm } in unread.drain(..) {
+            let loss = self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN);
+            let taken = self.context.download_f32(&norm)?.get(1) == Some(&0.0);
+            if loss.is_finite() {
+                self.progress.losses.push(loss);
             }
-            self.progress.losses.push(total);
-            sum += total;
+            if loss.is_finite() && taken {
+                self.progress.not_finite_in_a_row = 0;
+            } else {
+                self.progress.not_finite += 1;
+                self.progress.not_finite_in_a_row += 1;
+                any_not_finite = true;
+            }
         }
-        Ok(sum / count as f32)
+        if any_not_finite {
+            self.check_divergence()?;
+        }
+        let read = &self.progress.losses[before..];
+        Ok((!read.is_empty()).then(|| mean(read) as f32))
+    }
+
+    /// Whether it makes sense to go on after steps that could not be taken.
+    fn check_divergence(&self) -> Result<()> {
+        let in_a_row = self.progress.not_finite_in_a_row;
+        let scale = self.loss_scale.as_ref().map(|scale| scale.state(&self.context)).transpose()?;
+        let diverged = match scale {
+            Some(state) => state.scale < LOWEST_LOSS_SCALE,
+            None => in_a_row >= MOST_NOT_FINITE_IN_A_ROW,
+        };
+        match diverged {
+            true => Err(Error::Diverged { epoch: self.progress.epoch, in_a_row }),
+            false => Ok(()),
+        }
     }
 
     /// Mean loss and pseudo Dice of random validation patches; `None` if interrupted. The patches of an epoch are the
