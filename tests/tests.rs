@@ -77,6 +77,9 @@ mod mirror;
 /// Sliding windows, accumulation and export.
 mod infer;
 
+/// Files that appear when they are complete.
+mod atomic;
+
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
 

@@ -6,6 +6,6 @@ mod header;
 mod nifti;
 mod stream;
 
-pub use atomic::{write_atomically, write_json};
+pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
 pub use nifti::{Image, LabelMap, LabelVoxel, read_channels, read_image, read_labels, write_labels};
