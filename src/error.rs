@@ -20,8 +20,8 @@ pub enum Error {
         path: PathBuf,
         /// What was tried, as a verb ("read", "write", "list").
         action: &'static str,
-        /// The operating system's answer.
-        source: std::io::Error,
+        /// The operating system's answer. Raw, so that it is no `source()`: the message holds it already.
+        r#source: std::io::Error,
     },
     /// A file is not valid JSON.
     #[error("{path}: not valid JSON: {source}")]
@@ -29,7 +29,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Where and why parsing stopped.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A JSON field is missing or holds something else than expected.
     #[error("{path}: field `{field}`: {problem}")]
@@ -103,7 +103,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the decompressor found.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A 4-D (or higher) image where a 3-D one is needed.
     #[error(
@@ -570,17 +570,21 @@ pub enum Error {
         /// The file ending looked for.
         ending: String,
     },
-    /// Prediction and reference differ in shape.
+    /// Prediction and reference do not lie on one grid.
     #[error(
-        "{path}: prediction has shape {found:?} (z, y, x), its reference has {expected:?}; export predictions on the raw image's grid"
+        "{path}: prediction and reference lie on different grids: {problem}; export predictions on the raw image's grid"
     )]
-    EvaluationShape {
+    EvaluationGrid {
         /// The prediction file.
         path: PathBuf,
-        /// Its shape.
-        found: [usize; 3],
-        /// The reference's shape.
-        expected: [usize; 3],
+        /// What differs.
+        problem: String,
+    },
+    /// Several faults at once, each on a line of its own.
+    #[error("{} faults:\n  {}", .faults.len(), .faults.iter().map(Error::to_string).collect::<Vec<_>>().join("\n  "))]
+    Several {
+        /// All of them.
+        faults: Vec<Error>,
     },
 
     // ---- networks and devices ---------------------------------------------------------------------------------
@@ -631,6 +635,23 @@ pub enum Error {
         /// What would need less.
         remedy: &'static str,
     },
+    /// The network's output is infinite or no number.
+    #[error(
+        "case {case}: the logits of the window of {patch:?} voxels from {start:?} (z, y, x, preprocessed) hold {value}; \
+         predict in f32 if this was {dtype:?} (--precision f32), else look at the image there, or take another checkpoint"
+    )]
+    NonFiniteLogits {
+        /// The case.
+        case: String,
+        /// The first such value.
+        value: f32,
+        /// First voxel of the window; negative where it hangs over the image.
+        start: [isize; 3],
+        /// Extent of the window.
+        patch: [usize; 3],
+        /// Type of the activations.
+        dtype: crate::kernels::Dtype,
+    },
     /// A saved state does not fit the network.
     #[error("parameter {name} {problem}; the checkpoint belongs to other plans")]
     State {
@@ -669,6 +690,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// All faults as one error: the only one itself, none if there is none.
+    pub fn several(mut faults: Vec<Error>) -> Option<Self> {
+        match faults.len() {
+            0 | 1 => faults.pop(),
+            _ => Some(Error::Several { faults }),
+        }
+    }
+
     /// Attaches a path and what was tried to an operating-system error; for `map_err`.
     pub fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
