@@ -77,6 +77,9 @@ mod mirror;
 /// Sliding windows, accumulation and export.
 mod infer;
 
+/// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
+mod predict;
+
 /// Files that appear when they are complete.
 mod atomic;
 
