@@ -806,17 +806,15 @@ pub enum Error {
         /// The file ending looked for.
         ending: String,
     },
-    /// Prediction and reference differ in shape.
+    /// Prediction and reference do not lie on one grid.
     #[error(
-        "{path}: prediction has shape {found:?} (z, y, x), its reference has {expected:?}; export predictions on the raw image's grid"
+        "{path}: prediction and reference lie on different grids: {problem}; export predictions on the raw image's grid"
     )]
-    EvaluationShape {
+    EvaluationGrid {
         /// The prediction file.
         path: PathBuf,
-        /// Its shape.
-        found: [usize; 3],
-        /// The reference's shape.
-        expected: [usize; 3],
+        /// What differs.
+        problem: String,
     },
 
     // ---- networks and devices ---------------------------------------------------------------------------------
@@ -866,6 +864,23 @@ pub enum Error {
         limit: u64,
         /// What would need less.
         remedy: &'static str,
+    },
+    /// The network's output is infinite or no number.
+    #[error(
+        "case {case}: the logits of the window of {patch:?} voxels from {start:?} (z, y, x, preprocessed) hold {value}; \
+         predict in f32 if this was {dtype:?} (--precision f32), else look at the image there, or take another checkpoint"
+    )]
+    NonFiniteLogits {
+        /// The case.
+        case: String,
+        /// The first such value.
+        value: f32,
+        /// First voxel of the window; negative where it hangs over the image.
+        start: [isize; 3],
+        /// Extent of the window.
+        patch: [usize; 3],
+        /// Type of the activations.
+        dtype: crate::kernels::Dtype,
     },
     /// A saved state does not fit the network.
     #[error("parameter {name} {problem}; the checkpoint belongs to other plans")]

@@ -4,6 +4,8 @@
 use crate::common::{device, uniform};
 use voxgrad::Error;
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::infer::SlidingWindow;
+use voxgrad::infer::memory::planned_host;
 use voxgrad::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem, workspace_bytes};
 use voxgrad::kernels::{Caps, Context, Dtype};
 use voxgrad::loss::NetworkLoss;
@@ -156,7 +158,7 @@ fn one_convolution_takes_the_scratch_that_is_planned() {
 #[test]
 fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
     let (context, _guard) = device();
-    let (patch, image) = if crate::common::is_slow() { ([16; 3], [20; 3]) } else { ([32, 40, 32], [40; 3]) };
+    let patch = if crate::common::is_slow() { [16; 3] } else { [32, 40, 32] };
     let shape = network(&[16, 32, 64], 2, 3);
     for (dtype, there) in [(Dtype::F32, true), (Dtype::F16, context.caps().f16)] {
         if !there {
@@ -171,17 +173,41 @@ fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
         drop(image_tensor);
         let outputs = network.forward(&mut Tape::inference(context), &x, 1).unwrap();
         outputs[0].value(context).unwrap().download(context).unwrap();
-        let plan = planned_prediction(context, &shape, image, patch, dtype);
+        let plan = planned_prediction(context, &shape, patch, dtype, 1 << 20);
         check_plan(&format!("prediction in {dtype:?}"), context.peak_bytes() - held_before, plan.device);
-        let voxels = image.iter().zip(patch).map(|(&i, p)| i.max(p) as u64).product::<u64>();
-        assert_eq!(plan.host, 4 * voxels * 4 + image.iter().product::<usize>() as u64 * 12);
-        plan.check(context.caps()).unwrap();
+        plan.check(context.caps(), None).unwrap();
     }
     let caps = Caps { cores: Some(2), memory: Some(8 << 30), max_buffer: 8 << 30, ..context.caps().clone() };
-    for (image, patch, word) in [([2048; 3], patch, "fewer classes"), (image, [1024; 3], "smaller patch")] {
-        let error = planned_prediction(context, &shape, image, patch, Dtype::F32).check(&caps).unwrap_err();
+    for (host, patch, word) in [(8 << 30, patch, "fewer classes"), (0, [1024; 3], "smaller patch")] {
+        let error = planned_prediction(context, &shape, patch, Dtype::F32, host).check(&caps, None).unwrap_err();
         assert!(matches!(error, Error::PredictionMemory { .. }) && error.to_string().contains(word), "{error}");
     }
+    // A GPU has memory of its own; the host's is another matter.
+    let gpu = Caps { cores: None, ..caps };
+    let plan = planned_prediction(context, &shape, patch, Dtype::F32, 9 << 30);
+    plan.check(&gpu, Some(16 << 30)).unwrap();
+    assert!(matches!(plan.check(&gpu, Some(8 << 30)), Err(Error::PredictionMemory { .. })));
+}
+
+/// Of classes times voxels, the host holds what one patch is deep: 105 classes of 512x512x800 voxels, and half of them.
+#[test]
+fn the_host_holds_a_patch_deep_of_a_case() {
+    let planned = |image: [usize; 3], heads| {
+        let window = SlidingWindow::new(image, [128, 128, 128], 0.5).unwrap();
+        planned_host(&window, 1, heads, image, 16)
+    };
+    let copy = |image: [usize; 3], heads: u64| image.iter().product::<usize>() as u64 * heads * 4;
+    let image = [800, 512, 512];
+    let share = planned(image, 105) as f64 / copy(image, 105) as f64;
+    assert!((0.16..0.21).contains(&share), "{share}");
+    // What is as deep as a patch is held whole, once.
+    let flat = [128, 512, 512];
+    let share = planned(flat, 105) as f64 / copy(flat, 105) as f64;
+    assert!((1.0..1.2).contains(&share), "{share}");
+    // The labels of a raw image that is finer than the case.
+    let window = SlidingWindow::new(flat, [128; 3], 0.5).unwrap();
+    let fine = planned_host(&window, 1, 3, [512, 1024, 1024], 16);
+    assert!(fine > planned_host(&window, 1, 3, flat, 16) + 2 * (512 - 32) * 1024 * 1024);
 }
 
 #[test]

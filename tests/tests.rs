@@ -83,6 +83,12 @@ mod mirror;
 /// Sliding windows, accumulation and export.
 mod infer;
 
+/// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
+mod predict;
+
+/// Files that appear when they are complete.
+mod atomic;
+
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
 

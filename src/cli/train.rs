@@ -145,6 +145,7 @@ impl Train {
             None => Trainer::new(&context, job.model.clone(), job.settings)?,
         };
         job.make_output()?;
+        io::remove_leftovers(&job.output)?;
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
             trainer.network().parameters().count(),

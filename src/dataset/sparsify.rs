@@ -59,7 +59,5 @@ pub fn integration_dataset(source: &Path, target: &Path) -> Result<()> {
     let mut json = dense.json.source().clone();
     json["labels"] = json!({"background": 0, "hippocampus": [1, 2], "anterior": 1, "ignore": 3});
     json.insert("regions_class_order".into(), json!([2, 1]));
-    let path = target.join("dataset.json");
-    let text = serde_json::to_string_pretty(&json).map_err(|source| Error::Json { path: path.clone(), source })?;
-    fs::write(&path, text).map_err(Error::io(path, "write"))
+    io::write_json(&target.join("dataset.json"), &json)
 }

@@ -4,13 +4,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3};
 use nifti::DataElement;
 use nifti::writer::WriterOptions;
 
 use super::Geometry;
+use super::atomic::write_aside;
 use super::header::{Header, Scalar};
 use super::stream;
 use crate::error::{Error, Result, ValueSummary};
@@ -152,42 +152,37 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
 
 /// Writes a label map onto the grid of `geometry`, gzipped if the name ends in `.gz`.
 ///
-/// The file appears under its name only when it is complete: it is written beside it first and renamed.
+/// The file appears under its name only when it is complete: it is written elsewhere in the folder first and renamed.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::NiftiWrite`]; the target is then as it was before.
 pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
     let gzipped = path.extension().is_some_and(|ending| ending == "gz");
-    // No dot but the ending's: the writer cuts names at their last dots.
-    let temporary = path.with_file_name(format!(
-        "writing-{}-{}.nii{}",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed),
-        if gzipped { ".gz" } else { "" },
-    ));
-    let written = write_volume(&temporary, labels, geometry, gzipped)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path, "rename to")));
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    // A name without further dots: the writer cuts names at their last dots.
+    let name = if gzipped { "volume.nii.gz" } else { "volume.nii" };
+    write_aside(path, name, |file| write_volume(path, file, labels, geometry, gzipped))
 }
 
-fn write_volume<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry, gzipped: bool) -> Result<()> {
+/// Writes the content of `path` to `file`.
+fn write_volume<T: LabelVoxel>(
+    path: &Path,
+    file: &Path,
+    labels: ArrayView3<T>,
+    geometry: &Geometry,
+    gzipped: bool,
+) -> Result<()> {
     let failed = |problem: String| Error::NiftiWrite { path: path.into(), problem };
     if labels.shape().iter().any(|&n| n == 0 || n > i16::MAX as usize) {
         return Err(failed(format!("NIfTI-1 axes hold 1 to {} voxels, the volume has {:?}", i16::MAX, labels.shape())));
     }
-    WriterOptions::new(path)
+    WriterOptions::new(file)
         .reference_header(geometry.header())
         .write_nifti(&labels.reversed_axes())
         .map_err(|error| failed(error.to_string()))?;
     // The writer lets a failing flush of an uncompressed file pass (a full disk, say); its length tells.
     if !gzipped {
         let expected = 352 + (labels.len() * size_of::<T>()) as u64;
-        let found = fs::metadata(path).map_err(Error::io(path, "read"))?.len();
+        let found = fs::metadata(file).map_err(Error::io(path, "read"))?.len();
         if found != expected {
             return Err(failed(format!("only {found} of {expected} bytes were written")));
         }

@@ -93,43 +93,47 @@ pub struct PredictionMemory {
     pub device: u64,
     /// The largest single buffer of the device.
     pub largest_buffer: u64,
-    /// The logits that are added up on the host for the whole case, and their copy when they are averaged.
+    /// The most that the host holds at once, see [`planned_host`](crate::infer::memory::planned_host).
     pub host: u64,
 }
 
 impl PredictionMemory {
-    /// Refuses what the device, or the memory that a CPU shares with it, cannot hold.
+    /// Refuses what the device, or the host with `host_memory` bytes, cannot hold. A CPU shares its memory with the host.
     ///
     /// # Errors
     /// [`Error::PredictionMemory`], which says what to reduce.
-    pub fn check(&self, caps: &Caps) -> Result<()> {
+    pub fn check(&self, caps: &Caps, host_memory: Option<u64>) -> Result<()> {
         let too_large = |what, needed, limit, remedy| Err(Error::PredictionMemory { what, needed, limit, remedy });
         let window = "a configuration with a smaller patch, --precision f16, or another device";
         if self.largest_buffer > caps.max_buffer {
             return too_large("the largest tensor of a window", self.largest_buffer, caps.max_buffer, window);
         }
-        let Some(memory) = caps.memory else { return Ok(()) };
-        if self.device > memory {
+        if let Some(memory) = caps.memory.filter(|&memory| self.device > memory) {
             return too_large("a window", self.device, memory, window);
         }
-        // Only a CPU's own memory is known here.
-        let shared = self.device.saturating_add(self.host);
-        if caps.cores.is_some() && shared > memory {
-            let remedy = "fewer classes, a configuration with a larger voxel spacing, or an image cut into parts";
-            return too_large("a window and the logits of the whole image", shared, memory, remedy);
+        let remedy =
+            "fewer classes, a smaller patch, a configuration with a larger voxel spacing, or an image cut into parts";
+        let (what, held, memory) = match (caps.cores, caps.memory) {
+            (Some(_), Some(memory)) => {
+                ("a window and the slices of logits around it", self.device.saturating_add(self.host), Some(memory))
+            }
+            _ => ("the slices of logits around a window", self.host, host_memory),
+        };
+        if let Some(memory) = memory.filter(|&memory| held > memory) {
+            return too_large(what, held, memory, remedy);
         }
         Ok(())
     }
 }
 
-/// The memory of predicting an image of `image` voxels, padded to at least one window, in windows of `patch` voxels with
-/// activations of type `dtype`.
+/// The memory of predicting in windows of `patch` voxels with activations of type `dtype`, where the host holds `host`
+/// bytes for the whole case.
 pub fn planned_prediction(
     context: &Context,
     shape: &UNetShape,
-    image: [usize; 3],
     patch: [usize; 3],
     dtype: Dtype,
+    host: u64,
 ) -> PredictionMemory {
     let sizes = Sizes { batch: 1, element: dtype.size() };
     let floats = Sizes { batch: 1, element: 4 };
@@ -144,13 +148,11 @@ pub fn planned_prediction(
         walk.allocate(floats.tensor(patch, shape.heads));
     }
     let parameters = parameter_bytes(shape);
-    let padded = std::array::from_fn(|a| image[a].max(patch[a]));
-    let sums = floats.tensor(padded, shape.heads).saturating_add(floats.tensor(padded, 1));
     PredictionMemory {
         // Values, gradients and momenta are allocated together.
         device: 3 * parameters + walk.peak,
         largest_buffer: walk.largest.max(parameters),
-        host: sums.saturating_add(floats.tensor(image, shape.heads)),
+        host,
     }
 }
 
