@@ -74,9 +74,10 @@ fn chunks_far_beyond_the_array_are_not_made() {
         let extent: Vec<u8> =
             [13u64, 22, 17].iter().flat_map(|n| [vec![0xd3], n.to_be_bytes().to_vec()].concat()).collect();
         let at = bytes.windows(extent.len()).position(|window| window == extent).unwrap() + extent.len() + 1;
-        let last = at + 3 * 5 + 1;
-        assert_eq!(bytes[last - 1], 0xd2);
-        bytes[last..last + 4].copy_from_slice(&(i32::MAX as u32).to_be_bytes());
+        for (axis, extent) in [2, 64, 64, i32::MAX as u32].into_iter().enumerate() {
+            assert_eq!(bytes[at + 5 * axis], 0xd2);
+            bytes[at + 5 * axis + 1..at + 5 * axis + 5].copy_from_slice(&extent.to_be_bytes());
+        }
         // One chunk, of zeros: its offset, stored plainly, says so itself.
         let data = u32::from_be_bytes(bytes[11..15].try_into().unwrap()) as usize;
         bytes[39..47].fill(0);

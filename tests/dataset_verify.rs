@@ -260,13 +260,14 @@ fn voxgrad(place: &Place, verb: &str, arguments: &[&str]) -> (Option<i32>, Strin
 #[test]
 fn verify_shows_what_is_annotated_and_by_which_folds() {
     let place = Place::new();
-    place.write("labelsTr/c_3.nii.gz", &Array3::from_elem((SIDE, SIDE, SIDE), IGNORE));
+    // The only validation case of fold 1.
+    place.write("labelsTr/c_4.nii.gz", &Array3::from_elem((SIDE, SIDE, SIDE), IGNORE));
     let (code, said) = voxgrad(&place, "verify", &["-np", "1"]);
     assert_eq!(code, Some(0), "{said}");
-    for words in ["% of voxels", "case c_3 has no annotated voxel", "nnU-Net's five", "6 cases, nothing wrong"] {
+    for words in ["% of voxels", "case c_4 has no annotated voxel", "nnU-Net's five", "6 cases, nothing wrong"] {
         assert!(said.contains(words), "no `{words}` in: {said}");
     }
-    assert!(said.contains("class a is in no validation case of fold"), "{said}");
+    assert!(said.contains("class a is in no validation case of fold 1:"), "{said}");
     // Splits that are there count instead.
     let all = r#"{"train": ["c_0", "c_1", "c_2", "c_3"], "val": ["c_4", "c_5"]}"#;
     fs::write(place.path("splits_final.json"), format!("[{all}]")).unwrap();
