@@ -30,6 +30,7 @@ pub mod preprocess;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod sample;
+pub mod sparsify;
 
 // Both together.
 pub mod predict;

@@ -4,6 +4,7 @@ mod devices;
 mod evaluate;
 mod predict;
 mod prepare;
+mod sparsify;
 mod spelling;
 mod summary;
 mod train;
@@ -36,6 +37,8 @@ enum Verb {
     Preprocess(prepare::Preprocess),
     /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
     PlanAndPreprocess(prepare::PlanAndPreprocess),
+    /// Make sparse annotations from dense ones: scribbles, slices, blocks, masks, with an ignore label.
+    Sparsify(sparsify::Sparsify),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(train::Train),
     /// Segment images with a trained network.
@@ -83,6 +86,7 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Plan(plan) => plan.run(),
         Verb::Preprocess(preprocess) => preprocess.run(),
         Verb::PlanAndPreprocess(both) => both.run(),
+        Verb::Sparsify(sparsify) => sparsify.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

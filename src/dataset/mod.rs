@@ -11,7 +11,6 @@ pub mod json;
 pub mod labels;
 pub mod planner;
 pub mod plans;
-pub mod sparsify;
 pub mod splits;
 pub mod topology;
 pub mod verify;

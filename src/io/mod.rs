@@ -8,4 +8,6 @@ mod stream;
 
 pub use atomic::{write_atomically, write_json};
 pub use geometry::Geometry;
-pub use nifti::{Image, LabelMap, LabelVoxel, read_channels, read_image, read_labels, write_labels};
+pub use nifti::{
+    Image, LabelMap, LabelVoxel, read_channels, read_image, read_labels, write_labels, write_labels_as_stored,
+};
