@@ -769,7 +769,12 @@ pub enum Error {
 
 impl Error {
     /// One error as itself, more of them together.
-    pub fn several(mut errors: Vec<Error>) -> Self {
+    pub fn several(errors: Vec<Error>) -> Self {
+        let single = |error| match error {
+            Error::Several(errors) => errors,
+            error => vec![error],
+        };
+        let mut errors: Vec<Error> = errors.into_iter().flat_map(single).collect();
         match errors.len() {
             1 => errors.remove(0),
             _ => Error::Several(errors),

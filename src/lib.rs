@@ -32,6 +32,8 @@ pub mod report;
 pub mod sample;
 pub mod sparsify;
 
+pub mod import;
+
 // Both together.
 pub mod predict;
 pub mod train;

@@ -2,6 +2,7 @@
 
 mod devices;
 mod evaluate;
+mod import;
 mod predict;
 mod prepare;
 mod sparsify;
@@ -39,6 +40,8 @@ enum Verb {
     PlanAndPreprocess(prepare::PlanAndPreprocess),
     /// Make sparse annotations from dense ones: scribbles, slices, blocks, masks, with an ignore label.
     Sparsify(sparsify::Sparsify),
+    /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
+    Import(import::Import),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(train::Train),
     /// Segment images with a trained network.
@@ -87,6 +90,7 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Preprocess(preprocess) => preprocess.run(),
         Verb::PlanAndPreprocess(both) => both.run(),
         Verb::Sparsify(sparsify) => sparsify.run(),
+        Verb::Import(import) => import.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

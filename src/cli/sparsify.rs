@@ -2,12 +2,14 @@
 
 use super::progress_bar;
 use anyhow::{Context as _, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use voxgrad::dataset::Dataset;
+use voxgrad::io;
+use voxgrad::report::{Overlay, write_annotation};
 use voxgrad::sparsify::{
-    Blocks, Budget, Mask, MaskRule, Mix, Scheme, Scribbles, Selection, Settings, Slices, Transfer, sparsify_dataset,
-    table,
+    Blocks, Budget, Mask, MaskRule, Mix, Report, Scheme, Scribbles, Selection, Settings, Slices, Transfer,
+    sparsify_dataset, table,
 };
 
 /// Share of slices, or of voxels in blocks, unless another is asked for.
@@ -41,6 +43,9 @@ pub struct Sparsify {
     /// Cases that are worked on at a time; all processor cores unless given.
     #[arg(long, visible_alias = "np", value_name = "N")]
     workers: Option<usize>,
+    /// Draw image, sparse annotation and dense labels of every case, as <case>.png in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pictures: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Scribbles (defaults are ScribbleBench's)")]
     scribbles: ScribbleOptions,
     #[command(flatten, next_help_heading = "Slices")]
@@ -173,9 +178,37 @@ impl Sparsify {
         bar.finish_and_clear();
         print!("{}", table(&report.cases));
         report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        println!("\n{}", images(report.images));
+        println!("\n{}", came_along(report.images));
         println!("ignore label: {}", report.ignore);
         println!("wrote {} (what was done: sparsify.json)", self.output.display());
+        if let Some(folder) = &self.pictures {
+            self.draw(&report, folder)?;
+            println!("pictures in {}", folder.display());
+        }
+        Ok(())
+    }
+
+    fn draw(&self, report: &Report, folder: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let dense = Dataset::inspect(&self.dataset)?.0;
+        for (files, case) in dense.cases.iter().zip(&report.cases) {
+            let (Some(image), Some(labels)) = (files.images.first(), &files.label) else { continue };
+            let image = io::read_image(image)?;
+            let (labels, ending) = (io::read_labels(labels)?, &dense.json.file_ending);
+            let sparse = io::read_labels(&self.output.join(format!("labelsTr/{}{ending}", case.case)))?;
+            let foreground = case.classes.iter().filter(|class| class.label != 0);
+            let overlay = Overlay {
+                case: &case.case,
+                image: image.data.view(),
+                annotation: Some(sparse.data.view()),
+                prediction: labels.data.view(),
+                reference: None,
+                ignore: Some(report.ignore),
+                labels: &foreground.map(|class| (class.label, class.name.clone())).collect::<Vec<_>>(),
+                spacing: image.geometry.spacing,
+            };
+            write_annotation(&folder.join(format!("{}.png", case.case)), &overlay)?;
+        }
         Ok(())
     }
 
@@ -341,7 +374,7 @@ impl Sparsify {
 }
 
 /// How images came along.
-pub fn images(transfer: Transfer) -> String {
+pub fn came_along(transfer: Transfer) -> String {
     match transfer {
         Transfer { linked, copied: 0 } => {
             format!("images: {linked} files are hard links to the source's (--copy makes copies)")

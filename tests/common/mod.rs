@@ -3,6 +3,7 @@
 pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
+pub mod sparse;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
