@@ -111,7 +111,7 @@ watched() {
 
 run_tests() { step tests 240 within "$folder/tests" --show-output --test-threads=1; }
 
-without_kernels='b2nd|cli|dataset|dataset_cli|eval|fuzz|history|nifti|numpy_random|patches|planner|plans|preprocess|report|resample|sample|sanitizer|sparsify|splits|store'
+without_kernels='b2nd|cli|dataset|dataset_cli|eval|fuzz|history|import|nifti|numpy_random|patches|planner|plans|preprocess|report|resample|sample|sanitizer|sparsify|sparsify_dataset|splits|store'
 whole_networks='golden|infer|memory|ptx|train|tune'
 run_sanitizer() {
     for tool in memcheck racecheck; do

@@ -577,6 +577,102 @@ pub enum Error {
         expected: Vec<i16>,
     },
 
+    // ---- sparse annotations ------------------------------------------------------------------------------------------
+    /// A volume of one slice.
+    #[error(
+        "case {case}: {path} has shape {shape:?} (z, y, x), a single slice along one axis; sparse annotations are made of \
+         volumes only"
+    )]
+    FlatVolume {
+        /// The case.
+        case: String,
+        /// The label file.
+        path: PathBuf,
+        /// Its shape.
+        shape: [usize; 3],
+    },
+    /// A declared class that no case has.
+    #[error(
+        "{path}: no case has a voxel of {name} (label {label}); correct the label files, or take it out of `labels`"
+    )]
+    ClassEmpty {
+        /// The `dataset.json`.
+        path: PathBuf,
+        /// Name of the class.
+        name: String,
+        /// Its label value.
+        label: i16,
+    },
+    /// A name that the dataset does not have.
+    #[error("no {what} `{name}`; there are {available:?}")]
+    NameUnknown {
+        /// What the name was to be of.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The names there are.
+        available: Vec<String>,
+    },
+    /// A list of slices does not fit a case.
+    #[error("slices of case {case}: {problem}")]
+    Slices {
+        /// The case.
+        case: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A share of annotated voxels that cannot be met.
+    #[error(
+        "case {case}: {:.3} % of the voxels were asked for, {:.3} % is what there would be; {remedy}",
+        100.0 * fraction, 100.0 * reached
+    )]
+    BudgetUnmet {
+        /// The case.
+        case: String,
+        /// The share asked for.
+        fraction: f64,
+        /// The share possible.
+        reached: f64,
+        /// What would help.
+        remedy: &'static str,
+    },
+    /// A label map or mask lies elsewhere than its image.
+    #[error("case {case}: {path} does not lie where the case's other files lie; export it on the same grid")]
+    LabelPlacement {
+        /// The case.
+        case: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A class without its mask file.
+    #[error(
+        "case {case}: no mask of {name}; expected {path}. If the class is not in the case, say that missing masks are empty"
+    )]
+    MaskMissing {
+        /// The case.
+        case: String,
+        /// Name of the class.
+        name: String,
+        /// The file expected.
+        path: PathBuf,
+    },
+    /// No annotation at all.
+    #[error("{path}: no annotation found; files must be named <case>{ending}, folders of masks <case>")]
+    NothingToImport {
+        /// The folder.
+        path: PathBuf,
+        /// The declared file ending.
+        ending: String,
+    },
+    /// A folder that must not be replaced.
+    #[error("{path}: {problem}")]
+    OutputExists {
+        /// The folder.
+        path: PathBuf,
+        /// Why it stays as it is.
+        problem: String,
+    },
+
     // ---- splits and plans ---------------------------------------------------------------------------------------------
     /// Fewer cases than folds.
     #[error("{cases} training cases cannot be split into {folds} folds; add cases, or train with fold `all`")]
@@ -1029,8 +1125,13 @@ fn undeclared(found: &[(i16, u64)]) -> String {
 }
 
 impl Error {
-    /// All faults as one error: the only one itself, none if there is none.
-    pub fn several(mut faults: Vec<Error>) -> Option<Self> {
+    /// All faults as one error: the only one itself, none if there is none; of several among them each on its own.
+    pub fn several(faults: Vec<Error>) -> Option<Self> {
+        let single = |error| match error {
+            Error::Several { faults } => faults,
+            error => vec![error],
+        };
+        let mut faults: Vec<Error> = faults.into_iter().flat_map(single).collect();
         match faults.len() {
             0 | 1 => faults.pop(),
             _ => Some(Error::Several { faults }),
@@ -1051,3 +1152,5 @@ impl Error {
         move |source| Error::Io { path, action, source }
     }
 }
+
+/// Every error on a line of its own.

@@ -110,8 +110,14 @@ mod history;
 /// Pictures of progress and of cases.
 mod report;
 
-/// Making dense labels sparse as nnU-Net's integration test does.
+/// Making dense labels sparse: what holds for every scheme.
 mod sparsify;
+
+/// Making dense datasets sparse.
+mod sparsify_dataset;
+
+/// Annotations as people draw them.
+mod import;
 
 /// Fingerprints and planned configurations, field by field against nnU-Net's.
 mod planner;

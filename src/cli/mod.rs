@@ -2,10 +2,12 @@
 
 mod devices;
 mod evaluate;
+mod import;
 mod interrupt;
 mod job;
 mod predict;
 mod prepare;
+mod sparsify;
 mod spelling;
 mod steps;
 mod summary;
@@ -44,6 +46,10 @@ enum Verb {
     Preprocess(prepare::Preprocess),
     /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
     PlanAndPreprocess(prepare::PlanAndPreprocess),
+    /// Make sparse annotations from dense ones: scribbles, slices, blocks, masks, with an ignore label.
+    Sparsify(sparsify::Sparsify),
+    /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
+    Import(import::Import),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<train::Train>),
     /// Segment images with a trained network.
@@ -91,6 +97,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Plan(plan) => plan.run(),
         Verb::Preprocess(preprocess) => preprocess.run(),
         Verb::PlanAndPreprocess(both) => both.run(),
+        Verb::Sparsify(sparsify) => sparsify.run(),
+        Verb::Import(import) => import.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

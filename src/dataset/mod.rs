@@ -10,7 +10,6 @@ pub mod json;
 pub mod labels;
 pub mod planner;
 pub mod plans;
-pub mod sparsify;
 pub mod splits;
 mod support;
 pub mod topology;

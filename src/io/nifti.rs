@@ -40,6 +40,14 @@ pub struct LabelMap {
 pub trait LabelVoxel: DataElement + bytemuck::Pod {}
 impl LabelVoxel for u8 {}
 impl LabelVoxel for u16 {}
+impl LabelVoxel for i8 {}
+impl LabelVoxel for i16 {}
+impl LabelVoxel for i32 {}
+impl LabelVoxel for u32 {}
+impl LabelVoxel for i64 {}
+impl LabelVoxel for u64 {}
+impl LabelVoxel for f32 {}
+impl LabelVoxel for f64 {}
 
 /// What a file's header says about its volume, before any voxel is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -161,6 +169,31 @@ pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry:
     // A name without further dots: the writer cuts names at their last dots.
     let name = if gzipped { "volume.nii.gz" } else { "volume.nii" };
     write_aside(path, name, |file| write_volume(path, file, labels, geometry, gzipped))
+}
+
+/// Writes a label map in the voxel type of the file that `geometry` was read from, where that type holds all labels; else
+/// in nnU-Net's, of one byte below 255 and of two from there on.
+///
+/// # Errors
+/// As [`write_labels`]; [`Error::NiftiWrite`] for negative labels that no type of label maps holds.
+pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &Geometry) -> Result<()> {
+    let (lowest, highest) = labels.iter().fold((0, 0), |(low, high), &label| (label.min(low), label.max(high)));
+    let in_byte = lowest >= 0 && highest <= 255;
+    match geometry.header().datatype {
+        2 if in_byte => write_labels(path, labels.mapv(|l| l as u8).view(), geometry),
+        4 => write_labels(path, labels, geometry),
+        8 => write_labels(path, labels.mapv(i32::from).view(), geometry),
+        16 => write_labels(path, labels.mapv(f32::from).view(), geometry),
+        64 => write_labels(path, labels.mapv(f64::from).view(), geometry),
+        256 if lowest >= -128 && highest <= 127 => write_labels(path, labels.mapv(|l| l as i8).view(), geometry),
+        512 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u16).view(), geometry),
+        768 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u32).view(), geometry),
+        1024 => write_labels(path, labels.mapv(i64::from).view(), geometry),
+        1280 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u64).view(), geometry),
+        _ if lowest >= 0 && highest < 255 => write_labels(path, labels.mapv(|l| l as u8).view(), geometry),
+        _ if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u16).view(), geometry),
+        _ => Err(Error::NiftiWrite { path: path.into(), problem: format!("label {lowest} is negative") }),
+    }
 }
 
 /// Writes the content of `path` to `file`.

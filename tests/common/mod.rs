@@ -4,6 +4,7 @@ pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
 pub mod six_cases;
+pub mod sparse;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
