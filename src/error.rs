@@ -1152,5 +1152,3 @@ impl Error {
         move |source| Error::Io { path, action, source }
     }
 }
-
-/// Every error on a line of its own.
