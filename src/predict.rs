@@ -5,7 +5,7 @@ use crate::augment::flip;
 use crate::error::Result;
 use crate::infer::{Accumulator, SlidingWindow, export, mirror_subsets};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{PlainConvUNet, planned_prediction};
+use crate::nn::{Network, planned_prediction};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -36,7 +36,7 @@ impl Default for Settings {
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
@@ -81,7 +81,7 @@ pub fn logits(
 /// As [`logits`], and if the logits cannot be resampled.
 pub fn segmentation(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     preprocessor: &Preprocessor,
     patch: [usize; 3],

@@ -3,7 +3,7 @@
 use crate::common::{device, read, uniform};
 use half::bf16;
 use voxgrad::kernels::loss::{Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
-use voxgrad::kernels::{Buffer, Dtype, KernelError, elementwise};
+use voxgrad::kernels::{Buffer, Dtype, KernelError, Scale, elementwise};
 
 #[test]
 fn upload_and_download_are_inverse() {
@@ -75,7 +75,7 @@ fn bf16_logits_work_on_the_cpu_runtime_of_linux() {
         let gradient = context.empty(logits.len(), logits.dtype()).unwrap();
         let value = context.empty(problem.loss_len(), Dtype::F32).unwrap();
         let into = [Gradient::Into(&gradient)];
-        value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, 1.0, &value).unwrap();
+        value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, Scale::ONE, &value).unwrap();
         (read(context, &value), gradient)
     };
     let (value, gradient) = run(context.upload_f32(&exact).unwrap());

@@ -7,11 +7,12 @@ use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem, workspace_bytes};
 use voxgrad::kernels::{Caps, Context, Dtype};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{PlainConvUNet, Stage, UNetShape, planned_memory, planned_prediction, pytorch_kept_bytes};
+use voxgrad::nn::{Network, Stage, UNetShape, planned_memory, planned_prediction, pytorch_kept_bytes};
 use voxgrad::optim::Optimizer;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::Step;
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
 const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
@@ -42,22 +43,19 @@ fn step_in(
     let labels = LabelManager::new(&DatasetJson::parse("dataset.json".as_ref(), DATASET).unwrap()).unwrap();
     let loss = NetworkLoss::new(context, &labels, shape, BATCH, dims, false).unwrap();
     let held_before = context.held_bytes();
-    let network = PlainConvUNet::new(context, shape.clone(), 1).unwrap();
+    let network = Network::new(context, shape.clone(), 1).unwrap();
+    let step = Step::new(context, network, loss, Optimizer::default()).with_fusion(fusion);
     let input = Shape { batch: BATCH, dims, channels: shape.channels_in };
     let image = Tensor::upload(context, input, &uniform(1, input.len())).unwrap();
-    let x = Var::data(image.cast(context, dtype).unwrap());
-    drop(image);
+    let image = image.cast(context, dtype).unwrap();
     let map: Vec<u8> = (0..input.voxels()).map(|i| (i / 7 % 4) as u8).collect();
     let target = context.upload(&map, Dtype::U8).unwrap();
     context.reset_peak();
     let launches = context.launches();
-    let mut tape = Tape::new(context).with_fusion(fusion);
-    let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
-    let (_, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
-    tape.backward(seeds).unwrap();
-    Optimizer::default().step(context, network.parameters(), 0.01).unwrap();
+    step.gradients(&image, &target).unwrap();
+    step.update(0.01).unwrap();
     let (launches, peak) = (context.launches() - launches, context.peak_bytes() - held_before);
-    (launches, peak, network.parameters().to_torch(context, Slot::Gradient).unwrap())
+    (launches, peak, step.network().parameters().to_torch(context, Slot::Gradient).unwrap())
 }
 
 /// The same in f32.
@@ -163,7 +161,7 @@ fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
             continue;
         }
         let held_before = context.held_bytes();
-        let network = PlainConvUNet::new(context, shape.clone(), 1).unwrap();
+        let network = Network::new(context, shape.clone(), 1).unwrap();
         context.reset_peak();
         let input = Shape { batch: 1, dims: patch, channels: 2 };
         let image_tensor = Tensor::upload(context, input, &uniform(1, input.len())).unwrap();

@@ -47,4 +47,4 @@ pub mod vector_math;
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Dtype};
 pub use error::KernelError;
-pub use loss_scale::{LossScale, LossScaleState};
+pub use loss_scale::{LossScale, LossScaleState, Scale};

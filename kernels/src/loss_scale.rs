@@ -37,6 +37,40 @@ pub struct LossScale {
     state: Buffer,
 }
 
+/// How many times too large a gradient is.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// A number that the host knows.
+    Fixed(f32),
+    /// What the device's state says.
+    Dynamic(&'a LossScale),
+}
+
+impl<'a> Scale<'a> {
+    /// Without loss scaling.
+    pub const ONE: Self = Self::Fixed(1.0);
+
+    /// The scalar and the buffer by which a kernel undoes the scale: the scalar times `buffer[1]` where the scale is
+    /// dynamic. `unread` is passed where there is no state.
+    pub(crate) fn arguments(self, unread: &'a Buffer) -> (f32, &'a Buffer) {
+        match self {
+            Self::Fixed(scale) => (1.0 / scale, unread),
+            Self::Dynamic(scale) => (1.0, scale.buffer()),
+        }
+    }
+
+    pub(crate) fn is_dynamic(self) -> bool {
+        matches!(self, Self::Dynamic(_))
+    }
+}
+
+impl<'a> From<Option<&'a LossScale>> for Scale<'a> {
+    /// Of a step that may have a loss scale.
+    fn from(scale: Option<&'a LossScale>) -> Self {
+        scale.map_or(Self::ONE, Self::Dynamic)
+    }
+}
+
 /// Multiplies the `values` by the scale.
 #[cube(launch_unchecked)]
 fn apply_kernel(values: &mut [f32], state: &[f32], length: usize) {

@@ -16,7 +16,7 @@
 use crate::block::strip;
 use crate::elementwise::lanes_of;
 use crate::reduce::{Path, Walk, check_count, cubes, gather_parts, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError, LossScale};
+use crate::{Buffer, Context, Dtype, KernelError, Scale};
 use cubecl::prelude::*;
 
 /// What a step does with the gradient's norm.
@@ -29,29 +29,6 @@ pub struct Guard<'a> {
     pub max_norm: f32,
     /// Leave parameters and moments as they are if some gradient is infinite or NaN (torch's `GradScaler`).
     pub skip_non_finite: bool,
-}
-
-/// How many times too large a gradient is.
-#[derive(Clone, Copy, Debug)]
-pub enum Scale<'a> {
-    /// A number that the host knows; 1 without loss scaling.
-    Fixed(f32),
-    /// What the device's state says.
-    Dynamic(&'a LossScale),
-}
-
-impl<'a> Scale<'a> {
-    /// The scalar and the buffer of a kernel's [`inverse`]. `unread` is passed where there is no state.
-    fn arguments(self, unread: &'a Buffer) -> (f32, &'a Buffer) {
-        match self {
-            Self::Fixed(scale) => (1.0 / scale, unread),
-            Self::Dynamic(scale) => (1.0, scale.buffer()),
-        }
-    }
-
-    fn is_dynamic(self) -> bool {
-        matches!(self, Self::Dynamic(_))
-    }
 }
 
 /// A gradient and how it is to be used.
@@ -100,7 +77,7 @@ impl Default for AdamW {
 
 // ------------------------------------------------------------------------------------------------ kernels
 
-/// What a gradient is multiplied by to undo the loss scale. `state` is that of a [`LossScale`] if `dynamic`.
+/// What a gradient is multiplied by to undo the loss scale. `state` is that of a [`LossScale`](crate::LossScale) if `dynamic`.
 #[cube]
 fn inverse(state: &[f32], fixed: f32, #[comptime] dynamic: bool) -> f32 {
     if comptime!(dynamic) { state[1] } else { fixed }

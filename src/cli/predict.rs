@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, cases_in};
 use voxgrad::kernels::Context;
-use voxgrad::nn::PlainConvUNet;
+use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Precision};
@@ -44,7 +44,7 @@ impl Predict {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
         let cases = cases_in(&self.input, None, &checkpoint.model.dataset)?;
         let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
-        let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
+        let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
         let precision = match self.precision {
@@ -61,7 +61,7 @@ impl Predict {
 /// Predicts cases into a folder, each file complete or absent.
 pub fn predict_cases(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     model: &Model,
     cases: &[CaseFiles],
     output: &Path,

@@ -4,16 +4,40 @@ use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_k
 use super::plan::{Plan, TAIL, Weighting};
 use super::problem::Reduction;
 use super::walk::GridLaunch;
-use super::{
-    Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, owned, sigmoid, softmax, top_k,
-};
-use crate::{Buffer, Context, Dtype, KernelError};
-use cubecl::ir::ElemType;
+use super::{Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
+use crate::{Buffer, Context, Dtype, KernelError, Scale};
 use cubecl::prelude::*;
 
 /// More units than cores, since chunks without annotation are done at once: the runtime gives the next unit to
 /// the core that is free.
 const UNITS_PER_CORE: u32 = 4;
+
+/// Launches one of the kernels over chunks. All of them begin with logits, what is known about the voxels, and how units
+/// walk over them, and are compiled for a plan and the types of logits, labels and weights. A macro, since CubeCL gives the
+/// arguments of each kernel types of their own.
+macro_rules! over_chunks {
+    ($pass:expr, $width:expr, $file:ident::$kernel:ident, $($argument:expr),+) => {{
+        let pass: &Pass = $pass;
+        let (count, dim) = pass.chunk_cubes(pass.plan.walkers)?;
+        let [e, l, w] = [pass.logits[0], pass.labels, pass.weights].map(|buffer| buffer.dtype().elem());
+        $file::$kernel::launch(
+            pass.context.client(),
+            count,
+            dim,
+            $width,
+            pass.logits(),
+            pass.labels.arg(),
+            pass.weights.arg(),
+            pass.grid(),
+            $($argument,)+
+            pass.plan,
+            e,
+            l,
+            w,
+        );
+        pass.context.launched();
+    }};
+}
 
 /// The launches for one batch.
 pub(super) struct Pass<'a> {
@@ -33,8 +57,6 @@ pub(super) struct Pass<'a> {
 pub(super) struct Sums {
     /// `[levels, batch]` rows.
     totals: Buffer,
-    /// Where units own channels, `log sum exp` of every voxel.
-    normalisers: Buffer,
     /// Where only the largest cross-entropies count: that of every voxel, their sums by label and what was selected.
     entropies: Buffer,
     largest: Buffer,
@@ -79,7 +101,6 @@ impl<'a> Pass<'a> {
             problem.batch,
             problem.dims.iter().product(),
             problem.chunks,
-            problem.voxels,
         )
     }
 
@@ -87,10 +108,6 @@ impl<'a> Pass<'a> {
         let mut sequence = SequenceArg::new();
         self.logits.iter().for_each(|logits| sequence.push(logits.arg()));
         sequence
-    }
-
-    fn types(&self) -> (ElemType, ElemType, ElemType) {
-        (self.logits[0].dtype().elem(), self.labels.dtype().elem(), self.weights.dtype().elem())
     }
 
     /// Cubes and units of the kernels over chunks, of which a unit or a cube takes one.
@@ -127,147 +144,19 @@ impl<'a> Pass<'a> {
         let (problem, plan) = (self.problem, self.plan);
         let rows = self.context.empty(problem.chunks * plan.slots(), Dtype::F32)?;
         let entropies = self.scratch(plan.top_k, problem.voxels)?;
-        let normalisers = self.scratch(plan.owned && !plan.regions, problem.voxels)?;
-        if plan.owned {
-            self.owned_sums(&rows, &normalisers, &entropies)?;
-        } else if plan.walkers > 1 {
-            self.cube_sums(&rows, &entropies)?;
-        } else {
-            self.chunk_sums(&rows, &entropies)?;
+        let width = plan.lanes(self.context.caps());
+        // A unit takes chunks of its own, or a cube of units shares one.
+        match (plan.regions, plan.walkers) {
+            (true, 1) => over_chunks!(self, width, sigmoid::sigmoid_sums_kernel, rows.arg()),
+            (false, 1) => over_chunks!(self, width, softmax::softmax_sums_kernel, rows.arg(), entropies.arg()),
+            (true, _) => over_chunks!(self, plan.vector, cube_sigmoid::cube_sigmoid_sums_kernel, rows.arg()),
+            (false, _) => {
+                over_chunks!(self, plan.vector, cube_softmax::cube_softmax_sums_kernel, rows.arg(), entropies.arg())
+            }
         }
         let totals = self.reduce(rows, plan.slots(), &problem.reduction)?;
         let (largest, selection) = if plan.top_k { self.select_largest(&entropies)? } else { self.nothing_selected()? };
-        Ok(Sums { totals, normalisers, entropies, largest, selection })
-    }
-
-    fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
-    }
-
-    fn cube_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
-    }
-
-    fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let (client, plan) = (self.context.client(), self.plan);
-        let (e, l, w) = self.types();
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
-            owned::normaliser_kernel::launch(
-                client,
-                count,
-                dim,
-                self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
-                self.grid(),
-                normalisers.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-            self.context.launched();
-        }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        owned::owned_sums_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            normalisers.arg(),
-            rows.arg(),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
+        Ok(Sums { totals, entropies, largest, selection })
     }
 
     /// Adds rows up until one is left for each level and sample.
@@ -333,7 +222,7 @@ impl<'a> Pass<'a> {
         }
         let rows = context.empty(self.problem.chunks * plan.classes, Dtype::F32)?;
         let (count, dim) = self.cubes_of_items(self.problem.chunks)?;
-        let (_, l, w) = self.types();
+        let [l, w] = [self.labels, self.weights].map(|buffer| buffer.dtype().elem());
         top_k::largest_kernel::launch(
             client,
             count,
@@ -353,7 +242,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The second half of pass 2: the loss, and the coefficients of the gradient.
-    pub(super) fn finish(&self, sums: &Sums, loss: &Buffer, scale: f32) -> Result<Buffer, KernelError> {
+    pub(super) fn finish(&self, sums: &Sums, loss: &Buffer, scale: Scale) -> Result<Buffer, KernelError> {
         let (context, problem, plan) = (self.context, self.problem, self.plan);
         let settings = &problem.settings;
         let of_level = 2 * problem.batch * plan.classes + TAIL;
@@ -371,7 +260,7 @@ impl<'a> Pass<'a> {
             settings.weight_dice,
             settings.dice.smooth,
             settings.dice.clip_tp.unwrap_or(0.0),
-            scale,
+            if let Scale::Fixed(scale) = scale { scale } else { 1.0 },
         );
         let totals = TotalsLaunch::new(
             sums.totals.arg(),
@@ -388,6 +277,10 @@ impl<'a> Pass<'a> {
         };
         finish_kernel::launch(context.client(), count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
         context.launched();
+        if let Scale::Dynamic(scale) = scale {
+            // The gradient is linear in them.
+            scale.apply(context, &coefficients)?;
+        }
         Ok(coefficients)
     }
 
@@ -398,54 +291,31 @@ impl<'a> Pass<'a> {
         coefficients: &Buffer,
         gradients: &[Gradient],
     ) -> Result<(), KernelError> {
-        let plan = self.plan;
-        if plan.owned {
-            return self.owned_gradient(sums, coefficients, gradients);
+        let (plan, width) = (self.plan, self.plan.lanes(self.context.caps()));
+        let (by, entropies) = (coefficients.arg(), sums.entropies.arg());
+        match (plan.regions, plan.walkers) {
+            (true, 1) => {
+                over_chunks!(self, width, sigmoid::sigmoid_gradient_kernel, by, self.gradients(gradients))
+            }
+            (false, 1) => {
+                over_chunks!(self, width, softmax::softmax_gradient_kernel, by, entropies, self.gradients(gradients))
+            }
+            (true, _) => over_chunks!(
+                self,
+                plan.vector,
+                cube_sigmoid::cube_sigmoid_gradient_kernel,
+                by,
+                self.gradients(gradients)
+            ),
+            (false, _) => over_chunks!(
+                self,
+                plan.vector,
+                cube_softmax::cube_softmax_gradient_kernel,
+                by,
+                entropies,
+                self.gradients(gradients)
+            ),
         }
-        if plan.walkers > 1 {
-            return self.cube_gradient(sums, coefficients, gradients);
-        }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                sums.entropies.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
         Ok(())
     }
 
@@ -460,99 +330,6 @@ impl<'a> Pass<'a> {
             });
         }
         sequence
-    }
-
-    fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
-        let (e, l, w) = self.types();
-        let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(voxels)?;
-            owned::mean_kernel::launch(
-                client,
-                count,
-                dim,
-                self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
-                self.grid(),
-                sums.normalisers.arg(),
-                coefficients.arg(),
-                means.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-            self.context.launched();
-        }
-        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
-        owned::owned_gradient_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            sums.normalisers.arg(),
-            means.arg(),
-            coefficients.arg(),
-            sums.entropies.arg(),
-            self.gradients(gradients),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
-    }
-
-    fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                sums.entropies.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
     }
 }
 
