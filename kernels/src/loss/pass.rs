@@ -7,7 +7,7 @@ use super::walk::GridLaunch;
 use super::{
     Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, owned, sigmoid, softmax, top_k,
 };
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -93,28 +93,14 @@ impl<'a> Pass<'a> {
         (self.logits[0].dtype().elem(), self.labels.dtype().elem(), self.weights.dtype().elem())
     }
 
-    /// Cubes and units of the kernels over chunks, of which a unit or a cube takes one.
-    fn chunk_cubes(&self, walkers: usize) -> Result<(CubeCount, CubeDim), KernelError> {
+    /// The work of the kernels over chunks, of which a unit or a cube takes one.
+    fn chunk_work(&self, walkers: usize) -> Work {
         match self.context.caps().cores {
             // As many units for few chunks too: kernels are compiled for a number of units.
-            Some(cores) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(cores * UNITS_PER_CORE))),
-            None if walkers == 1 => self.cubes_of_items(self.problem.chunks),
-            None => self.cubes(self.problem.chunks * walkers, walkers as u32),
+            Some(cores) => Work::Cubes(1, CubeDim::new_1d(cores * UNITS_PER_CORE)),
+            None if walkers == 1 => Work::Items(self.problem.chunks),
+            None => Work::units(self.problem.chunks * walkers, walkers as u32),
         }
-    }
-
-    /// Cubes and units for `items` small pieces of work: a unit an item, or all cores.
-    fn cubes_of_items(&self, items: usize) -> Result<(CubeCount, CubeDim), KernelError> {
-        let units = self.context.caps().cube_units();
-        match self.context.caps().cores {
-            Some(_) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(units))),
-            None => self.cubes(items, units),
-        }
-    }
-
-    /// Cubes of `units` for one item a unit.
-    fn cubes(&self, items: usize, units: u32) -> Result<(CubeCount, CubeDim), KernelError> {
-        Ok((self.context.grid(OPERATION, items, units)?, CubeDim::new_1d(units)))
     }
 
     /// A buffer of `len` values where a kernel needs it, else something to pass.
@@ -142,98 +128,111 @@ impl<'a> Pass<'a> {
 
     fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
         let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
+        let lanes = plan.lanes(self.context.caps());
         let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
+        self.context.launch(OPERATION, self.chunk_work(plan.walkers), |client, count, dim| {
+            if plan.regions {
+                sigmoid::sigmoid_sums_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    lanes,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    rows.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            } else {
+                softmax::softmax_sums_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    lanes,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    rows.arg(),
+                    entropies.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            }
+        })
     }
 
     fn cube_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
         let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
         let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
+        self.context.launch(OPERATION, self.chunk_work(plan.walkers), |client, count, dim| {
+            if plan.regions {
+                cube_sigmoid::cube_sigmoid_sums_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    plan.vector,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    rows.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            } else {
+                cube_softmax::cube_softmax_sums_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    plan.vector,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    rows.arg(),
+                    entropies.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            }
+        })
     }
 
     fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let (client, plan) = (self.context.client(), self.plan);
+        let plan = self.plan;
         let (e, l, w) = self.types();
         if !plan.regions {
-            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
-            owned::normaliser_kernel::launch(
+            self.context.launch(OPERATION, Work::Items(self.problem.voxels), |client, count, dim| {
+                owned::normaliser_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    normalisers.arg(),
+                    entropies.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            })?;
+        }
+        self.context.launch(OPERATION, self.chunk_work(plan.walkers), |client, count, dim| {
+            owned::owned_sums_kernel::launch(
                 client,
                 count,
                 dim,
@@ -242,50 +241,31 @@ impl<'a> Pass<'a> {
                 self.weights.arg(),
                 self.grid(),
                 normalisers.arg(),
-                entropies.arg(),
+                rows.arg(),
                 plan,
                 e,
                 l,
                 w,
             );
-            self.context.launched();
-        }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        owned::owned_sums_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            normalisers.arg(),
-            rows.arg(),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
+        })
     }
 
     /// Adds rows up until one is left for each level and sample.
     fn reduce(&self, mut rows: Buffer, slots: usize, steps: &[Reduction]) -> Result<Buffer, KernelError> {
         for step in steps {
             let totals = self.context.empty(step.count * slots, Dtype::F32)?;
-            let (count, dim) = self.cubes_of_items(step.count * slots)?;
-            reduce_kernel::launch(
-                self.context.client(),
-                count,
-                dim,
-                rows.arg(),
-                step.ranges.arg(),
-                totals.arg(),
-                step.count,
-                slots,
-            );
-            self.context.launched();
+            self.context.launch(OPERATION, Work::Items(step.count * slots), |client, count, dim| {
+                reduce_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    rows.arg(),
+                    step.ranges.arg(),
+                    totals.arg(),
+                    step.count,
+                    slots,
+                );
+            })?;
             rows = totals;
         }
         Ok(rows)
@@ -297,7 +277,7 @@ impl<'a> Pass<'a> {
 
     /// The sums of the largest cross-entropies by level, sample and label, and which they are.
     fn select_largest(&self, entropies: &Buffer) -> Result<(Buffer, Buffer), KernelError> {
-        let (context, client, plan) = (self.context, self.context.client(), self.plan);
+        let (context, plan) = (self.context, self.plan);
         let histograms = context.upload(&vec![0u32; plan.levels * top_k::BINS], Dtype::U32)?;
         let state = context.upload(&self.problem.searches, Dtype::U32)?;
         let selection = context.empty(2 * plan.levels, Dtype::U32)?;
@@ -305,50 +285,50 @@ impl<'a> Pass<'a> {
         let threads = context.caps().cores.is_some();
         let counting = Plan { walkers: if threads { 1 } else { context.caps().cube_units() as usize }, ..plan };
         for shift in top_k::SHIFTS {
-            let (count, dim) = self.chunk_cubes(counting.walkers)?;
-            top_k::histogram_kernel::launch(
-                client,
-                count,
-                dim,
-                entropies.arg(),
-                self.grid(),
-                state.arg(),
-                histograms.arg(),
-                shift,
-                counting,
-            );
-            context.launched();
-            let (count, dim) = self.cubes_of_items(plan.levels)?;
-            top_k::select_kernel::launch(
-                client,
-                count,
-                dim,
-                histograms.arg(),
-                state.arg(),
-                selection.arg(),
-                shift,
-                plan.levels,
-            );
-            context.launched();
+            context.launch(OPERATION, self.chunk_work(counting.walkers), |client, count, dim| {
+                top_k::histogram_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    entropies.arg(),
+                    self.grid(),
+                    state.arg(),
+                    histograms.arg(),
+                    shift,
+                    counting,
+                );
+            })?;
+            context.launch(OPERATION, Work::Items(plan.levels), |client, count, dim| {
+                top_k::select_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    histograms.arg(),
+                    state.arg(),
+                    selection.arg(),
+                    shift,
+                    plan.levels,
+                );
+            })?;
         }
         let rows = context.empty(self.problem.chunks * plan.classes, Dtype::F32)?;
-        let (count, dim) = self.cubes_of_items(self.problem.chunks)?;
         let (_, l, w) = self.types();
-        top_k::largest_kernel::launch(
-            client,
-            count,
-            dim,
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            entropies.arg(),
-            selection.arg(),
-            rows.arg(),
-            plan,
-            l,
-            w,
-        );
-        context.launched();
+        context.launch(OPERATION, Work::Items(self.problem.chunks), |client, count, dim| {
+            top_k::largest_kernel::launch(
+                client,
+                count,
+                dim,
+                self.labels.arg(),
+                self.weights.arg(),
+                self.grid(),
+                entropies.arg(),
+                selection.arg(),
+                rows.arg(),
+                plan,
+                l,
+                w,
+            );
+        })?;
         Ok((self.reduce(rows, plan.classes, &self.problem.reduction)?, selection))
     }
 
@@ -381,13 +361,14 @@ impl<'a> Pass<'a> {
             self.acting.arg(),
         );
         // A thread is faster than two for so little.
-        let (count, dim) = match context.caps().cores {
-            Some(_) => (CubeCount::Static(1, 1, 1), CubeDim::new_1d(1)),
+        let work = match context.caps().cores {
+            Some(_) => Work::units(1, 1),
             // Small cubes: for larger ones NVIDIA's assembler keeps to half of the registers and spills.
-            None => self.cubes(plan.classes + 1, 32)?,
+            None => Work::units(plan.classes + 1, 32),
         };
-        finish_kernel::launch(context.client(), count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
-        context.launched();
+        context.launch(OPERATION, work, |client, count, dim| {
+            finish_kernel::launch(client, count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
+        })?;
         Ok(coefficients)
     }
 
@@ -405,48 +386,46 @@ impl<'a> Pass<'a> {
         if plan.walkers > 1 {
             return self.cube_gradient(sums, coefficients, gradients);
         }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
+        let lanes = plan.lanes(self.context.caps());
         let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                sums.entropies.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
+        self.context.launch(OPERATION, self.chunk_work(plan.walkers), |client, count, dim| {
+            if plan.regions {
+                sigmoid::sigmoid_gradient_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    lanes,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    coefficients.arg(),
+                    self.gradients(gradients),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            } else {
+                softmax::softmax_gradient_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    lanes,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    coefficients.arg(),
+                    sums.entropies.arg(),
+                    self.gradients(gradients),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            }
+        })
     }
 
     /// The buffers of the active levels' gradients.
@@ -463,12 +442,31 @@ impl<'a> Pass<'a> {
     }
 
     fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
+        let (plan, voxels) = (self.plan, self.problem.voxels);
         let (e, l, w) = self.types();
         let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
         if !plan.regions {
-            let (count, dim) = self.cubes_of_items(voxels)?;
-            owned::mean_kernel::launch(
+            self.context.launch(OPERATION, Work::Items(voxels), |client, count, dim| {
+                owned::mean_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    sums.normalisers.arg(),
+                    coefficients.arg(),
+                    means.arg(),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            })?;
+        }
+        self.context.launch(OPERATION, Work::Items(voxels * plan.classes), |client, count, dim| {
+            owned::owned_gradient_kernel::launch(
                 client,
                 count,
                 dim,
@@ -477,71 +475,7 @@ impl<'a> Pass<'a> {
                 self.weights.arg(),
                 self.grid(),
                 sums.normalisers.arg(),
-                coefficients.arg(),
                 means.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-            self.context.launched();
-        }
-        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
-        owned::owned_gradient_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            sums.normalisers.arg(),
-            means.arg(),
-            coefficients.arg(),
-            sums.entropies.arg(),
-            self.gradients(gradients),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
-    }
-
-    fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
                 coefficients.arg(),
                 sums.entropies.arg(),
                 self.gradients(gradients),
@@ -550,9 +484,50 @@ impl<'a> Pass<'a> {
                 l,
                 w,
             );
-        }
-        self.context.launched();
-        Ok(())
+        })
+    }
+
+    fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
+        let plan = self.plan;
+        let (e, l, w) = self.types();
+        self.context.launch(OPERATION, self.chunk_work(plan.walkers), |client, count, dim| {
+            if plan.regions {
+                cube_sigmoid::cube_sigmoid_gradient_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    plan.vector,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    coefficients.arg(),
+                    self.gradients(gradients),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            } else {
+                cube_softmax::cube_softmax_gradient_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    plan.vector,
+                    self.logits(),
+                    self.labels.arg(),
+                    self.weights.arg(),
+                    self.grid(),
+                    coefficients.arg(),
+                    sums.entropies.arg(),
+                    self.gradients(gradients),
+                    plan,
+                    e,
+                    l,
+                    w,
+                );
+            }
+        })
     }
 }
 
