@@ -189,6 +189,22 @@ impl Buffer {
     }
 }
 
+/// The work of one launch.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    /// So many items, which the kernel shares out in strips: on a GPU a unit for each, on a CPU one cube of a unit a core.
+    Items(usize),
+    /// So many cubes of this shape.
+    Cubes(usize, CubeDim),
+}
+
+impl Work {
+    /// At least so many units, in cubes of `of_cube`. Kernels guard the last cube.
+    pub fn units(units: usize, of_cube: u32) -> Self {
+        Self::Cubes(units.div_ceil(of_cube as usize), CubeDim::new_1d(of_cube))
+    }
+}
+
 /// An opened device: CubeCL's client, what the device can do, and the bookkeeping of launches.
 /// Clones are the same device.
 #[derive(Clone)]
@@ -362,28 +378,34 @@ impl Context {
             .map_err(|e| KernelError::Device { doing: "waiting for results", reason: e.to_string() })
     }
 
-    /// Cubes of `units` for `items` units of work, one unit an item. Kernels guard the last cube.
+    /// Launches a kernel: every launch goes through here. `launch` is given the client, the number of cubes and the units of
+    /// a cube, and is not called if the device cannot count that many cubes. The queue is handed over to the device in time.
     ///
     /// # Errors
-    /// [`KernelError::Limit`] if the device cannot count that many cubes.
-    pub fn grid(&self, operation: &'static str, items: usize, units: u32) -> Result<CubeCount, KernelError> {
-        let cubes = items.div_ceil(units as usize) as u64;
-        let [max_x, max_y] = self.caps.max_cubes.map(u64::from);
-        if cubes > max_x.saturating_mul(max_y) {
-            let limit = max_x.saturating_mul(max_y);
-            return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
-        }
-        let y = cubes.div_ceil(max_x).max(1);
-        Ok(CubeCount::Static(cubes.div_ceil(y) as u32, y as u32, 1))
-    }
-
-    /// To be called after every launch: hands the queue over to the device in time.
-    pub fn launched(&self) {
+    /// [`KernelError::Limit`], naming the `operation`, for more cubes than the device counts. What fails later shows when an
+    /// output is read.
+    pub fn launch(
+        &self,
+        operation: &'static str,
+        work: Work,
+        launch: impl FnOnce(&Client, CubeCount, CubeDim),
+    ) -> Result<(), KernelError> {
+        let (cubes, dim) = match work {
+            Work::Cubes(cubes, dim) => (cubes, dim),
+            Work::Items(items) => {
+                let units = self.caps.cube_units();
+                let cubes = if self.caps.cores.is_some() { 1 } else { items.div_ceil(units as usize) };
+                (cubes, CubeDim::new_1d(units))
+            }
+        };
+        let [x, y] = layout(operation, cubes as u64, self.caps.max_cubes)?;
+        launch(&self.client, CubeCount::Static(x, y, 1), dim);
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_multiple_of(LAUNCHES_PER_FLUSH) {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
         }
+        Ok(())
     }
 
     fn buffer(&self, handle: Handle, len: usize, dtype: Dtype) -> Buffer {
@@ -398,5 +420,36 @@ impl Context {
             return Err(KernelError::Limit { operation: "allocation", what: "bytes of a buffer", actual, limit });
         }
         Ok(())
+    }
+}
+
+/// At least so many cubes along x and y, and few more: an axis has a limit.
+fn layout(operation: &'static str, cubes: u64, most: [u32; 2]) -> Result<[u32; 2], KernelError> {
+    let [max_x, max_y] = most.map(u64::from);
+    let limit = max_x.saturating_mul(max_y);
+    if cubes > limit {
+        return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
+    }
+    let y = cubes.div_ceil(max_x).max(1);
+    Ok([cubes.div_ceil(y) as u32, y as u32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_cubes_than_an_axis_holds_are_laid_out_in_two() {
+        let most = [65_535, 65_535];
+        for cubes in [0, 1, 65_535, 65_536, 58_720_256, 65_535 * 65_535] {
+            let [x, y] = layout("test", cubes, most).expect("fits");
+            let laid_out = u64::from(x) * u64::from(y);
+            assert!(x <= most[0] && y <= most[1] && y >= 1, "{cubes}: {x} {y}");
+            assert!(laid_out >= cubes && laid_out < cubes + u64::from(y), "{cubes}: {x} {y}");
+        }
+        let limit = 65_535 * 65_535;
+        let refused = layout("test", limit + 1, most);
+        let actual = limit + 1;
+        assert_eq!(refused, Err(KernelError::Limit { operation: "test", what: "number of cubes", actual, limit }));
     }
 }

@@ -45,6 +45,6 @@ pub mod reduce;
 pub mod vector_math;
 
 pub use caps::{Caps, TensorCoreTile};
-pub use context::{Buffer, Context, Dtype};
+pub use context::{Buffer, Context, Dtype, Work};
 pub use error::KernelError;
 pub use loss_scale::{LossScale, LossScaleState, Scale};

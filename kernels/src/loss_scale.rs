@@ -6,8 +6,7 @@
 //! [`LossScale::update`] moves it on after each step: no step waits for the host.
 
 use crate::block::strip;
-use crate::reduce::cubes;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "loss scale";
@@ -130,13 +129,10 @@ impl LossScale {
     /// Multiplies f32 `values` by the scale.
     pub(crate) fn apply(&self, context: &Context, values: &Buffer) -> Result<(), KernelError> {
         values.check(OPERATION, "values", values.len(), Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, values.len())?;
-        // SAFETY: the strips cover the `len` elements of `values`; the state has three.
-        unsafe {
-            apply_kernel::launch_unchecked(context.client(), count, dim, values.arg(), self.state.arg(), values.len());
-        }
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::Items(values.len()), |client, count, dim| {
+            // SAFETY: the strips cover the `len` elements of `values`; the state has three.
+            unsafe { apply_kernel::launch_unchecked(client, count, dim, values.arg(), self.state.arg(), values.len()) }
+        })
     }
 
     /// Moves on after a step: `norm` is `[norm, 1 if some element is not finite]` of the step's gradient, as
@@ -146,19 +142,11 @@ impl LossScale {
     /// [`KernelError::Shape`] or [`KernelError::Dtype`] if `norm` is something else.
     pub fn update(&self, context: &Context, norm: &Buffer) -> Result<(), KernelError> {
         norm.check(OPERATION, "norm", 2, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, 1)?;
-        // SAFETY: the state has three elements, the norm two.
-        unsafe {
-            update_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                self.state.arg(),
-                norm.arg(),
-                GROWTH_INTERVAL,
-            );
-        }
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::Items(1), |client, count, dim| {
+            // SAFETY: the state has three elements, the norm two.
+            unsafe {
+                update_kernel::launch_unchecked(client, count, dim, self.state.arg(), norm.arg(), GROWTH_INTERVAL)
+            }
+        })
     }
 }
