@@ -147,11 +147,6 @@ impl ParameterBuilder {
         Scope { builder: self, prefix: String::new(), untrained: false }
     }
 
-    /// Elements of what was asked for.
-    pub(crate) fn lengths(self) -> impl Iterator<Item = usize> {
-        self.declared.into_iter().map(|(_, kind, _)| kind.len())
-    }
-
     /// Allocates the store.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ pub fn logits(
 ) -> Result<Vec<f32>> {
     let (channels, depth, height, width) = case.data.dim();
     let window = SlidingWindow::new([depth, height, width], patch, settings.step_size)?;
-    planned_prediction(context, network.shape(), window.image, patch, settings.dtype).check(context.caps())?;
+    planned_prediction(context, network.shape(), window.image, patch, settings.dtype)?.check(context.caps())?;
     let starts = window.starts.clone();
     let subsets = mirror_subsets(settings.mirror);
     let heads = network.shape().heads;

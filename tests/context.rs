@@ -88,3 +88,26 @@ fn bf16_logits_work_on_the_cpu_runtime_of_linux() {
         assert_eq!(h, bf16::from_f32(*g));
     }
 }
+
+#[test]
+fn a_dry_context_counts_and_does_nothing() {
+    let (context, _guard) = device();
+    let (launches, held) = (context.launches(), context.held_bytes());
+    let dry = context.dry();
+    assert!(dry.is_dry() && !context.is_dry());
+    assert_eq!((dry.launches(), dry.held_bytes(), dry.largest_bytes()), (0, 0, 0));
+    let first = dry.upload_f32(&[1.0; 100]).unwrap();
+    {
+        // More than any device has.
+        let second = dry.empty(1 << 40, Dtype::F32).unwrap();
+        elementwise::fill(&dry, &second.part(64, 100).unwrap(), 2.0).unwrap();
+        dry.write(&first, &[3.0f32; 100]).unwrap();
+        dry.finish([&first, &second]).unwrap();
+    }
+    assert_eq!((dry.launches(), dry.held_bytes()), (1, 400));
+    assert_eq!((dry.peak_bytes(), dry.largest_bytes()), (400 + (4 << 40), 4 << 40));
+    // What was refused before is refused here, and there is nothing to read.
+    assert!(matches!(dry.write(&first, &[0.0f32]), Err(KernelError::Shape { .. })));
+    assert!(matches!(dry.download_f32(&first), Err(KernelError::Device { .. })));
+    assert_eq!((context.launches(), context.held_bytes()), (launches, held));
+}

@@ -1,6 +1,7 @@
 //! A device to launch on, and flat buffers on it.
 
 use crate::conv3d::Choices;
+use crate::dry::Dry;
 use crate::{Caps, KernelError};
 use cubecl::bytes::Bytes;
 use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
@@ -70,6 +71,7 @@ pub struct Buffer {
 struct Held {
     now: AtomicU64,
     peak: AtomicU64,
+    largest: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl Lease {
     fn new(held: &Arc<Held>, bytes: u64) -> Arc<Self> {
         let now = held.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         held.peak.fetch_max(now, Ordering::Relaxed);
+        held.largest.fetch_max(bytes, Ordering::Relaxed);
         Arc::new(Self { held: held.clone(), bytes })
     }
 }
@@ -215,6 +218,7 @@ pub struct Context {
     exact: bool,
     choices: Arc<Choices>,
     held: Arc<Held>,
+    dry: Option<Arc<Dry>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -234,7 +238,17 @@ impl Context {
             exact: false,
             choices: Arc::default(),
             held: Arc::default(),
+            dry: None,
         }
+    }
+
+    /// The same device as if it had nothing but this.
+    pub(crate) fn with_dry(&self, dry: Arc<Dry>) -> Self {
+        Self { dry: Some(dry), held: Arc::default(), launches: Arc::default(), ..self.clone() }
+    }
+
+    pub(crate) fn dry_state(&self) -> Option<&Dry> {
+        self.dry.as_deref()
     }
 
     /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
@@ -295,6 +309,11 @@ impl Context {
         self.held.peak.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the largest buffer so far.
+    pub fn largest_bytes(&self) -> u64 {
+        self.held.largest.load(Ordering::Relaxed)
+    }
+
     /// Begins a new measurement of [`Context::peak_bytes`].
     pub fn reset_peak(&self) {
         self.held.peak.store(self.held_bytes(), Ordering::Relaxed);
@@ -305,6 +324,9 @@ impl Context {
     /// # Errors
     /// [`KernelError::Limit`] if no buffer of the device can be that large.
     pub fn empty(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
+        if let Some(dry) = &self.dry {
+            return Ok(self.buffer(dry.handle(bytes_of(len, dtype)), len, dtype));
+        }
         self.check_size(len, dtype)?;
         Ok(self.buffer(self.client.empty(len * dtype.size()), len, dtype))
     }
@@ -316,6 +338,9 @@ impl Context {
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T], dtype: Dtype) -> Result<Buffer, KernelError> {
         if size_of::<T>() != dtype.size() {
             return Err(KernelError::shape("upload", "bytes of an element", dtype.size(), size_of::<T>()));
+        }
+        if self.is_dry() {
+            return self.empty(values.len(), dtype);
         }
         self.check_size(values.len(), dtype)?;
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
@@ -339,18 +364,24 @@ impl Context {
         if bytes.len() != buffer.len * buffer.dtype.size() {
             return Err(KernelError::shape("write", "bytes", buffer.len * buffer.dtype.size(), bytes.len()));
         }
-        self.client.write(&buffer.handle, Bytes::from_bytes_vec(bytes.to_vec()));
+        if !self.is_dry() {
+            self.client.write(&buffer.handle, Bytes::from_bytes_vec(bytes.to_vec()));
+        }
         Ok(())
     }
 
     /// Waits for the device and copies a buffer back.
     ///
     /// # Errors
-    /// [`KernelError::Device`] if a kernel that wrote the buffer failed, [`KernelError::Shape`] if `T` is not
-    /// the size of an element.
+    /// [`KernelError::Device`] if a kernel that wrote the buffer failed or the context is dry, [`KernelError::Shape`] if
+    /// `T` is not the size of an element.
     pub fn download<T: bytemuck::Pod>(&self, buffer: &Buffer) -> Result<Vec<T>, KernelError> {
         if size_of::<T>() != buffer.dtype.size() {
             return Err(KernelError::shape("download", "bytes of an element", buffer.dtype.size(), size_of::<T>()));
+        }
+        if self.is_dry() {
+            let reason = "a dry context computes none".into();
+            return Err(KernelError::Device { doing: "reading a result back", reason });
         }
         let bytes = self
             .client
@@ -373,6 +404,9 @@ impl Context {
     /// # Errors
     /// [`KernelError::Device`] with the runtime's words.
     pub fn finish<'a>(&self, outputs: impl IntoIterator<Item = &'a Buffer>) -> Result<(), KernelError> {
+        if self.is_dry() {
+            return Ok(());
+        }
         let handles: Vec<&Handle> = outputs.into_iter().map(Buffer::handle).collect();
         cubecl::future::block_on(self.client.sync_buffers(handles))
             .map_err(|e| KernelError::Device { doing: "waiting for results", reason: e.to_string() })
@@ -399,8 +433,11 @@ impl Context {
             }
         };
         let [x, y] = layout(operation, cubes as u64, self.caps.max_cubes)?;
-        launch(&self.client, CubeCount::Static(x, y, 1), dim);
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.is_dry() {
+            return Ok(());
+        }
+        launch(&self.client, CubeCount::Static(x, y, 1), dim);
         if count.is_multiple_of(LAUNCHES_PER_FLUSH) {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
@@ -409,18 +446,21 @@ impl Context {
     }
 
     fn buffer(&self, handle: Handle, len: usize, dtype: Dtype) -> Buffer {
-        let lease = Some(Lease::new(&self.held, (len * dtype.size()) as u64));
+        let lease = Some(Lease::new(&self.held, bytes_of(len, dtype)));
         Buffer { handle, len, dtype, lease }
     }
 
     fn check_size(&self, len: usize, dtype: Dtype) -> Result<(), KernelError> {
-        let actual = len as u64 * dtype.size() as u64;
-        let limit = self.caps.max_buffer;
+        let (actual, limit) = (bytes_of(len, dtype), self.caps.max_buffer);
         if actual > limit {
             return Err(KernelError::Limit { operation: "allocation", what: "bytes of a buffer", actual, limit });
         }
         Ok(())
     }
+}
+
+fn bytes_of(len: usize, dtype: Dtype) -> u64 {
+    (len as u64).saturating_mul(dtype.size() as u64)
 }
 
 /// At least so many cubes along x and y, and few more: an axis has a limit.

@@ -33,6 +33,7 @@ mod caps;
 mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
+mod dry;
 pub mod elementwise;
 #[doc = include_str!("../EMBEDDING.md")]
 pub mod embedding {}

@@ -286,7 +286,8 @@ impl Train {
             return Ok(device.context.clone());
         }
         let (patch, _) = model.configuration.three_dimensional()?;
-        let problems = tune::convolutions(&model.architecture()?, model.configuration.batch_size, patch)?;
+        let problems =
+            tune::convolutions(&device.context, &model.architecture()?, model.configuration.batch_size, patch)?;
         let identity = tune::identity(device);
         let file = tune::cache_file(&identity);
         let mut table = match &file {

@@ -90,14 +90,6 @@ impl UNetShape {
     pub fn divisor(&self) -> [usize; 3] {
         std::array::from_fn(|a| self.stages.iter().map(|stage| stage.stride[a]).product())
     }
-
-    /// Elements of every parameter.
-    pub(super) fn parameter_lengths(&self) -> impl Iterator<Item = usize> {
-        let mut builder = ParameterBuilder::default();
-        encoder(&mut builder.root().within("encoder.stages"), self);
-        decoder(&mut builder.root().within("decoder"), self);
-        builder.lengths()
-    }
 }
 
 /// The decoder at one resolution.

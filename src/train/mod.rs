@@ -2,10 +2,12 @@
 //! state that can be saved between any two iterations and continued to the same bits.
 
 mod checkpoint;
+mod memory;
 mod precision;
 mod step;
 
 pub use checkpoint::{Checkpoint, Model};
+pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
 
@@ -16,7 +18,7 @@ use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
-use crate::nn::{Network, UNetShape, planned_memory};
+use crate::nn::{Network, UNetShape};
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::{Batch, PatchSampler, PatchSource, RandomState};
 use crate::tape::{Fusion, Tape, Var};
@@ -348,7 +350,7 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
     let batch = model.configuration.batch_size;
     let context = &context.clone().with_exact(settings.exact || context.is_exact());
     let dtype = settings.precision.dtype();
-    planned_memory(context, architecture, batch, patch, dtype, Fusion::default()).check(context.caps())
+    planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?.check(context.caps())
 }
 
 /// A batch on the device: the image, and the label map.
