@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, cases_in};
 use voxgrad::eval::grid_difference;
 use voxgrad::kernels::Context;
-use voxgrad::nn::PlainConvUNet;
+use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Precision};
@@ -49,7 +49,7 @@ impl Predict {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
         let cases = without_apple_doubles(cases_in(&self.input, None, &checkpoint.model.dataset)?, &self.input);
         let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
-        let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
+        let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
         let precision = match self.precision {
@@ -67,7 +67,7 @@ impl Predict {
 /// predicted. What is in the place of a segmentation already is kept only with `keep_existing`, and only if it is one.
 pub fn predict_cases(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     model: &Model,
     cases: &[CaseFiles],
     output: &Path,
