@@ -5,7 +5,7 @@
 #
 # GROUP: conv, norm, loss, step or all (default); size: steps of growing patches and widths (benches/peers/cost_picture.py
 # draws them); memory: peak resident memory of the steps, a process each; scaling: voxgrad on one core and on all; fusion:
-# voxgrad's steps with more and more fused (src/tape.rs), with their launches and memory.
+# voxgrad's steps with more and more fused (src/fusion.rs), with their launches and memory.
 #
 # GROUP loss alone has more peers (nnU-Net eager and compiled, MONAI, exacta) and memory beside time, for several kinds of
 # annotation, and for variants of the loss; its table also replaces the one of the same device in benches/RESULTS.md.
@@ -77,8 +77,7 @@ fusion() {
     round=1
     while [ "$round" -le "$rounds" ]; do
         for id in $steps; do
-            for fused in nothing $some recompute,$some recompute,$some,sums recompute,$some,normalise,sums \
-                recompute,$some,normalise,gradient,sums; do
+            for fused in nothing $some recompute,$some recompute,$some,sums; do
                 printf '%s %s ' "$id" "$fused"
                 VOXGRAD_FUSION=$fused voxgrad "$id" 5 2>&1 | awk '
                     /launches a step/ { launches = $3 } /^step/ { seconds = $2 } /peak resident/ { mib = $5 }

@@ -116,8 +116,6 @@ fn fusion() -> Fusion {
         recompute_activations: has("recompute"),
         moments_by_convolution: has("moments"),
         no_bias_gradient_before_norm: has("bias"),
-        normalise_on_load: has("normalise"),
-        norm_gradient_on_load: has("gradient"),
         norm_sums_by_convolution: has("sums"),
     }
 }

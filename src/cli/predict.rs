@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, cases_in};
 use voxgrad::kernels::Context;
+use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::PlainConvUNet;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
@@ -43,7 +44,8 @@ impl Predict {
     pub fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
         let cases = cases_in(&self.input, None, &checkpoint.model.dataset)?;
-        let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
+        let exact = self.exact.exact || checkpoint.settings.exact;
+        let context = Policy::default().with_exact(exact).on(&self.device.open()?.context);
         let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };

@@ -3,7 +3,7 @@
 
 use super::UNetShape;
 use crate::error::{Error, Result};
-use crate::kernels::conv3d::{Pass, Problem, fused, transposed_workspace_bytes, workspace_bytes};
+use crate::kernels::conv3d::{self, Pass, Problem};
 use crate::kernels::{Caps, Context, Dtype, conv_transpose3d};
 use crate::loss::deep_supervision_weights;
 use crate::tape::Fusion;
@@ -252,7 +252,6 @@ impl Sizes {
 /// A tensor that an operation has put out: the tape's `Var`.
 #[derive(Clone, Copy)]
 struct Value {
-    /// Of a normalised value, it may never be stored.
     tensor: usize,
     /// The tensor before norm and activation.
     raw: Option<usize>,
@@ -260,15 +259,12 @@ struct Value {
     gradient: Option<usize>,
 }
 
-/// Bytes that a convolution takes beside its operands, and whether its kernels normalise what they load.
+/// Bytes that a convolution takes beside its operands.
 #[derive(Clone, Copy)]
 struct Work {
     forward: u64,
     data_gradient: u64,
     weight_gradient: u64,
-    loads_forward: bool,
-    loads_data_gradient: bool,
-    loads_weight_gradient: bool,
 }
 
 /// What backward does for a convolution, and the norm behind it if there is one.
@@ -280,11 +276,9 @@ struct Step {
     work: Work,
 }
 
-/// A tensor, which may not be stored yet.
 struct Held {
     bytes: u64,
     holders: u32,
-    stored: bool,
 }
 
 struct Walk<'a> {
@@ -322,15 +316,11 @@ impl<'a> Walk<'a> {
             0 => problem,
             second => problem.and_then(|problem| problem.with_second_input(second)),
         };
-        let bytes = |pass| problem.as_ref().map_or(0, |p| workspace_bytes(self.context, p, pass, self.dtype));
-        let loads = |pass| problem.as_ref().is_ok_and(|p| fused::loads(self.context, p, pass, self.dtype));
+        let bytes = |pass| problem.as_ref().map_or(0, |p| conv3d::scratch_bytes(self.context, p, pass, self.dtype));
         Work {
             forward: bytes(Pass::Forward),
             data_gradient: bytes(Pass::DataGradient),
             weight_gradient: bytes(Pass::WeightGradient),
-            loads_forward: loads(Pass::Forward),
-            loads_data_gradient: loads(Pass::DataGradient),
-            loads_weight_gradient: loads(Pass::WeightGradient),
         }
     }
 
@@ -338,38 +328,20 @@ impl<'a> Walk<'a> {
     fn upsampling(&self, batch: usize, dims: [usize; 3], inputs: usize, outputs: usize, stride: [usize; 3]) -> Work {
         let problem = conv_transpose3d::Problem::new(batch, dims, inputs, outputs, stride);
         let bytes =
-            |pass| problem.as_ref().map_or(0, |p| transposed_workspace_bytes(self.context, p, pass, self.dtype));
+            |pass| problem.as_ref().map_or(0, |p| conv_transpose3d::scratch_bytes(self.context, p, pass, self.dtype));
         Work {
             forward: bytes(Pass::Forward),
             data_gradient: bytes(Pass::DataGradient),
             weight_gradient: bytes(Pass::WeightGradient),
-            loads_forward: false,
-            loads_data_gradient: false,
-            loads_weight_gradient: false,
         }
     }
 
     fn allocate(&mut self, bytes: u64) -> usize {
-        let tensor = self.announce(bytes);
-        self.store(tensor);
-        tensor
-    }
-
-    /// A tensor that is not stored yet.
-    fn announce(&mut self, bytes: u64) -> usize {
-        self.tensors.push(Held { bytes, holders: 1, stored: false });
+        self.tensors.push(Held { bytes, holders: 1 });
+        self.now += bytes;
+        self.largest = self.largest.max(bytes);
+        self.touch(0);
         self.tensors.len() - 1
-    }
-
-    fn store(&mut self, tensor: usize) {
-        let Held { bytes, stored, .. } = &mut self.tensors[tensor];
-        if !*stored {
-            *stored = true;
-            let bytes = *bytes;
-            self.now += bytes;
-            self.largest = self.largest.max(bytes);
-            self.touch(0);
-        }
     }
 
     fn hold(&mut self, tensor: usize) {
@@ -377,9 +349,9 @@ impl<'a> Walk<'a> {
     }
 
     fn release(&mut self, tensor: usize) {
-        let Held { bytes, holders, stored } = &mut self.tensors[tensor];
+        let Held { bytes, holders } = &mut self.tensors[tensor];
         *holders -= 1;
-        if *holders == 0 && *stored {
+        if *holders == 0 {
             self.now -= *bytes;
         }
     }
@@ -403,14 +375,14 @@ impl<'a> Walk<'a> {
     /// The tensor that backward keeps of a value, and whether it has to be computed again.
     fn kept(&self, value: &Value) -> (usize, bool) {
         match value.raw {
-            Some(raw) if self.fusion.recompute_activations || !self.tensors[value.tensor].stored => (raw, true),
+            Some(raw) if self.fusion.recompute_activations => (raw, true),
             _ => (value.tensor, false),
         }
     }
 
     /// A convolution or transposed convolution. The inputs are dropped behind it.
     fn convolution(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
-        let tensor = self.convolve(&inputs, output_bytes, work);
+        let tensor = self.convolve(output_bytes, work);
         let gradient = self.record(&inputs, None, work);
         inputs.iter().for_each(|input| self.release_value(input));
         Value { tensor, raw: None, gradient }
@@ -418,27 +390,20 @@ impl<'a> Walk<'a> {
 
     /// Convolution, norm, activation. The inputs are dropped behind all three.
     fn block(&mut self, inputs: Vec<Value>, output_bytes: u64, work: Work) -> Value {
-        let raw = self.convolve(&inputs, output_bytes, work);
-        let tensor = self.announce(output_bytes);
-        if !self.fusion.normalise_on_load {
-            self.store(tensor);
-        }
+        let raw = self.convolve(output_bytes, work);
+        let tensor = self.allocate(output_bytes);
         self.touch(WORKSPACE);
         let gradient = self.record(&inputs, Some(raw), work);
         inputs.iter().for_each(|input| self.release_value(input));
-        if self.recording || self.fusion.normalise_on_load {
+        if self.recording {
             return Value { tensor, raw: Some(raw), gradient };
         }
         self.release(raw);
         Value { tensor, raw: None, gradient }
     }
 
-    /// Inputs that the kernels cannot normalise are stored, as long as their variables live.
-    fn convolve(&mut self, inputs: &[Value], output_bytes: u64, work: Work) -> usize {
+    fn convolve(&mut self, output_bytes: u64, work: Work) -> usize {
         let output = self.allocate(output_bytes);
-        if !(self.fusion.normalise_on_load && work.loads_forward) {
-            inputs.iter().for_each(|input| self.store(input.tensor));
-        }
         self.touch(work.forward + WORKSPACE);
         output
     }
@@ -472,21 +437,15 @@ impl<'a> Walk<'a> {
         while let Some(Step { inputs, raw, output, work }) = self.steps.pop() {
             let Some(mut dy) = self.gradients[output].take() else { continue };
             let needs_gradient = inputs.iter().any(|(input, _)| input.gradient.is_some());
-            let mut behind = raw;
-            let loads_gradient = self.fusion.norm_gradient_on_load
-                && self.fusion.no_bias_gradient_before_norm
-                && work.loads_weight_gradient
-                && (!needs_gradient || work.loads_data_gradient);
-            if let Some(raw) = raw.filter(|_| !loads_gradient) {
+            if let Some(raw) = raw {
                 let before_norm = self.allocate(self.tensors[raw].bytes);
                 self.touch(WORKSPACE);
                 self.release(dy);
                 self.release(raw);
-                (dy, behind) = (before_norm, None);
+                dy = before_norm;
             }
             // Values computed again, and what the weight gradient takes.
-            let loads = self.fusion.normalise_on_load && work.loads_weight_gradient;
-            let again: u64 = inputs.iter().filter(|(input, _)| self.kept(input).1 && !loads).map(|input| input.1).sum();
+            let again: u64 = inputs.iter().filter(|(input, _)| self.kept(input).1).map(|input| input.1).sum();
             self.touch(again + work.weight_gradient + WORKSPACE);
             for (input, _) in &inputs {
                 let (kept, _) = self.kept(input);
@@ -500,7 +459,6 @@ impl<'a> Walk<'a> {
                 self.touch(work.data_gradient + WORKSPACE);
             }
             self.release(dy);
-            behind.into_iter().for_each(|raw| self.release(raw));
             for ((input, _), gradient) in inputs.iter().zip(gradients) {
                 self.arrive(input, gradient);
             }
