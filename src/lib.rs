@@ -8,8 +8,10 @@ pub use voxgrad_kernels as kernels;
 // The network's side.
 pub mod device;
 pub mod error;
+mod fusion;
 pub mod loss;
 pub mod nn;
+mod normalised;
 pub mod ops;
 pub mod optim;
 pub mod parameters;

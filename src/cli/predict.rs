@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, cases_in};
 use voxgrad::eval::grid_difference;
 use voxgrad::kernels::Context;
+use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
@@ -48,7 +49,8 @@ impl Predict {
     pub fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
         let cases = without_apple_doubles(cases_in(&self.input, None, &checkpoint.model.dataset)?, &self.input);
-        let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
+        let exact = self.exact.exact || checkpoint.settings.exact;
+        let context = Policy::default().with_exact(exact).on(&self.device.open()?.context);
         let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
