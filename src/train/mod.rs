@@ -3,6 +3,7 @@
 
 mod asked;
 mod checkpoint;
+mod data;
 mod memory;
 mod precision;
 pub mod run;
@@ -10,6 +11,7 @@ mod step;
 
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use data::{Case, DataSource, TrainingData};
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
