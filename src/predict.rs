@@ -8,7 +8,7 @@ use crate::infer::export::Exporter;
 use crate::infer::memory::planned_host;
 use crate::infer::{Accumulator, SlidingWindow, mirror_subsets};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{PlainConvUNet, planned_prediction};
+use crate::nn::{Network, planned_prediction};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -39,7 +39,7 @@ impl Default for Settings {
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
@@ -62,7 +62,7 @@ pub fn logits(
 /// As [`logits`], and if the logits cannot be resampled.
 pub fn segmentation(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     preprocessor: &Preprocessor,
     patch: [usize; 3],
@@ -78,7 +78,7 @@ pub fn segmentation(
 /// The windows over a case, if predicting it fits into memory.
 fn window(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
@@ -86,7 +86,7 @@ fn window(
     let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
     let (raw, threads) = (case.properties.shape_before_cropping, rayon::current_num_threads());
     let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads);
-    let plan = planned_prediction(context, network.shape(), patch, settings.dtype, host);
+    let plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
     plan.check(context.caps(), host_memory())?;
     Ok(window)
 }
@@ -94,7 +94,7 @@ fn window(
 /// Predicts a case window by window. `consume` is given its slices of logits, `[height, width, heads]`, in order.
 fn slices(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     window: SlidingWindow,
     settings: &Settings,

@@ -41,8 +41,11 @@ mod loss_reference;
 /// What holds for the losses whatever they are given.
 mod loss_properties;
 
-/// Edge cases of losses on sparse annotations, and input that does not fit.
+/// Edge cases of losses on sparse annotations.
 mod loss_edges;
+
+/// Input that makes no loss.
+mod loss_input;
 
 /// Logits, losses, gradients and weights of a real nnU-Net run.
 mod golden;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
 use voxgrad::eval::grid_difference;
 use voxgrad::kernels::Context;
-use voxgrad::nn::PlainConvUNet;
+use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Precision};
@@ -52,7 +52,7 @@ impl Predict {
         Error::all(found.failures)?;
         let cases = found.complete;
         let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
-        let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
+        let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
         let precision = match self.precision {
@@ -70,7 +70,7 @@ impl Predict {
 /// predicted. What is in the place of a segmentation already is kept only with `keep_existing`, and only if it is one.
 pub fn predict_cases(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     model: &Model,
     cases: &[CaseFiles],
     output: &Path,

@@ -10,10 +10,10 @@ use voxgrad::dataset::planner::Planner;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{Dataset, splits};
 use voxgrad::kernels::{Context, Dtype};
-use voxgrad::nn::{planned_memory, pytorch_kept_bytes};
+use voxgrad::nn::pytorch_kept_bytes;
 use voxgrad::preprocess::{Preprocessor, cases_folder, move_stored, preprocess_folder, remove_stored};
 use voxgrad::tape::Fusion;
-use voxgrad::train::Model;
+use voxgrad::train::{Model, planned_memory};
 use voxgrad::{Error, io};
 
 /// A raw dataset and the folder of what is made from it.
@@ -103,7 +103,7 @@ pub fn plan(target: &Target, planner: &Planner, measured: &Fingerprint) -> anyho
     Ok(plans)
 }
 
-/// The memory of a training step on a device, counted from shapes, and what PyTorch would keep for its backward pass.
+/// The memory of a training step on a device, as a dry run counts it, and what PyTorch would keep for its backward pass.
 pub fn print_memory(target: &Target, plans: &Plans, context: &Context) -> anyhow::Result<()> {
     let gibibytes = |bytes: u64| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
     for name in plans.configurations.keys().filter(|name| name.starts_with("3d")) {
@@ -116,7 +116,13 @@ pub fn print_memory(target: &Target, plans: &Plans, context: &Context) -> anyhow
         let (patch, _) = model.configuration.three_dimensional()?;
         println!("{} {name}: a training step on {batch} patches of {patch:?} voxels takes", target.name);
         for (precision, dtype) in [("f32", Dtype::F32), ("f16", Dtype::F16)] {
-            let plan = planned_memory(context, &shape, batch, patch, dtype, Fusion::default());
+            let plan = match planned_memory(context, &model.labels, &shape, batch, patch, dtype, Fusion::default()) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    println!("  {precision}: {error}");
+                    continue;
+                }
+            };
             println!(
                 "  {precision}: {} ({} parameters, {} kept for backward, {} temporaries); PyTorch keeps {} for backward",
                 gibibytes(plan.total),

@@ -9,7 +9,7 @@ use voxgrad::tune;
 /// earlier run has.
 pub fn tuned(device: &Device, model: &Model, settings: &Settings) -> anyhow::Result<Context> {
     let (patch, _) = model.configuration.three_dimensional()?;
-    let problems = tune::convolutions(&model.architecture()?, model.configuration.batch_size, patch)?;
+    let problems = tune::convolutions(&device.context, &model.architecture()?, model.configuration.batch_size, patch)?;
     let identity = tune::identity(device);
     let file = tune::cache_file(&identity);
     let mut table = match &file {

@@ -3,12 +3,16 @@
 
 mod asked;
 mod checkpoint;
+mod memory;
 mod precision;
 pub mod run;
+mod step;
 
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
+pub use step::Step;
 
 use crate::augment::mirror;
 use crate::compat::Compat;
@@ -17,7 +21,7 @@ use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
-use crate::nn::{PlainConvUNet, UNetShape, planned_memory};
+use crate::nn::{Network, UNetShape};
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::{Batch, PatchSampler, PatchSource, RandomState};
 use crate::tape::{Fusion, Tape, Var};
@@ -141,11 +145,8 @@ pub struct Trainer {
     context: Context,
     model: Model,
     settings: Settings,
-    network: PlainConvUNet,
-    loss: NetworkLoss,
-    loss_scale: Option<LossScale>,
+    step: Step,
     sampler: PatchSampler,
-    optimizer: Optimizer,
     random: ChaCha8Rng,
     progress: Progress,
     batch: Batch,
@@ -160,7 +161,7 @@ impl Trainer {
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
         check_memory(context, &model, &architecture, &settings)?;
-        let network = PlainConvUNet::new(context, architecture, settings.seed)?;
+        let network = Network::new(context, architecture, settings.seed)?;
         let random = ChaCha8Rng::seed_from_u64(settings.seed);
         let progress = Progress {
             epoch: 0,
@@ -183,7 +184,7 @@ impl Trainer {
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
         check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
-        let network = PlainConvUNet::new(context, architecture, checkpoint.settings.seed)?;
+        let network = Network::new(context, architecture, checkpoint.settings.seed)?;
         checkpoint.load_into(context, network.parameters())?;
         let Checkpoint { model, settings, progress, .. } = checkpoint;
         Self::assemble(context, model, settings, network, progress)
@@ -193,7 +194,7 @@ impl Trainer {
         context: &Context,
         model: Model,
         settings: Settings,
-        network: PlainConvUNet,
+        network: Network,
         progress: Progress,
     ) -> Result<Self> {
         settings.precision.check(context.caps())?;
@@ -206,17 +207,15 @@ impl Trainer {
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
+        let optimizer = Optimizer { momentum: settings.momentum, ..Default::default() };
         Ok(Self {
             context: context.clone(),
             sampler: PatchSampler::new(batch_size, patch),
-            optimizer: Optimizer { momentum: settings.momentum, ..Default::default() },
             random: progress.random.restore(),
             batch: Batch::default(),
             model,
             settings,
-            network,
-            loss,
-            loss_scale,
+            step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale),
             progress,
         })
     }
@@ -227,8 +226,8 @@ impl Trainer {
     }
 
     /// The network as it is now.
-    pub fn network(&self) -> &PlainConvUNet {
-        &self.network
+    pub fn network(&self) -> &Network {
+        self.step.network()
     }
 
     /// What is being trained.
@@ -256,10 +255,10 @@ impl Trainer {
     /// # Errors
     /// If the device has failed.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        let state = self.loss_scale.as_ref().map(|scale| scale.state(&self.context)).transpose()?;
+        let state = self.step.loss_scale().map(|scale| scale.state(&self.context)).transpose()?;
         let loss_scale = state.map(|state| (state.scale, state.good_steps));
         let progress = Progress { random: RandomState::of(&self.random), loss_scale, ..self.progress.clone() };
-        Checkpoint::of(&self.context, self.network.parameters(), self.model.clone(), self.settings, progress)
+        Checkpoint::of(&self.context, self.network().parameters(), self.model.clone(), self.settings, progress)
     }
 
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
@@ -317,23 +316,9 @@ impl Trainer {
         self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
         mirror(&mut self.batch, self.settings.mirror, &mut self.random);
         let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
-        let mut tape = Tape::new(&self.context);
-        let outputs = self.network.forward(&mut tape, &x, self.loss.levels())?;
-        let parameters = self.network.parameters();
-        match &self.loss_scale {
-            None => {
-                let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
-                tape.backward(seeds)?;
-                let norm = self.optimizer.step(&self.context, parameters, learning_rate)?;
-                Ok(Unread { loss, norm })
-            }
-            Some(scale) => {
-                let (loss, seeds) = self.loss.value_and_scaled_gradient(&self.context, &target, outputs, scale)?;
-                tape.backward(seeds)?;
-                let norm = self.optimizer.scaled_step(&self.context, parameters, learning_rate, scale)?;
-                Ok(Unread { loss, norm })
-            }
-        }
+        let loss = self.step.gradients(&x, &target)?;
+        let norm = self.step.update(learning_rate)?;
+        Ok(Unread { loss, norm })
     }
 
     /// Moves losses from the device to the record and returns the mean of those that are finite.
@@ -364,7 +349,7 @@ impl Trainer {
     /// Whether it makes sense to go on after steps that could not be taken.
     fn check_divergence(&self) -> Result<()> {
         let in_a_row = self.progress.not_finite_in_a_row;
-        let scale = self.loss_scale.as_ref().map(|scale| scale.state(&self.context)).transpose()?;
+        let scale = self.step.loss_scale().map(|scale| scale.state(&self.context)).transpose()?;
         let diverged = match scale {
             Some(state) => state.scale < LOWEST_LOSS_SCALE,
             None => in_a_row >= MOST_NOT_FINITE_IN_A_ROW,
@@ -390,8 +375,9 @@ impl Trainer {
         for iteration in 0..self.settings.validation_iterations {
             self.sampler.fill(cases, &mut random, &mut self.batch)?;
             let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
-            let outputs = self.network.forward(&mut Tape::inference(&self.context), &x, self.loss.levels())?;
-            let loss = self.loss.value(&self.context, &target, &outputs)?;
+            let (network, loss) = (self.step.network(), self.step.loss());
+            let outputs = network.forward(&mut Tape::inference(&self.context), &Var::data(x), loss.levels())?;
+            let loss = loss.value(&self.context, &target, &outputs)?;
             if let Some(finest) = outputs.first() {
                 dice.add_logits(&finest.value(&self.context)?.download(&self.context)?, &self.batch.target)?;
             }
@@ -411,14 +397,14 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
     let batch = model.configuration.batch_size;
     let context = &context.clone().with_exact(settings.exact || context.is_exact());
     let dtype = settings.precision.dtype();
-    planned_memory(context, architecture, batch, patch, dtype, Fusion::default()).check(context.caps())
+    planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?.check(context.caps())
 }
 
 /// A batch on the device: the image, and the label map.
-fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Var, Buffer)> {
+fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Tensor, Buffer)> {
     let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
     let image = Tensor::upload(context, shape, &batch.image)?.cast(context, precision.dtype())?;
-    Ok((Var::data(image), context.upload(&batch.target, Dtype::U8)?))
+    Ok((image, context.upload(&batch.target, Dtype::U8)?))
 }
 
 fn mean(values: &[f32]) -> f64 {
