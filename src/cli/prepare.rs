@@ -9,7 +9,8 @@ use voxgrad::Compat;
 use voxgrad::dataset::fingerprint::{Age, Fingerprint, Measured};
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::planner::{Planner, PlannerKind};
-use voxgrad::dataset::plans::{Plans, is_file_name};
+use voxgrad::dataset::plans::Plans;
+use voxgrad::io::is_file_name;
 
 /// Which datasets, and where.
 #[derive(clap::Args)]
