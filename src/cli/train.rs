@@ -126,7 +126,6 @@ impl Train {
         let model = self.model(&dataset, &source)?;
         let device = self.device.open()?;
         self.make_output(&model, &source)?;
-        io::remove_leftovers(&self.output)?;
 
         let preprocessor =
             Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;

@@ -56,7 +56,6 @@ pub fn preprocess_folder(
     on_case: impl Fn(&str) + Sync,
 ) -> Result<Vec<Result<CaseReport>>> {
     fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-    crate::io::remove_leftovers(folder)?;
     let next = AtomicUsize::new(0);
     let reports: Mutex<Vec<Option<Result<CaseReport>>>> = Mutex::new(dataset.cases.iter().map(|_| None).collect());
     // Plain threads and not a parallel iterator: a thread of rayon's that waits for the channels of its case would start
