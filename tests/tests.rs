@@ -95,6 +95,9 @@ mod atomic;
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
 
+/// Distances between surfaces, lesions, volumes.
+mod measures;
+
 /// Training, interruption, continuation.
 mod train;
 

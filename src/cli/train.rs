@@ -9,7 +9,7 @@ use super::{BEGAN, DeviceArgument, ExactArgument, progress_bar};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use voxgrad::io;
+
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
@@ -135,7 +135,6 @@ impl Train {
             None => Trainer::new(&context, job.model.clone(), job.settings)?,
         };
         job.make_output()?;
-        io::remove_leftovers(&job.output)?;
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
             trainer.network().parameters().count(),
