@@ -28,6 +28,7 @@ pub mod infer;
 pub mod io;
 pub mod numpy_random;
 mod patch;
+pub mod plan;
 pub mod preprocess;
 #[cfg(feature = "cli")]
 pub mod report;

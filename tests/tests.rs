@@ -158,3 +158,6 @@ mod tune;
 /// Fused operations against unfused ones.
 mod fused_norm;
 mod fusion;
+
+/// Which room may import from which.
+mod imports;
