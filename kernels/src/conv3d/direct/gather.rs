@@ -154,51 +154,25 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
                 );
             }
 
-            // Outputs that the tile before has in common with the last one.
-            let repeated = tile * width - j0;
-            #[unroll]
-            for i in 0..width {
-                let ow = (j0 + i) * shape.out_step.width + offset_width;
-                let first = (out_row + ow) * (shape.channels_out / lanes) + block * vectors;
-                #[unroll]
-                for v in 0..vectors {
-                    let mut value = add_split::<N, G>(sums[i * vectors + v], plan.split);
-                    if comptime!(plan.bias) {
-                        value += bias[block * vectors + v];
-                    }
-                    let stored = Vector::<E, G>::cast_from(value);
-                    y[first + v] = stored;
-                    if comptime!(plan.moments) {
-                        let stored = Vector::<f32, G>::cast_from(stored);
-                        if comptime!(i == 0) {
-                            if fresh && tile == first_tile {
-                                shift[v] = stored;
-                            }
-                        }
-                        if i >= repeated {
-                            let difference = stored - shift[v];
-                            sum[v] += difference;
-                            square[v] += difference * difference;
-                        }
-                    }
-                }
-            }
+            store_tile::<E, N, G>(
+                &sums,
+                bias,
+                y,
+                &mut shift,
+                &mut sum,
+                &mut square,
+                (out_row + j0 * shape.out_step.width + offset_width) * vectors_out + block * vectors,
+                shape.out_step.width * vectors_out,
+                block * vectors,
+                // Outputs that the tile before has in common with the last one.
+                tile * width - j0,
+                fresh && tile == first_tile,
+                plan,
+            );
         }
         if comptime!(plan.moments) {
             let here = f32::cast_from((last_tile * width).min(count_width) - first_tile * width);
-            #[unroll]
-            for v in 0..vectors {
-                let to = part + v;
-                if fresh {
-                    moments[to] = shift[v];
-                    moments[to + vectors_out] = Vector::zeroed();
-                    moments[to + 2 * vectors_out] = Vector::zeroed();
-                    moments[to + 3 * vectors_out] = Vector::zeroed();
-                }
-                let before = moments[to + 3 * vectors_out];
-                add_moments(moments, to, vectors_out, shift[v], sum[v], square[v], before, here);
-                moments[to + 3 * vectors_out] = before + Vector::new(here);
-            }
+            add_part::<G>(moments, part, vectors_out, fresh, &shift, &sum, &square, here, plan);
         }
     }
 }
@@ -217,6 +191,83 @@ fn add_split<N: Size, G: Size>(partial: Vector<f32, N>, #[comptime] split: usize
         sum += part;
     }
     sum
+}
+
+/// Stores a tile, its first output at vector `first` of `y` and the next ones `step` vectors apart, and adds all but the
+/// `repeated` first outputs to the segment's moments.
+#[cube]
+#[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn store_tile<E: Float, N: Size, G: Size>(
+    sums: &Array<Vector<f32, N>>,
+    bias: &[Vector<f32, G>],
+    y: &mut [Vector<E, G>],
+    shift: &mut Array<Vector<f32, G>>,
+    sum: &mut Array<Vector<f32, G>>,
+    square: &mut Array<Vector<f32, G>>,
+    first: usize,
+    step: usize,
+    first_bias: usize,
+    repeated: usize,
+    sets_shift: bool,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    #[unroll]
+    for i in 0..plan.width {
+        #[unroll]
+        for v in 0..vectors {
+            let mut value = add_split::<N, G>(sums[i * vectors + v], plan.split);
+            if comptime!(plan.bias) {
+                value += bias[first_bias + v];
+            }
+            let stored = Vector::<E, G>::cast_from(value);
+            y[first + i * step + v] = stored;
+            if comptime!(plan.moments) {
+                let stored = Vector::<f32, G>::cast_from(stored);
+                if comptime!(i == 0) {
+                    if sets_shift {
+                        shift[v] = stored;
+                    }
+                }
+                if i >= repeated {
+                    let difference = stored - shift[v];
+                    sum[v] += difference;
+                    square[v] += difference * difference;
+                }
+            }
+        }
+    }
+}
+
+/// Adds the moments of a segment of `here` outputs to its part, which they begin where it is `fresh`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn add_part<G: Size>(
+    moments: &mut [Vector<f32, G>],
+    part: usize,
+    vectors_out: usize,
+    fresh: bool,
+    shift: &Array<Vector<f32, G>>,
+    sum: &Array<Vector<f32, G>>,
+    square: &Array<Vector<f32, G>>,
+    here: f32,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    #[unroll]
+    for v in 0..vectors {
+        let to = part + v;
+        if fresh {
+            moments[to] = shift[v];
+            moments[to + vectors_out] = Vector::zeroed();
+            moments[to + 2 * vectors_out] = Vector::zeroed();
+            moments[to + 3 * vectors_out] = Vector::zeroed();
+        }
+        let before = moments[to + 3 * vectors_out];
+        add_moments(moments, to, vectors_out, shift[v], sum[v], square[v], before, here);
+        moments[to + 3 * vectors_out] = before + Vector::new(here);
+    }
 }
 
 /// Launches the kernel.

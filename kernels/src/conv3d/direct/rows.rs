@@ -54,7 +54,7 @@ fn stretch<E: Float, N: Size, G: Size>(values: Vector<E, G>, #[comptime] split: 
 /// Adds the products of a row of `width` positions with the outputs one before, at, and one behind each of them, which belong
 /// to the last, the middle and the first of three taps.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 pub(super) fn add_row<E: Float, N: Size, K: Size, G: Size>(
     sums: &mut Array<Vector<f32, N>>,
     strided: &[Vector<E, K>],
@@ -147,7 +147,7 @@ fn add_position<E: Float, N: Size, K: Size>(
 
 /// Adds one output's products to the sums of number `a`.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 pub(super) fn add_output<E: Float, N: Size, K: Size, G: Size>(
     sums: &mut Array<Vector<f32, N>>,
     strided: &[Vector<E, K>],

@@ -55,7 +55,7 @@ pub(super) struct From {
 /// Along the width, taps and channels are one run in memory, of the input as of the weights: output `i` reads from
 /// `base + i * step * channels` on. Only the first and the last output of a tile can reach out of the row.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 pub(super) fn add_taps<E: Float, N: Size, K: Size>(
     sums: &mut Array<Vector<f32, N>>,
     x: &[Vector<E, K>],

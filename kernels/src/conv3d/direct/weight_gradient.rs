@@ -15,7 +15,7 @@ use super::tile::split_for;
 use crate::conv3d::axes::{Axes, axes};
 use crate::conv3d::gather::{WEIGHT_GRADIENT, WeightGradient};
 use crate::conv3d::parts::add_parts;
-use crate::{Buffer, Context, Dtype, KernelError, Work, elementwise};
+use crate::{Buffer, Caps, Context, Dtype, KernelError, Work, elementwise};
 use cubecl::prelude::*;
 
 #[derive(CubeType, CubeLaunch)]
@@ -172,30 +172,51 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
                 }
 
                 let base = split * s.part + (s.first + tap * s.tap_stride) / lanes + column_block * vectors;
+                store_sums::<N, G>(&sums, gradient, base, r0, row_groups, chunk == 0, &s, plan);
+            }
+        }
+    }
+}
+
+/// Stores a tile's sums from vector `base` on, or adds them to those of the chunks before.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn store_sums<N: Size, G: Size>(
+    sums: &Array<Vector<f32, N>>,
+    gradient: &mut [Vector<f32, G>],
+    base: usize,
+    r0: usize,
+    row_groups: usize,
+    is_first: bool,
+    s: &Numbers,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let tile_rows = comptime!(plan.rows);
+    let window = comptime!(plan.window);
+    let apart = comptime!(plan.apart);
+    let lanes = G::value();
+    #[unroll]
+    for r in 0..tile_rows {
+        if r0 + r < row_groups {
+            #[unroll]
+            for t in 0..window {
                 #[unroll]
-                for r in 0..tile_rows {
-                    if r0 + r < row_groups {
-                        #[unroll]
-                        for t in 0..window {
-                            #[unroll]
-                            for v in 0..vectors {
-                                let mut sum = sums[(t * tile_rows + r) * vectors + v];
-                                #[unroll]
-                                for a in 1..apart {
-                                    sum += sums[((a * window + t) * tile_rows + r) * vectors + v];
-                                }
-                                #[unroll]
-                                for k in 0..plan.split {
-                                    let row = (r0 + r) * plan.split + k;
-                                    let i = base + t * (s.tap_stride / lanes) + row * (s.row_stride / lanes) + v;
-                                    let sum = take_lanes::<N, G>(sum, k, plan.split);
-                                    if chunk == 0 {
-                                        gradient[i] = sum;
-                                    } else {
-                                        gradient[i] += sum;
-                                    }
-                                }
-                            }
+                for v in 0..vectors {
+                    let mut sum = sums[(t * tile_rows + r) * vectors + v];
+                    #[unroll]
+                    for a in 1..apart {
+                        sum += sums[((a * window + t) * tile_rows + r) * vectors + v];
+                    }
+                    #[unroll]
+                    for k in 0..plan.split {
+                        let row = (r0 + r) * plan.split + k;
+                        let i = base + t * (s.tap_stride / lanes) + row * (s.row_stride / lanes) + v;
+                        let sum = take_lanes::<N, G>(sum, k, plan.split);
+                        if is_first {
+                            gradient[i] = sum;
+                        } else {
+                            gradient[i] += sum;
                         }
                     }
                 }
@@ -224,50 +245,16 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
         let (strided, dense) = (&widened(gradient.strided)?, &widened(gradient.dense)?);
         return launch(context, &WeightGradient { strided, dense, ..*gradient });
     }
-    let lanes = caps.widest_vector(gradient.columns);
-    let blocks = gradient.columns / lanes;
-    let vectors = match blocks {
-        b if b % 2 == 0 => 2,
-        b if b % 3 == 0 => 3,
-        _ => 1,
-    };
-    let split = split_for(caps, lanes, [gradient.rows, 0]);
-    let window = match (caps.cores, gradient.taps[2], gradient.step[2], gradient.pad[2]) {
-        (Some(_), 3, 1, 1) => 3,
-        _ => 1,
-    };
-    // Measured with AVX-512: twice the sums that AVX2 has registers for save a sixth of the time, and with three taps a
-    // tile needs few loads for three times as many.
-    let sums = match (caps.cores, caps.registers >= 32, window) {
-        (Some(_), true, 3) => 24,
-        (Some(_), true, _) => 16,
-        (_, _, 3) => 12,
-        _ => 8,
-    };
-    // Eight rows of three taps ran at less than half the speed of four.
-    let most = if window == 3 { 4 } else { sums };
-    let rows = (sums / window / vectors).min(gradient.rows / split).min(most).max(1);
-    let apart = (if window == 3 { 12 } else { 8 } / (window * rows * vectors)).max(1);
+    let (lanes, plan) = tile(gradient, caps);
     let taps: usize = gradient.taps.iter().product();
     let out_rows = gradient.batch * gradient.out_dims[0] * gradient.out_dims[1];
     let part = taps * gradient.rows * gradient.columns;
-    let tiles = taps / window * (gradient.rows / split).div_ceil(rows) * (blocks / vectors);
+    let row_blocks = (gradient.rows / plan.split).div_ceil(plan.rows);
+    let tiles = taps / plan.window * row_blocks * (gradient.columns / lanes / plan.vectors);
     if tiles == 0 {
         return Ok(());
     }
-    let (groups, splits) = match caps.cores {
-        Some(cores) => {
-            let cores = cores as usize;
-            let groups = tiles.min(cores);
-            // Few tiles do not share out evenly among the cores; rows do, at the price of adding the parts.
-            let uneven = tiles.div_ceil(groups) * groups * 100 > tiles * 103;
-            match uneven && part <= SMALL_GRADIENT {
-                true => (1, cores.min(out_rows).max(1)),
-                false => (groups, (cores / groups).min(out_rows).max(1)),
-            }
-        }
-        None => (tiles, 4096usize.div_ceil(tiles).min(out_rows).max(1)),
-    };
+    let (groups, splits) = shares(tiles, out_rows, part, caps);
     let size = gradient.dense.dtype().size();
     let row_bytes = (gradient.in_dims[2] * gradient.step[0] * gradient.step[1] * gradient.rows
         + gradient.out_dims[2] * gradient.columns)
@@ -284,15 +271,6 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let (first, tap_stride, row_stride) = match parts {
         Some(_) => (0, gradient.rows * gradient.columns, gradient.columns),
         None => (gradient.first, gradient.tap_stride, gradient.row_stride),
-    };
-    let plan = Plan {
-        rows,
-        split,
-        vectors,
-        apart,
-        window,
-        ragged: !(gradient.rows / split).is_multiple_of(rows),
-        single: caps.cores.is_none(),
     };
     let numbers = NumbersLaunch::new(
         gradient.rows,
@@ -317,8 +295,8 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
             client,
             count,
             dim,
-            lanes * split,
-            split,
+            lanes * plan.split,
+            plan.split,
             lanes,
             gradient.strided.arg(),
             gradient.dense.arg(),
@@ -331,5 +309,57 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     match parts {
         Some(parts) => add_parts(context, gradient, &parts, splits),
         None => Ok(()),
+    }
+}
+
+/// Vector width and tile.
+fn tile(gradient: &WeightGradient, caps: &Caps) -> (usize, Plan) {
+    let lanes = caps.widest_vector(gradient.columns);
+    let blocks = gradient.columns / lanes;
+    let vectors = match blocks {
+        b if b % 2 == 0 => 2,
+        b if b % 3 == 0 => 3,
+        _ => 1,
+    };
+    let split = split_for(caps, lanes, [gradient.rows, 0]);
+    let window = match (caps.cores, gradient.taps[2], gradient.step[2], gradient.pad[2]) {
+        (Some(_), 3, 1, 1) => 3,
+        _ => 1,
+    };
+    // Measured with AVX-512: twice the sums that AVX2 has registers for save a sixth of the time, and with three taps a
+    // tile needs few loads for three times as many.
+    let sums = match (caps.cores, caps.registers >= 32, window) {
+        (Some(_), true, 3) => 24,
+        (Some(_), true, _) => 16,
+        (_, _, 3) => 12,
+        _ => 8,
+    };
+    // Eight rows of three taps ran at less than half the speed of four.
+    let most = if window == 3 { 4 } else { sums };
+    let rows = (sums / window / vectors).min(gradient.rows / split).min(most).max(1);
+    let apart = (if window == 3 { 12 } else { 8 } / (window * rows * vectors)).max(1);
+    let plan = Plan {
+        rows,
+        split,
+        vectors,
+        apart,
+        window,
+        ragged: !(gradient.rows / split).is_multiple_of(rows),
+        single: caps.cores.is_none(),
+    };
+    (lanes, plan)
+}
+
+/// Into how many groups `tiles` are divided, and into how many splits `rows` of outputs, so that all units are busy; `part` are
+/// the elements of the gradient.
+fn shares(tiles: usize, rows: usize, part: usize, caps: &Caps) -> (usize, usize) {
+    let Some(cores) = caps.cores else { return (tiles, 4096usize.div_ceil(tiles).min(rows).max(1)) };
+    let cores = cores as usize;
+    let groups = tiles.min(cores);
+    // Few tiles do not share out evenly among the cores; rows do, at the price of adding the parts.
+    let uneven = tiles.div_ceil(groups) * groups * 100 > tiles * 103;
+    match uneven && part <= SMALL_GRADIENT {
+        true => (1, cores.min(rows).max(1)),
+        false => (groups, (cores / groups).min(rows).max(1)),
     }
 }

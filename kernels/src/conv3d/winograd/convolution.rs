@@ -138,7 +138,7 @@ fn convolution_kernel<I: Size, O: Size>(
 
 /// At each point of one point along the depth, `[tiles, channels in] x [channels in, channels out of the group]`.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 fn multiply<I: Size, O: Size>(
     input_points: &[Vector<f32, I>],
     weights: &[Vector<f32, O>],
@@ -193,7 +193,7 @@ fn multiply<I: Size, O: Size>(
 /// are complete after three points, those of its far ones after four.
 #[cube]
 #[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 fn finish<O: Size>(
     products: &[Vector<f32, O>],
     sums: &mut [Vector<f32, O>],

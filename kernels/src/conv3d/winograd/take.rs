@@ -19,7 +19,7 @@ const ABREAST: usize = 4;
 /// Takes what [`Take`] says of outputs that were just stored and are still in the first-level cache: `rows` rows of `columns`
 /// positions from position `row` on, of sample `n`. A loop of its own, since the transforms need all registers.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 pub(super) fn take_parts<O: Size>(
     y: &[Vector<f32, O>],
     parts: &mut [Vector<f32, O>],

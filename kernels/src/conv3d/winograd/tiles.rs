@@ -87,7 +87,7 @@ pub(super) struct Transfer {
 /// A walk along a row of tiles needs four new positions a tile; at each, the rows of the window are added along the depth,
 /// and then make all points along the height.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernels; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
 pub(super) fn transform<N: Size>(
     x: &[Vector<f32, N>],
     points: &mut [Vector<f32, N>],

@@ -143,7 +143,7 @@ fn weight_sums_kernel<I: Size, O: Size>(
 /// At each point of one point along the depth, `[channels in, tiles] x [tiles, channels out of the group]`, added to the
 /// sums, or stored as the first of them.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "inlined into the kernel; a struct of slices is no kernel argument")]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
 fn add_products<I: Size, O: Size>(
     input_points: &[Vector<f32, I>],
     gradient_points: &[Vector<f32, O>],
