@@ -74,6 +74,9 @@ mod sample;
 /// Mirroring.
 mod mirror;
 
+/// Augmentation kernels against their definitions.
+mod augment;
+
 /// Sliding windows, accumulation and export.
 mod infer;
 

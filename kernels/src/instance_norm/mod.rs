@@ -30,6 +30,7 @@ pub(crate) mod prologue;
 mod statistics;
 
 pub use apply::apply;
+pub(crate) use apply::of_channels;
 pub use backward::{
     backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_coefficients, gradient_parts,
 };
