@@ -648,6 +648,26 @@ pub enum Error {
         problem: String,
     },
 
+    /// A name of a trainer class that stands for nothing here.
+    #[error("unknown trainer `{name}`; voxgrad has: {known}")]
+    UnknownTrainer {
+        /// What was asked for.
+        name: String,
+        /// All names, with commas.
+        known: String,
+    },
+    /// A training patch has a label that the dataset does not declare.
+    #[error(
+        "a training patch holds label {found}, the highest that dataset.json declares is {largest}; correct the label maps \
+         and preprocess again"
+    )]
+    LabelBeyondDeclared {
+        /// The label.
+        found: i16,
+        /// The highest declared one.
+        largest: i16,
+    },
+
     /// The loss became infinite or NaN.
     #[error(
         "the loss of epoch {epoch} is not finite; lower the learning rate, or look for extreme intensities in the images"

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use voxgrad::augment::{TrainerVariant, Transforms};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, LabelManager};
@@ -50,9 +51,9 @@ pub struct Train {
     /// Fold of splits_final.json in the dataset folder, or of nnU-Net's own five folds without such a file; or `all`.
     #[arg(short, long, default_value = "0")]
     fold: String,
-    /// Epochs.
-    #[arg(long, default_value_t = 1000)]
-    epochs: usize,
+    /// Epochs; 1000, or the trainer's number, unless given.
+    #[arg(long)]
+    epochs: Option<usize>,
     /// SGD iterations of an epoch.
     #[arg(long, default_value_t = 250)]
     iterations: usize,
@@ -65,9 +66,17 @@ pub struct Train {
     /// Share of SGD's momentum that is kept from step to step. 0.99 is for hours of training; 0.9 learns sooner.
     #[arg(long, default_value_t = 0.99)]
     momentum: f32,
-    /// Axes to mirror patches along, of z,y,x = 0,1,2; `none` mirrors nothing.
-    #[arg(long, default_value = "0,1,2", value_parser = axes)]
-    mirror: Axes,
+    /// What is done to training patches: nnunet (rotation, scaling, noise, blur, brightness, contrast, lower resolution,
+    /// gamma, mirroring), mirror or none. With none, predictions are not mirrored either.
+    #[arg(long, default_value_t = Transforms::Nnunet)]
+    augmentation: Transforms,
+    /// Axes to mirror patches along, of z,y,x = 0,1,2; `none` mirrors nothing. All of them unless given.
+    #[arg(long, value_parser = axes)]
+    mirror: Option<Axes>,
+    /// A trainer class of nnU-Net that differs in augmentation, mirroring or epochs (-tr): nnUNetTrainerNoMirroring,
+    /// nnUNetTrainer_250epochs and others; an unknown name is answered with the list.
+    #[arg(long, value_name = "TRAINER", conflicts_with_all = ["augmentation", "mirror"])]
+    trainer: Option<String>,
     /// Type of activations and gradients: f32, f16 (with loss scaling, as nnU-Net trains on GPUs) or bf16. Weights stay f32.
     #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
@@ -95,7 +104,7 @@ pub struct Train {
 }
 
 /// Axes that were listed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Axes([bool; 3]);
 
 fn axes(text: &str) -> Result<Axes, String> {
@@ -120,6 +129,7 @@ const FINAL: &str = "checkpoint_final.safetensors";
 impl Train {
     /// Trains, predicts, scores.
     pub fn run(mut self) -> anyhow::Result<()> {
+        let variant = self.variant()?;
         let source = self.source()?;
         let dataset = Dataset::open(&source.raw)?;
         let split = self.split(&dataset, &source)?;
@@ -137,7 +147,8 @@ impl Train {
         let [training, validation] =
             [training, validation].map(|cases| cases.into_iter().map(|case| case.source).collect::<Vec<_>>());
 
-        let mut trainer = self.trainer(&device, model)?;
+        let mut trainer = self.trainer(&device, model, &variant)?;
+        println!("{}", augmentation(trainer.settings()));
         println!(
             "network: {} parameters, patch {:?}, batch {}, {} training and {} validation cases",
             trainer.network().parameters().count(),
@@ -207,7 +218,9 @@ impl Train {
             return create(given);
         }
         let results = source.results.as_ref().context("name an output folder with -o")?;
-        let folder = results.join(format!("{TRAINER}__{}__{}", model.plans.plans_name, self.configuration));
+        // nnUNetTrainer_250epochs is voxgradTrainer_250epochs here.
+        let suffix = self.trainer.as_deref().and_then(|name| name.strip_prefix("nnUNetTrainer")).unwrap_or("");
+        let folder = results.join(format!("{TRAINER}{suffix}__{}__{}", model.plans.plans_name, self.configuration));
         self.output = folder.join(format!("fold_{}", self.fold));
         create(&self.output)?;
         let plans = self.plans_path(source);
@@ -250,7 +263,31 @@ impl Train {
         Ok(splits::cases_of_fold(&splits, fold, &names)?)
     }
 
-    fn trainer(&self, device: &Device, model: Model) -> anyhow::Result<Trainer> {
+    /// The trainer that was named, or the one that the other options describe.
+    fn variant(&self) -> anyhow::Result<TrainerVariant> {
+        let mut variant = TrainerVariant::of(self.trainer.as_deref().unwrap_or("nnUNetTrainer"))?;
+        if self.trainer.is_none() {
+            variant.recipe.transforms = self.augmentation;
+            variant.mirror = match (self.augmentation, self.mirror) {
+                (Transforms::None, None | Some(Axes([false, false, false]))) => [false; 3],
+                (Transforms::None, Some(_)) => {
+                    anyhow::bail!(
+                        "--augmentation none mirrors nothing: leave out --mirror, or choose another augmentation"
+                    )
+                }
+                (_, axes) => axes.map_or([true; 3], |axes| axes.0),
+            };
+        }
+        match (self.epochs, variant.epochs) {
+            (Some(asked), Some(named)) if asked != named => {
+                anyhow::bail!("--epochs is {asked}, but {} trains for {named}; give one of the two", variant.name)
+            }
+            (asked, named) => variant.epochs = asked.or(named),
+        }
+        Ok(variant)
+    }
+
+    fn trainer(&self, device: &Device, model: Model, variant: &TrainerVariant) -> anyhow::Result<Trainer> {
         let saved = [FINAL, LATEST, BEST].map(|name| self.output.join(name)).into_iter().find(|path| path.exists());
         match saved {
             Some(path) if self.resume => {
@@ -265,12 +302,13 @@ impl Train {
             ),
             None => {
                 let settings = Settings {
-                    epochs: self.epochs,
+                    epochs: variant.epochs.unwrap_or(Settings::default().epochs),
                     iterations: self.iterations,
                     validation_iterations: self.validation_iterations,
                     learning_rate: self.learning_rate,
                     momentum: self.momentum,
-                    mirror: self.mirror.0,
+                    mirror: variant.mirror,
+                    augmentation: variant.recipe,
                     precision: self.precision,
                     exact: self.exact.exact,
                     seed: self.seed,
@@ -443,6 +481,16 @@ impl Train {
         )?;
         Ok(())
     }
+}
+
+/// What is done to training patches, for the log.
+fn augmentation(settings: &Settings) -> String {
+    let axes: Vec<String> = (0..3).filter(|&a| settings.mirror[a]).map(|axis| axis.to_string()).collect();
+    let axes = if axes.is_empty() { "none".into() } else { axes.join(",") };
+    let recipe = settings.augmentation;
+    let nearest = if recipe.nearest_labels { ", labels of the nearest voxel" } else { "" };
+    let in_space = if recipe.dummy_2d { "" } else { ", never in the plane" };
+    format!("augmentation: {}, mirrored axes: {axes}{nearest}{in_space}", recipe.transforms)
 }
 
 /// Prints above the bar on a terminal, plainly into a file.
