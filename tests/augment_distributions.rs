@@ -243,6 +243,18 @@ fn everything(channels: usize) -> Draw {
     }
 }
 
+/// Every kernel of augmentation once, for the type of activations and each size of labels.
+pub fn launch_everything(context: &Context, channels: usize, dtype: Dtype) {
+    let raw = raw(Recipe::NNUNET, channels);
+    for (recipe, largest) in [(Recipe::NNUNET, 3), (Recipe { nearest_labels: true, ..Recipe::NNUNET }, 300)] {
+        let augmenter = Augmenter::new(recipe, PATCH, [true; 3], &vec![true; channels], largest, dtype);
+        let moved = everything(channels);
+        let cropped = Draw { angles: None, scale: None, ..moved.clone() };
+        let (image, target) = augmenter.apply(context, &raw, &[moved, cropped, Draw::default()]).unwrap();
+        context.finish([image.buffer(), &target]).unwrap();
+    }
+}
+
 #[test]
 fn samples_go_through_the_operations_in_upstream_order() {
     let (context, _guard) = device();
