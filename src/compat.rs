@@ -19,3 +19,12 @@ pub enum Compat {
     /// nnU-Net 2.8's behaviour, defects included.
     Nnunet,
 }
+
+impl std::fmt::Display for Compat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Corrected => "corrected",
+            Self::Nnunet => "nnunet",
+        })
+    }
+}

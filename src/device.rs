@@ -94,7 +94,7 @@ pub struct Device {
 
 /// All devices that this build can use on this machine, in the order in which `auto` prefers them.
 pub fn list() -> Vec<Found> {
-    candidates().into_iter().map(|device| device.found).collect()
+    candidates(Software::Taken).map(|device| device.found).collect()
 }
 
 /// Opens a device.
@@ -105,12 +105,10 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
         // Without looking at drivers: the default must work where one is broken.
         DeviceChoice::Cpu => cpu().ok_or_else(|| not_found(choice, "this build has no cpu feature")),
-        DeviceChoice::Auto => candidates()
-            .into_iter()
-            .find(|device| !device.found.software)
+        DeviceChoice::Auto => candidates(Software::Left)
+            .next()
             .ok_or_else(|| not_found(choice, "no CUDA device, no Vulkan GPU and no cpu feature")),
-        DeviceChoice::Vulkan(_) => vulkan()
-            .into_iter()
+        DeviceChoice::Vulkan(_) => vulkan(Software::Taken)
             .find(|device| device.found.choice == choice)
             .ok_or_else(|| not_found(choice, "no such Vulkan device")),
         DeviceChoice::Cuda(index) => cuda(index).ok_or_else(|| not_found(choice, "no such CUDA device")),
@@ -123,11 +121,17 @@ fn not_found(wanted: DeviceChoice, reason: &str) -> DeviceError {
     DeviceError::NotFound { wanted: wanted.to_string(), reason: reason.to_string(), found }
 }
 
-fn candidates() -> Vec<Device> {
-    let mut all: Vec<Device> = (0..).map_while(cuda).collect();
-    all.extend(vulkan());
-    all.extend(cpu());
-    all
+/// Whether Vulkan devices that are software are opened too.
+#[derive(Clone, Copy, PartialEq)]
+enum Software {
+    Taken,
+    Left,
+}
+
+/// The devices in the order of preference, each opened when the iterator comes to it: no device is touched behind the one
+/// that is taken.
+fn candidates(software: Software) -> impl Iterator<Item = Device> {
+    (0..).map_while(cuda).chain(vulkan(software)).chain(std::iter::once_with(cpu).flatten())
 }
 
 fn opened(choice: DeviceChoice, device: cubecl::Device, software: bool) -> Device {
@@ -154,12 +158,22 @@ fn cuda(index: usize) -> Option<Device> {
     Some(opened(DeviceChoice::Cuda(index), device, false))
 }
 
-fn vulkan() -> Vec<Device> {
-    let kinds = (0..)
-        .map_while(|n| cubecl::Device::vulkan(WgpuDeviceKind::DiscreteGpu(n)).ok())
-        .chain((0..).map_while(|n| cubecl::Device::vulkan(WgpuDeviceKind::IntegratedGpu(n)).ok()))
-        .chain((0..).map_while(|n| cubecl::Device::vulkan(WgpuDeviceKind::VirtualGpu(n)).ok()))
-        .map(|device| (device, false))
-        .chain(cubecl::Device::vulkan(WgpuDeviceKind::Cpu).ok().map(|device| (device, true)));
-    kinds.enumerate().map(|(index, (device, software))| opened(DeviceChoice::Vulkan(index), device, software)).collect()
+fn vulkan(software: Software) -> impl Iterator<Item = Device> {
+    let all = |kind: fn(usize) -> WgpuDeviceKind| (0..).map_while(move |n| cubecl::Device::vulkan(kind(n)).ok());
+    let gpus = all(WgpuDeviceKind::DiscreteGpu)
+        .chain(all(WgpuDeviceKind::IntegratedGpu))
+        .chain(all(WgpuDeviceKind::VirtualGpu))
+        .map(|device| (device, false));
+    let on_cpu =
+        move || (software == Software::Taken).then(|| cubecl::Device::vulkan(WgpuDeviceKind::Cpu).ok()).flatten();
+    let kinds = gpus.chain(std::iter::once_with(on_cpu).flatten().map(|device| (device, true)));
+    kinds.enumerate().map(|(index, (device, software))| opened(DeviceChoice::Vulkan(index), device, software))
+}
+
+/// Bytes of this machine's memory, or of the control group's share of it; `None` where the system does not tell.
+pub fn host_memory() -> Option<u64> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let total = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+    (total > 0).then_some(total)
 }

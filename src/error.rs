@@ -12,6 +12,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Several faults at once, each on a line of its own.
+    #[error("{} faults:\n  {}", .faults.len(), .faults.iter().map(Error::to_string).collect::<Vec<_>>().join("\n  "))]
+    Several {
+        /// All of them.
+        faults: Vec<Error>,
+    },
+
     // ---- files -------------------------------------------------------------------------------------------------
     /// The operating system refused to read, write, list or rename a path.
     #[error("{path}: cannot {action}: {source}")]
@@ -20,8 +27,8 @@ pub enum Error {
         path: PathBuf,
         /// What was tried, as a verb ("read", "write", "list").
         action: &'static str,
-        /// The operating system's answer.
-        source: std::io::Error,
+        /// The operating system's answer. Raw, so that it is no `source()`: the message holds it already.
+        r#source: std::io::Error,
     },
     /// A file is not valid JSON.
     #[error("{path}: not valid JSON: {source}")]
@@ -29,7 +36,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Where and why parsing stopped.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A JSON field is missing or holds something else than expected.
     #[error("{path}: field `{field}`: {problem}")]
@@ -73,6 +80,19 @@ pub enum Error {
         /// The code found.
         datatype: i16,
     },
+    /// The axes of a grid are not at right angles, or not three.
+    #[error(
+        "{path}: the axes {axes} of the sform stand at {angle:.2} degrees: voxels are no boxes; resample the volume (and its \
+         label map) to a grid of right angles, or rewrite the header if the sform is wrong (a valid qform is used instead)"
+    )]
+    NiftiShear {
+        /// The file.
+        path: PathBuf,
+        /// Which axes, such as "x and y".
+        axes: &'static str,
+        /// The angle between them in degrees.
+        angle: f64,
+    },
     /// The file ends before the last voxel that its header promises.
     #[error(
         "{path}: truncated: the header promises {expected} bytes, the file holds {found}; copy or export the file again"
@@ -103,7 +123,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the decompressor found.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A 4-D (or higher) image where a 3-D one is needed.
     #[error(
@@ -118,15 +138,20 @@ pub enum Error {
     },
     /// A label file holds something that is not an integer.
     #[error(
-        "{path}: label map holds {value} at voxel (z, y, x) = {voxel:?}; labels must be integers in -32768..=32767"
+        "{path}: label map holds {value} at voxel (z, y, x) = {voxel:?}, and in {voxels} voxels something that is no label; \
+         labels must be integers in -32768..=32767. The file holds {values}"
     )]
     LabelNotInteger {
         /// The file.
         path: PathBuf,
-        /// The value found.
+        /// The first such value.
         value: f64,
         /// Where.
         voxel: [usize; 3],
+        /// How many voxels hold such values.
+        voxels: usize,
+        /// What the whole file holds.
+        values: ValueSummary,
     },
     /// A volume cannot be written as NIfTI.
     #[error("{path}: cannot write NIfTI: {problem}")]
@@ -164,8 +189,24 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The names and values of `labels` are exchanged.
+    #[error(
+        "{path}: `labels` has values as keys and names as values, as older formats have; it must be name: value. Write\n\
+         {corrected}"
+    )]
+    LabelsReversed {
+        /// The file.
+        path: PathBuf,
+        /// The block as it must be.
+        corrected: String,
+    },
     /// `ignore` is not the highest label plus one.
-    #[error("{path}: `labels.ignore` is {value}; it must be {expected}, one above the highest other label")]
+    #[error(
+        "{path}: `labels.ignore` is {value}; it must be {expected}, one above the highest other label. Write {expected} here, \
+         and turn {value} into {expected} in every label file, in Python for instance with: import nibabel, numpy; \
+         i = nibabel.load(file); d = numpy.asarray(i.dataobj).astype('uint8'); d[d == {value}] = {expected}; \
+         nibabel.save(nibabel.Nifti1Image(d, i.affine), file)"
+    )]
     IgnoreNotHighest {
         /// The file.
         path: PathBuf,
@@ -259,13 +300,104 @@ pub enum Error {
         /// The option.
         option: &'static str,
     },
+    /// A name that would lead out of the folder for which it is meant.
+    #[error(
+        "{path}: field `{field}`: {name:?} becomes a file's name; it must be one, without folders, `..` or control characters"
+    )]
+    UnsafeName {
+        /// The file that holds the name.
+        path: PathBuf,
+        /// Where in the file.
+        field: String,
+        /// The name.
+        name: String,
+    },
     /// No case at all.
-    #[error("{path}: no case found; image files must be named <case>_0000{ending}")]
+    #[error(
+        "{path}: no case found; image files must be named <case>_0000{ending}{}",
+        others_seen(.others, .other_ending)
+    )]
     DatasetEmpty {
         /// The folder.
         path: PathBuf,
         /// The declared file ending.
         ending: String,
+        /// The other ending of NIfTI files.
+        other_ending: &'static str,
+        /// How many files end so.
+        others: usize,
+    },
+    /// Images that fit no case.
+    #[error(
+        "{folder}: fits no case: {}; images must be named <case>_<four digits of the channel>{ending}, such as \
+         case_001_0000{ending}: rename or remove them",
+        listed(.files)
+    )]
+    ImageNames {
+        /// The folder.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+        /// The declared file ending.
+        ending: String,
+    },
+    /// Images named as cases, without the number of a channel.
+    #[error(
+        "{folder}: no channel number: {}; nnU-Net takes `_` and four digits at the end of an image's name for its channel \
+         (labels have none), so append _0000 for the first channel even where the case's own name ends in four digits: {} \
+         becomes {}",
+        listed(.files), first(.files), numbered(first(.files))
+    )]
+    ChannelNumberMissing {
+        /// The folder of images.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Labels named as images.
+    #[error("{folder}: label maps carry no channel number: {}; remove _0000 from their names", listed(.files))]
+    LabelNumbered {
+        /// The folder of labels.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Labels of no case.
+    #[error("{folder}: no image belongs to {}; a label map is named <case> and the ending. Add the images or remove them", listed(.files))]
+    LabelWithoutImage {
+        /// The folder of labels.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Files with an ending other than the declared one.
+    #[error(
+        "{folder}: {} files end in {other_ending} and {fitting} in {ending}, which `file_ending` declares: {}; convert or \
+         remove them",
+        .files.len(), listed(.files)
+    )]
+    OtherEnding {
+        /// The folder.
+        folder: PathBuf,
+        /// The declared file ending.
+        ending: String,
+        /// Number of files that have it.
+        fitting: usize,
+        /// The other ending of NIfTI files.
+        other_ending: &'static str,
+        /// The files.
+        files: Vec<String>,
+    },
+    /// Images of one slice.
+    #[error(
+        "{folder}: the median image has {shape:?} voxels (z, y, x): that is 2-D, which is not supported; voxgrad needs \
+         volumes of more than one slice in every direction"
+    )]
+    TwoDimensional {
+        /// The dataset.
+        folder: PathBuf,
+        /// The median extent along each axis.
+        shape: [usize; 3],
     },
     /// `numTraining` disagrees with the files.
     #[error(
@@ -293,13 +425,18 @@ pub enum Error {
     },
     /// A case has more channel files than the dataset declares.
     #[error(
-        "case {case}: {path} is a channel beyond the {declared} declared in `channel_names`; declare it or remove the file"
+        "case {case}: in {folder}, {} beyond the {declared} channels declared in `channel_names`: declare or remove them. The \
+         four digits at the end of a name are the channel; if they belong to the names of several cases, append the \
+         channel: {} becomes {}",
+        surplus(.files), first(.files), numbered(first(.files))
     )]
     ChannelUndeclared {
         /// The case.
         case: String,
-        /// The surplus file.
-        path: PathBuf,
+        /// The folder of images.
+        folder: PathBuf,
+        /// The surplus files.
+        files: Vec<String>,
         /// Number of declared channels.
         declared: usize,
     },
@@ -381,22 +518,159 @@ pub enum Error {
         /// Where.
         voxel: [usize; 3],
     },
-    /// A label value that `dataset.json` does not declare.
+    /// An image declared as RGB that holds other values.
     #[error(
-        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` in dataset.json declares {expected:?}: declare it or \
-         correct the file"
+        "case {case}: {path} (channel {channel}) is declared `rgb_to_0_1` and holds {value}; values must lie in 0..=255: \
+         rescale the image, or give the channel another name in `channel_names`"
+    )]
+    NotRgbImage {
+        /// The case.
+        case: String,
+        /// The channel file.
+        path: PathBuf,
+        /// Index of the channel.
+        channel: usize,
+        /// The first such value.
+        value: f32,
+    },
+    /// No class is annotated anywhere.
+    #[error("{folder}: no voxel of any class is annotated in any of the {cases} cases: there is nothing to learn")]
+    NothingAnnotated {
+        /// The dataset.
+        folder: PathBuf,
+        /// Number of cases.
+        cases: usize,
+    },
+    /// Label values that `dataset.json` does not declare.
+    #[error(
+        "case {case}: {path} holds label {value} at voxel (z, y, x) = {voxel:?}; `labels` in dataset.json declares {expected:?}: \
+         declare it or correct the file. Undeclared in all: {}",
+        undeclared(.found)
     )]
     UnexpectedLabel {
         /// The case.
         case: String,
         /// The label file.
         path: PathBuf,
-        /// The value found.
+        /// The first such value.
         value: i16,
         /// Where it occurs first.
         voxel: [usize; 3],
         /// The values declared, ignore label included.
         expected: Vec<i16>,
+        /// All undeclared values, each with the number of its voxels.
+        found: Vec<(i16, u64)>,
+    },
+    /// A label file that holds far more values than labels are declared.
+    #[error(
+        "case {case}: {path} is no label map: it holds {values}; `labels` in dataset.json declares {expected:?}. Was an image \
+         copied over it?"
+    )]
+    LabelIsImage {
+        /// The case.
+        case: String,
+        /// The label file.
+        path: PathBuf,
+        /// What the file holds.
+        values: ValueSummary,
+        /// The values declared, ignore label included.
+        expected: Vec<i16>,
+    },
+
+    // ---- sparse annotations ------------------------------------------------------------------------------------------
+    /// A volume of one slice.
+    #[error(
+        "case {case}: {path} has shape {shape:?} (z, y, x), a single slice along one axis; sparse annotations are made of \
+         volumes only"
+    )]
+    FlatVolume {
+        /// The case.
+        case: String,
+        /// The label file.
+        path: PathBuf,
+        /// Its shape.
+        shape: [usize; 3],
+    },
+    /// A declared class that no case has.
+    #[error(
+        "{path}: no case has a voxel of {name} (label {label}); correct the label files, or take it out of `labels`"
+    )]
+    ClassEmpty {
+        /// The `dataset.json`.
+        path: PathBuf,
+        /// Name of the class.
+        name: String,
+        /// Its label value.
+        label: i16,
+    },
+    /// A name that the dataset does not have.
+    #[error("no {what} `{name}`; there are {available:?}")]
+    NameUnknown {
+        /// What the name was to be of.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The names there are.
+        available: Vec<String>,
+    },
+    /// A list of slices does not fit a case.
+    #[error("slices of case {case}: {problem}")]
+    Slices {
+        /// The case.
+        case: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A share of annotated voxels that cannot be met.
+    #[error(
+        "case {case}: {:.3} % of the voxels were asked for, {:.3} % is what there would be; {remedy}",
+        100.0 * fraction, 100.0 * reached
+    )]
+    BudgetUnmet {
+        /// The case.
+        case: String,
+        /// The share asked for.
+        fraction: f64,
+        /// The share possible.
+        reached: f64,
+        /// What would help.
+        remedy: &'static str,
+    },
+    /// A label map or mask lies elsewhere than its image.
+    #[error("case {case}: {path} does not lie where the case's other files lie; export it on the same grid")]
+    LabelPlacement {
+        /// The case.
+        case: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A class without its mask file.
+    #[error(
+        "case {case}: no mask of {name}; expected {path}. If the class is not in the case, say that missing masks are empty"
+    )]
+    MaskMissing {
+        /// The case.
+        case: String,
+        /// Name of the class.
+        name: String,
+        /// The file expected.
+        path: PathBuf,
+    },
+    /// No annotation at all.
+    #[error("{path}: no annotation found; files must be named <case>{ending}, folders of masks <case>")]
+    NothingToImport {
+        /// The folder.
+        path: PathBuf,
+        /// The declared file ending.
+        ending: String,
+    },
+    /// A folder that must not be replaced.
+    #[error("{path}: {problem}")]
+    OutputExists {
+        /// The folder.
+        path: PathBuf,
+        /// Why it stays as it is.
+        problem: String,
     },
 
     // ---- splits and plans ---------------------------------------------------------------------------------------------
@@ -410,14 +684,14 @@ pub enum Error {
     },
     /// `splits_final.json` names a case that does not exist.
     #[error(
-        "{path}: fold {fold} names case {case}, which is not in the dataset; delete the file to have it made again"
+        "{path}: fold {fold} names {case}, not in the dataset; bring the files back, or delete the splits to have them made again"
     )]
     SplitUnknownCase {
         /// The splits file.
         path: PathBuf,
         /// Index of the fold.
         fold: usize,
-        /// The unknown case.
+        /// The unknown cases.
         case: String,
     },
     /// A split trains or validates on nothing.
@@ -447,6 +721,36 @@ pub enum Error {
         raw: PathBuf,
         /// The file in the preprocessed dataset.
         preprocessed: PathBuf,
+    },
+    /// Plans that ask for what voxgrad does not do.
+    #[error("plans {plans}: {faults}; correct these fields, or plan again")]
+    PlansUnsupported {
+        /// Name of the plans.
+        plans: String,
+        /// Every such field with its value and what is supported.
+        faults: String,
+    },
+    /// Names that would lead out of the folder in which files of this name are written.
+    #[error("{path}: {names}: not the name of a file or folder; write names without `/`, and neither `.` nor `..`")]
+    NotAFileName {
+        /// The file.
+        path: PathBuf,
+        /// The fields and what they hold.
+        names: String,
+    },
+    /// Images too small for a network.
+    #[error(
+        "plans for {configuration}: images of {median:?} voxels (median, at the target spacing) give a network of {stages} \
+         stage, and at least 2 are needed: two axes of 8 voxels, or one of 12. Choose a finer target spacing \
+         (--overwrite-target-spacing), or larger images"
+    )]
+    ImagesTooSmall {
+        /// The configuration.
+        configuration: &'static str,
+        /// Median shape along the transposed axes.
+        median: Vec<f64>,
+        /// Stages that the shape allows.
+        stages: usize,
     },
     /// A configuration that the plans do not have.
     #[error("plans have no configuration `{name}`; available: {available:?}")]
@@ -534,6 +838,34 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Preprocessed cases that do not fit the plans, the raw files or each other.
+    #[error(
+        "{folder}: cases {problems}. Run `voxgrad preprocess` (or plan-and-preprocess): it redoes what is not up to date"
+    )]
+    StoredCases {
+        /// The folder of the configuration.
+        folder: PathBuf,
+        /// Which cases, and what is wrong with them.
+        problems: String,
+    },
+    /// Cases that are kept in memory as a whole, and are too large together.
+    #[error(
+        "{cases} of the {whole} cases that are not stored by voxgrad take {held} bytes of memory, of {limit} that are free \
+         for them; all would take about {expected}. Run `voxgrad preprocess`: patches of its cases are read as they are \
+         needed"
+    )]
+    CaseMemory {
+        /// Cases that were read.
+        cases: usize,
+        /// Cases to be read.
+        whole: usize,
+        /// Bytes of those that were read.
+        held: u64,
+        /// Bytes that all would take if they are alike.
+        expected: u64,
+        /// Bytes that they may take.
+        limit: u64,
+    },
     /// A part of a preprocessed case that does not lie inside it.
     #[error("{path}: the box of {size:?} voxels from {start:?} (z, y, x) does not lie inside the volume of {shape:?}")]
     StoredBox {
@@ -570,17 +902,15 @@ pub enum Error {
         /// The file ending looked for.
         ending: String,
     },
-    /// Prediction and reference differ in shape.
+    /// Prediction and reference do not lie on one grid.
     #[error(
-        "{path}: prediction has shape {found:?} (z, y, x), its reference has {expected:?}; export predictions on the raw image's grid"
+        "{path}: prediction and reference lie on different grids: {problem}; export predictions on the raw image's grid"
     )]
-    EvaluationShape {
+    EvaluationGrid {
         /// The prediction file.
         path: PathBuf,
-        /// Its shape.
-        found: [usize; 3],
-        /// The reference's shape.
-        expected: [usize; 3],
+        /// What differs.
+        problem: String,
     },
 
     // ---- networks and devices ---------------------------------------------------------------------------------
@@ -631,6 +961,23 @@ pub enum Error {
         /// What would need less.
         remedy: &'static str,
     },
+    /// The network's output is infinite or no number.
+    #[error(
+        "case {case}: the logits of the window of {patch:?} voxels from {start:?} (z, y, x, preprocessed) hold {value}; \
+         predict in f32 if this was {dtype:?} (--precision f32), else look at the image there, or take another checkpoint"
+    )]
+    NonFiniteLogits {
+        /// The case.
+        case: String,
+        /// The first such value.
+        value: f32,
+        /// First voxel of the window; negative where it hangs over the image.
+        start: [isize; 3],
+        /// Extent of the window.
+        patch: [usize; 3],
+        /// Type of the activations.
+        dtype: crate::kernels::Dtype,
+    },
     /// A saved state does not fit the network.
     #[error("parameter {name} {problem}; the checkpoint belongs to other plans")]
     State {
@@ -668,13 +1015,44 @@ pub enum Error {
         largest: i16,
     },
 
-    /// The loss became infinite or NaN.
+    /// Step after step had a loss or gradient that is infinite or NaN.
     #[error(
-        "the loss of epoch {epoch} is not finite; lower the learning rate, or look for extreme intensities in the images"
+        "epoch {epoch}: the last {in_a_row} steps had a loss or gradient that is not finite, and none of them was taken; \
+         lower the learning rate, or look for extreme intensities in the images. Checkpoints are as they were before"
     )]
     Diverged {
         /// The epoch, from 0.
         epoch: usize,
+        /// Steps since the last usable one.
+        in_a_row: usize,
+    },
+    /// A training is to be continued with other settings than it was begun with.
+    #[error(
+        "{path} was trained otherwise: {differences}. Leave these options out to go on with it, or train into another \
+         folder"
+    )]
+    Continuation {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Every option or file that differs, with both values.
+        differences: String,
+    },
+    /// A checkpoint that does not say which cases it was trained on.
+    #[error(
+        "{path} was written by an earlier version and does not say which cases it was trained on; name the fold it was \
+         trained on with --fold"
+    )]
+    SplitUnknown {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Cases of a split that have no files.
+    #[error("cases {cases} of the split are not in {folder}; bring them back, or train anew on another split")]
+    SplitCasesMissing {
+        /// Their names.
+        cases: String,
+        /// The dataset's folder.
+        folder: PathBuf,
     },
 
     // ---- figures -----------------------------------------------------------------------------------------------------------
@@ -688,7 +1066,106 @@ pub enum Error {
     },
 }
 
+/// What a volume holds, in words.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ValueSummary {
+    /// Smallest finite value.
+    pub min: f64,
+    /// Largest finite value.
+    pub max: f64,
+    /// Number of distinct values, counted up to [`ValueSummary::COUNTED`].
+    pub distinct: usize,
+}
+
+impl ValueSummary {
+    /// Distinct values are counted up to here.
+    pub const COUNTED: usize = 10_000;
+    /// Label maps hold fewer distinct values than this, most images more.
+    pub const FEW: usize = 64;
+
+    /// Looks at all values of a volume.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
+        let mut distinct = std::collections::HashSet::new();
+        for value in values {
+            if value.is_finite() {
+                (min, max) = (min.min(value), max.max(value));
+            }
+            if distinct.len() < Self::COUNTED {
+                distinct.insert(value.to_bits());
+            }
+        }
+        Self { min, max, distinct: distinct.len() }
+    }
+}
+
+impl std::fmt::Display for ValueSummary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let least = if self.distinct >= Self::COUNTED { "at least " } else { "" };
+        write!(f, "{least}{} distinct values from {} to {}", self.distinct, self.min, self.max)?;
+        if self.distinct >= Self::FEW { f.write_str(": it looks like an image") } else { Ok(()) }
+    }
+}
+
+/// Names in a message: all of them, or as many as somebody reads.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 30;
+    let rest = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - rest].join(", ");
+    if rest == 0 { shown } else { format!("{shown} and {rest} more") }
+}
+
+fn others_seen(others: &usize, ending: &str) -> String {
+    match others {
+        0 => String::new(),
+        n => format!(". {n} files end in {ending}: convert them, or correct `file_ending` in dataset.json"),
+    }
+}
+
+fn surplus(files: &[String]) -> String {
+    match files {
+        [one] => format!("{one} is a channel"),
+        several => format!("{} are channels", listed(several)),
+    }
+}
+
+fn first(names: &[String]) -> &str {
+    names.first().map_or("", String::as_str)
+}
+
+/// `case.nii.gz` as `case_0000.nii.gz`.
+fn numbered(file: &str) -> String {
+    let stem = file.trim_end_matches(".gz").trim_end_matches(".nii");
+    format!("{stem}_0000{}", &file[stem.len()..])
+}
+
+fn undeclared(found: &[(i16, u64)]) -> String {
+    let values: Vec<String> = found.iter().map(|(value, voxels)| format!("{value} ({voxels} voxels)")).collect();
+    listed(&values)
+}
+
 impl Error {
+    /// All faults as one error: the only one itself, none if there is none; of several among them each on its own.
+    pub fn several(faults: Vec<Error>) -> Option<Self> {
+        let single = |error| match error {
+            Error::Several { faults } => faults,
+            error => vec![error],
+        };
+        let mut faults: Vec<Error> = faults.into_iter().flat_map(single).collect();
+        match faults.len() {
+            0 | 1 => faults.pop(),
+            _ => Some(Error::Several { faults }),
+        }
+    }
+
+    /// Fails with all faults, if there are any.
+    ///
+    /// # Errors
+    /// As [`several`](Self::several) puts them together.
+    pub fn all(faults: Vec<Error>) -> Result<()> {
+        Self::several(faults).map_or(Ok(()), Err)
+    }
+
     /// Attaches a path and what was tried to an operating-system error; for `map_err`.
     pub fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

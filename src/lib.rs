@@ -30,6 +30,9 @@ pub mod preprocess;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod sample;
+pub mod sparsify;
+
+pub mod import;
 
 // Both together.
 pub mod predict;

@@ -3,7 +3,7 @@
 use crate::dataset::LabelManager;
 use crate::error::Result;
 use crate::kernels::loss::{self, Gradient, Level, LossSettings, Problem, Target};
-use crate::kernels::{Buffer, Context, Dtype, LossScale};
+use crate::kernels::{Buffer, Context, Dtype, Scale};
 use crate::nn::UNetShape;
 use crate::tape::Var;
 use crate::tensor::Tensor;
@@ -67,7 +67,7 @@ impl NetworkLoss {
         self.levels
     }
 
-    /// Loss and the gradients of the outputs. `target` is the u8 label map `[batch, depth, height, width]`. The loss
+    /// Loss and the gradients of the outputs, these times `scale`. `target` is the u8 label map `[batch, depth, height, width]`. The loss
     /// stays on the device: `[total, (B)CE, Dice, Dice of each class.., (B)CE part of each channel..]`.
     ///
     /// # Errors
@@ -77,30 +77,7 @@ impl NetworkLoss {
         context: &Context,
         target: &Buffer,
         outputs: Vec<Var>,
-    ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
-        self.with_gradient(context, target, outputs, None)
-    }
-
-    /// The same with the gradients, but not the loss, multiplied by a scale.
-    ///
-    /// # Errors
-    /// As [`NetworkLoss::value_and_gradient`].
-    pub fn value_and_scaled_gradient(
-        &self,
-        context: &Context,
-        target: &Buffer,
-        outputs: Vec<Var>,
-        scale: &LossScale,
-    ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
-        self.with_gradient(context, target, outputs, Some(scale))
-    }
-
-    fn with_gradient(
-        &self,
-        context: &Context,
-        target: &Buffer,
-        outputs: Vec<Var>,
-        scale: Option<&LossScale>,
+        scale: Scale,
     ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
         let value = context.empty(self.problem.loss_len(), Dtype::F32)?;
         let logits = outputs.iter().map(|output| output.value(context)).collect::<Result<Vec<_>>>()?;
@@ -109,13 +86,7 @@ impl NetworkLoss {
             .map(|output| Tensor::empty(context, output.shape(), output.dtype()))
             .collect::<Result<Vec<_>>>()?;
         let into: Vec<Gradient> = gradients.iter().map(|g| Gradient::Into(g.buffer())).collect();
-        let annotation = target.into();
-        match scale {
-            None => loss::value_and_gradient(context, &self.problem, &annotation, &logits, &into, 1.0, &value)?,
-            Some(scale) => {
-                loss::value_and_scaled_gradient(context, &self.problem, &annotation, &logits, &into, scale, &value)?
-            }
-        }
+        loss::value_and_gradient(context, &self.problem, &target.into(), &logits, &into, scale, &value)?;
         Ok((value, outputs.into_iter().zip(gradients).collect()))
     }
 

@@ -1,4 +1,5 @@
-//! The command line. Exit codes: 0 done, 1 something failed, 2 the user can put it right.
+//! The command line. Exit codes: 0 done, 1 something failed, 2 the user can put it right, 128 and a signal's number (130
+//! for Ctrl-C, 143 for SIGTERM) stopped by that signal.
 
 mod cli;
 
@@ -8,6 +9,9 @@ fn main() -> ExitCode {
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(cli::Interrupted(signal)) = error.downcast_ref() {
+                return ExitCode::from(128 + signal);
+            }
             eprintln!("error: {error:#}");
             let device_failed = error.chain().any(|cause| {
                 matches!(

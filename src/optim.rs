@@ -2,8 +2,8 @@
 //! norm, and a polynomial learning rate.
 
 use crate::error::Result;
-use crate::kernels::optimizer::{self, Gradient, Guard, Scale, Sgd};
-use crate::kernels::{Buffer, Context, Dtype, LossScale};
+use crate::kernels::optimizer::{self, Gradient, Guard, Sgd};
+use crate::kernels::{Buffer, Context, Dtype, Scale};
 use crate::parameters::Parameters;
 
 /// Settings of SGD as nnU-Net uses it.
@@ -25,32 +25,12 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
-    /// Updates all trained parameters from their gradients. Returns `[norm, 1 if not finite]` on the device; a
-    /// gradient that is not finite leaves everything as it was.
+    /// Updates all trained parameters from their gradients, which are those of a loss times `scale`. Returns `[norm, 1 if not
+    /// finite]` on the device; a gradient that is not finite leaves everything as it was. A dynamic scale moves on.
     ///
     /// # Errors
     /// If the device is out of memory.
-    pub fn step(&self, context: &Context, parameters: &Parameters, learning_rate: f32) -> Result<Buffer> {
-        self.step_of(context, parameters, learning_rate, Scale::Fixed(1.0))
-    }
-
-    /// The same for gradients of a scaled loss; the scale moves on.
-    ///
-    /// # Errors
-    /// As [`Optimizer::step`].
-    pub fn scaled_step(
-        &self,
-        context: &Context,
-        parameters: &Parameters,
-        learning_rate: f32,
-        scale: &LossScale,
-    ) -> Result<Buffer> {
-        let norm = self.step_of(context, parameters, learning_rate, Scale::Dynamic(scale))?;
-        scale.update(context, &norm)?;
-        Ok(norm)
-    }
-
-    fn step_of(&self, context: &Context, parameters: &Parameters, learning_rate: f32, scale: Scale) -> Result<Buffer> {
+    pub fn step(&self, context: &Context, parameters: &Parameters, learning_rate: f32, scale: Scale) -> Result<Buffer> {
         let [values, gradients, momenta] = parameters.trained()?;
         let norm = context.empty(2, Dtype::F32)?;
         optimizer::gradient_norm(context, &gradients, scale, &norm)?;
@@ -59,6 +39,9 @@ impl Optimizer {
         let Self { momentum, weight_decay, .. } = *self;
         let sgd = Sgd { learning_rate, momentum, weight_decay, nesterov: true };
         optimizer::sgd_step(context, &sgd, &gradient, &values, &momenta)?;
+        if let Scale::Dynamic(scale) = scale {
+            scale.update(context, &norm)?;
+        }
         Ok(norm)
     }
 }

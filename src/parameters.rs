@@ -130,6 +130,63 @@ impl Parameter {
     }
 }
 
+/// A parameter of a network, by its place in the store that was built with the network's layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParameterId(usize);
+
+/// Collects parameters while the layers of a network are described: a layer asks for what it needs and keeps the
+/// [`ParameterId`]s, and [`ParameterBuilder::build`] allocates all of them at once. The order is that of PyTorch's optimiser.
+#[derive(Debug, Default)]
+pub struct ParameterBuilder {
+    declared: Vec<(String, ParameterKind, bool)>,
+}
+
+impl ParameterBuilder {
+    /// Where names begin.
+    pub fn root(&mut self) -> Scope<'_> {
+        Scope { builder: self, prefix: String::new(), untrained: false }
+    }
+
+    /// Allocates the store.
+    ///
+    /// # Errors
+    /// If the device is out of memory.
+    pub fn build(self, context: &Context) -> Result<Parameters> {
+        Parameters::new(context, self.declared)
+    }
+}
+
+/// A module whose parameters are being collected: the prefix of their names.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    builder: &'a mut ParameterBuilder,
+    prefix: String,
+    untrained: bool,
+}
+
+impl Scope<'_> {
+    /// A module inside of this one.
+    pub fn within(&mut self, module: impl std::fmt::Display) -> Scope<'_> {
+        Scope { prefix: format!("{}{module}.", self.prefix), builder: self.builder, untrained: self.untrained }
+    }
+
+    /// The same module, of parameters that never receive a gradient.
+    pub fn untrained(self) -> Self {
+        Self { untrained: true, ..self }
+    }
+
+    /// Adds a parameter.
+    pub fn add(&mut self, name: &str, kind: ParameterKind) -> ParameterId {
+        self.builder.declared.push((format!("{}{name}", self.prefix), kind, self.untrained));
+        ParameterId(self.builder.declared.len() - 1)
+    }
+
+    /// Adds a parameter of one value for each of `len` channels.
+    pub fn vector(&mut self, name: &str, len: usize) -> ParameterId {
+        self.add(name, ParameterKind::Vector { len })
+    }
+}
+
 /// All parameters of a network, in the order in which PyTorch's optimiser sees them.
 #[derive(Debug)]
 pub struct Parameters {
@@ -190,6 +247,14 @@ impl Parameters {
     /// All parameters, in the optimiser's order.
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.list.iter()
+    }
+
+    /// The parameter that a layer of the same network asked for.
+    ///
+    /// # Panics
+    /// May panic for the id of another network's parameter.
+    pub fn of(&self, id: ParameterId) -> &Parameter {
+        &self.list[id.0]
     }
 
     /// The parameter of a name.

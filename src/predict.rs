@@ -2,10 +2,13 @@
 //! copies, then decoded into labels on the raw image's grid.
 
 use crate::augment::flip;
-use crate::error::Result;
-use crate::infer::{Accumulator, SlidingWindow, export, mirror_subsets};
+use crate::device::host_memory;
+use crate::error::{Error, Result};
+use crate::infer::export::Exporter;
+use crate::infer::memory::planned_host;
+use crate::infer::{Accumulator, SlidingWindow, mirror_subsets};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{PlainConvUNet, planned_prediction};
+use crate::nn::{Network, planned_prediction};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -32,29 +35,81 @@ impl Default for Settings {
 /// done and to do.
 ///
 /// # Errors
-/// [`Error::PredictionMemory`](crate::Error::PredictionMemory) before anything is launched if the case is too large, or if
+/// [`Error::PredictionMemory`] before anything is launched if the case is too large, [`Error::NonFiniteLogits`], or if
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
-    mut observe: impl FnMut(usize, usize),
+    observe: impl FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
-    let (channels, depth, height, width) = case.data.dim();
-    let window = SlidingWindow::new([depth, height, width], patch, settings.step_size)?;
-    planned_prediction(context, network.shape(), window.image, patch, settings.dtype).check(context.caps())?;
-    let starts = window.starts.clone();
+    let window = window(context, network, case, patch, settings)?;
+    let mut logits = Vec::with_capacity(case.seg.len() * network.shape().heads);
+    let collect = |slice: &[f32]| {
+        logits.extend_from_slice(slice);
+        Ok(())
+    };
+    slices(context, network, case, window, settings, observe, collect)?;
+    Ok(logits)
+}
+
+/// Labels of a case on the grid of its raw image, `(z, y, x)`. Logits are decoded as soon as they are complete: no more
+/// slices of them are held than a patch is deep, and one.
+///
+/// # Errors
+/// As [`logits`], and if the logits cannot be resampled.
+pub fn segmentation(
+    context: &Context,
+    network: &Network,
+    case: &PreprocessedCase,
+    preprocessor: &Preprocessor,
+    patch: [usize; 3],
+    settings: &Settings,
+    observe: impl FnMut(usize, usize),
+) -> Result<Array3<u8>> {
+    let window = window(context, network, case, patch, settings)?;
+    let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
+    slices(context, network, case, window, settings, observe, |slice| exporter.push(slice))?;
+    exporter.finish()
+}
+
+/// The windows over a case, if predicting it fits into memory.
+fn window(
+    context: &Context,
+    network: &Network,
+    case: &PreprocessedCase,
+    patch: [usize; 3],
+    settings: &Settings,
+) -> Result<SlidingWindow> {
+    let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
+    let (raw, threads) = (case.properties.shape_before_cropping, rayon::current_num_threads());
+    let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads);
+    let plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
+    plan.check(context.caps(), host_memory())?;
+    Ok(window)
+}
+
+/// Predicts a case window by window. `consume` is given its slices of logits, `[height, width, heads]`, in order.
+fn slices(
+    context: &Context,
+    network: &Network,
+    case: &PreprocessedCase,
+    window: SlidingWindow,
+    settings: &Settings,
+    mut observe: impl FnMut(usize, usize),
+    mut consume: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    let (channels, patch, heads) = (case.data.dim().0, window.patch, network.shape().heads);
     let subsets = mirror_subsets(settings.mirror);
-    let heads = network.shape().heads;
     let mut input = vec![0.0; window.patch_voxels() * channels];
     let mut mirrored = vec![0.0; input.len()];
     let mut sum = vec![0.0; window.patch_voxels() * heads];
     let shape = Shape { batch: 1, dims: patch, channels };
     let mut accumulator = Accumulator::new(window.clone(), heads);
-    let (mut done, all) = (0, starts.len() * subsets.len());
-    for start in starts {
+    let (mut done, all) = (0, window.starts.len() * subsets.len());
+    for &start in &window.starts {
         window.extract(case.data.view(), start, &mut input)?;
         sum.fill(0.0);
         for &axes in &subsets {
@@ -70,25 +125,12 @@ pub fn logits(
             done += 1;
             observe(done, all);
         }
-        accumulator.add(start, &sum)?;
+        // Infinity or NaN would lose to every number, and become background.
+        if let Some(&value) = sum.iter().find(|value| !value.is_finite()) {
+            let start = std::array::from_fn(|axis| start[axis] as isize - window.before[axis] as isize);
+            return Err(Error::NonFiniteLogits { case: case.name.clone(), value, start, patch, dtype: settings.dtype });
+        }
+        accumulator.add(start, &sum, &mut consume)?;
     }
-    Ok(accumulator.finish())
-}
-
-/// Labels of a case on the grid of its raw image, `(z, y, x)`.
-///
-/// # Errors
-/// As [`logits`], and if the logits cannot be resampled.
-pub fn segmentation(
-    context: &Context,
-    network: &PlainConvUNet,
-    case: &PreprocessedCase,
-    preprocessor: &Preprocessor,
-    patch: [usize; 3],
-    settings: &Settings,
-    observe: impl FnMut(usize, usize),
-) -> Result<Array3<u8>> {
-    let logits = logits(context, network, case, patch, settings, observe)?;
-    let (_, depth, height, width) = case.data.dim();
-    export::segmentation(logits, [depth, height, width], &case.properties, preprocessor)
+    accumulator.finish(consume)
 }

@@ -11,7 +11,7 @@ use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::preprocess::ClassLocations;
 
-pub use crate::patch::{ChunkCache, PatchSource, StoredPatches};
+pub use crate::patch::{ChunkCache, PatchSource, StoredPatches, patches_of};
 
 /// Share of a batch that is forced to show foreground.
 pub const FOREGROUND_OVERSAMPLING: f64 = 0.33;

@@ -9,7 +9,10 @@ use crate::error::{Error, Result};
 use crate::io::write_atomically;
 use crate::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem, applicable};
 use crate::kernels::{Buffer, Context, Dtype, elementwise};
-use crate::nn::UNetShape;
+use crate::loss::deep_supervision_weights;
+use crate::nn::{Network, UNetShape};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -230,32 +233,19 @@ fn measure(
     Ok(milliseconds)
 }
 
-/// The convolutions of a network on batches of `batch` patches of `patch` voxels, each shape once; heads and transposed
-/// convolutions, for which there is one algorithm on most devices, are left out.
+/// The convolutions of a network in training on batches of `batch` patches of `patch` voxels, each shape once, as a forward
+/// pass on a dry context asks for them.
 ///
 /// # Errors
-/// If a tensor is larger than the kernels can count.
-pub fn convolutions(shape: &UNetShape, batch: usize, patch: [usize; 3]) -> Result<Vec<Problem>> {
-    let mut problems: Vec<Problem> = Vec::new();
-    let mut add = |problem: Problem| {
-        if !problems.contains(&problem) {
-            problems.push(problem);
-        }
-    };
-    let (mut dims, mut inputs) = (patch, shape.channels_in);
-    for stage in &shape.stages {
-        for block in 0..stage.encoder_blocks {
-            let stride = if block == 0 { stage.stride } else { [1; 3] };
-            let problem = Problem::new(batch, dims, inputs, stage.features, stage.kernel, stride)?;
-            (dims, inputs) = (problem.out_dims(), stage.features);
-            add(problem);
-        }
-        for block in 0..stage.decoder_blocks {
-            let problem = Problem::new(batch, dims, stage.features, stage.features, stage.kernel, [1; 3])?;
-            add(if block == 0 { problem.with_second_input(stage.features)? } else { problem });
-        }
-    }
-    Ok(problems)
+/// If the network cannot be run on such a patch, or a tensor is larger than the kernels can count.
+pub fn convolutions(context: &Context, shape: &UNetShape, batch: usize, patch: [usize; 3]) -> Result<Vec<Problem>> {
+    let dry = context.dry();
+    let network = Network::new(&dry, shape.clone(), 0)?;
+    let input = Shape { batch, dims: patch, channels: shape.channels_in };
+    let image = Var::data(Tensor::empty(&dry, input, Dtype::F32)?);
+    let levels = deep_supervision_weights(shape.levels()).iter().filter(|&&weight| weight > 0.0).count();
+    network.forward(&mut Tape::new(&dry), &image, levels)?;
+    Ok(conv3d::computed(&dry))
 }
 
 /// What measurements depend on: runtime, name, and on a CPU the number of cores.

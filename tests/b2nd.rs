@@ -22,7 +22,7 @@ fn fixture(name: &str) -> std::path::PathBuf {
     data("b2nd").join(format!("{name}.b2nd"))
 }
 
-/// The formula of scripts/make_b2nd_fixtures.py.
+/// The formula of tests/data/make/make_b2nd_fixtures.py.
 fn image() -> Array4<f32> {
     Array4::from_shape_fn(SHAPE, |(c, z, y, x)| match (c, z % 2) {
         (1, _) if z < 8 => 0.0,
@@ -57,6 +57,43 @@ fn what_nnunet_never_writes_is_named() {
     assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("x_seg.b2nd")), "{error}");
     std::fs::write(&path, "no frame").unwrap();
     assert!(read(&path).unwrap_err().to_string().contains("not a Blosc2 frame"));
+}
+
+/// A chunk may be larger than the array, and said to be all zeros: that costs the file nothing and memory everything.
+#[test]
+fn chunks_far_beyond_the_array_are_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.b2nd");
+    for part in ["x.b2nd", "x_seg.b2nd"] {
+        std::fs::copy(fixture("lz4"), &path).unwrap();
+        std::fs::copy(fixture("lz4_seg"), folder.path().join("x_seg.b2nd")).unwrap();
+        assert_eq!(read(&path).unwrap().seg, seg());
+        let damaged = folder.path().join(part);
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        // The metalayer's list of the array's extent, msgpack's eight-byte integers; that of its chunks comes next.
+        let extent: Vec<u8> =
+            [13u64, 22, 17].iter().flat_map(|n| [vec![0xd3], n.to_be_bytes().to_vec()].concat()).collect();
+        let at = bytes.windows(extent.len()).position(|window| window == extent).unwrap() + extent.len() + 1;
+        for (axis, extent) in [2, 64, 64, i32::MAX as u32].into_iter().enumerate() {
+            assert_eq!(bytes[at + 5 * axis], 0xd2);
+            bytes[at + 5 * axis + 1..at + 5 * axis + 5].copy_from_slice(&extent.to_be_bytes());
+        }
+        // One chunk, of zeros: its offset, stored plainly, says so itself.
+        let data = u32::from_be_bytes(bytes[11..15].try_into().unwrap()) as usize;
+        bytes[39..47].fill(0);
+        bytes.truncate(data);
+        let mut index = vec![0u8; 32];
+        index[2] = 7;
+        index[3] = 8;
+        index[4..8].copy_from_slice(&8i32.to_le_bytes());
+        index[8..12].copy_from_slice(&8i32.to_le_bytes());
+        index[12..16].copy_from_slice(&40i32.to_le_bytes());
+        index.extend((0x81u64 << 56).to_le_bytes());
+        bytes.extend(index);
+        std::fs::write(&damaged, bytes).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("more values than the file can hold"), "{error}");
+    }
 }
 
 proptest! {

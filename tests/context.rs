@@ -3,7 +3,7 @@
 use crate::common::{device, read, uniform};
 use half::bf16;
 use voxgrad::kernels::loss::{Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
-use voxgrad::kernels::{Buffer, Dtype, KernelError, elementwise};
+use voxgrad::kernels::{Buffer, Dtype, KernelError, Scale, elementwise};
 
 #[test]
 fn upload_and_download_are_inverse() {
@@ -75,7 +75,7 @@ fn bf16_logits_work_on_the_cpu_runtime_of_linux() {
         let gradient = context.empty(logits.len(), logits.dtype()).unwrap();
         let value = context.empty(problem.loss_len(), Dtype::F32).unwrap();
         let into = [Gradient::Into(&gradient)];
-        value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, 1.0, &value).unwrap();
+        value_and_gradient(context, &problem, &(&labels).into(), &[&logits], &into, Scale::ONE, &value).unwrap();
         (read(context, &value), gradient)
     };
     let (value, gradient) = run(context.upload_f32(&exact).unwrap());
@@ -87,4 +87,27 @@ fn bf16_logits_work_on_the_cpu_runtime_of_linux() {
     for (g, h) in read(context, &gradient).iter().zip(half_gradient) {
         assert_eq!(h, bf16::from_f32(*g));
     }
+}
+
+#[test]
+fn a_dry_context_counts_and_does_nothing() {
+    let (context, _guard) = device();
+    let (launches, held) = (context.launches(), context.held_bytes());
+    let dry = context.dry();
+    assert!(dry.is_dry() && !context.is_dry());
+    assert_eq!((dry.launches(), dry.held_bytes(), dry.largest_bytes()), (0, 0, 0));
+    let first = dry.upload_f32(&[1.0; 100]).unwrap();
+    {
+        // More than any device has.
+        let second = dry.empty(1 << 40, Dtype::F32).unwrap();
+        elementwise::fill(&dry, &second.part(64, 100).unwrap(), 2.0).unwrap();
+        dry.write(&first, &[3.0f32; 100]).unwrap();
+        dry.finish([&first, &second]).unwrap();
+    }
+    assert_eq!((dry.launches(), dry.held_bytes()), (1, 400));
+    assert_eq!((dry.peak_bytes(), dry.largest_bytes()), (400 + (4 << 40), 4 << 40));
+    // What was refused before is refused here, and there is nothing to read.
+    assert!(matches!(dry.write(&first, &[0.0f32]), Err(KernelError::Shape { .. })));
+    assert!(matches!(dry.download_f32(&first), Err(KernelError::Device { .. })));
+    assert_eq!((context.launches(), context.held_bytes()), (launches, held));
 }

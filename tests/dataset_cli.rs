@@ -12,10 +12,10 @@ use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::StoredCase;
 
 /// nnU-Net's three folders in a temporary place.
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let place = Place(tempfile::tempdir().unwrap());
         for name in ["raw", "preprocessed", "results"] {
             fs::create_dir(place.path(name)).unwrap();
@@ -23,12 +23,12 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A dataset of spheres, with plans where preprocessing looks for them.
-    fn with_spheres(name: &str, cases: usize) -> Self {
+    pub fn with_spheres(name: &str, cases: usize) -> Self {
         let place = Place::new();
         let folder = place.path("raw").join(name);
         fs::create_dir(&folder).unwrap();
@@ -39,7 +39,7 @@ impl Place {
         place
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_voxgrad"))
             .args(arguments)
             .env("nnUNet_raw", self.path("raw"))
@@ -49,14 +49,14 @@ impl Place {
             .unwrap()
     }
 
-    fn succeeds(&self, arguments: &[&str]) -> String {
+    pub fn succeeds(&self, arguments: &[&str]) -> String {
         let result = self.run(arguments);
         assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
         text(&result.stdout) + &text(&result.stderr)
     }
 
     /// Runs, expects a refusal that mentions all of `words`, and returns what was said.
-    fn refuses(&self, arguments: &[&str], words: &[&str]) -> String {
+    pub fn refuses(&self, arguments: &[&str], words: &[&str]) -> String {
         let result = self.run(arguments);
         let said = text(&result.stderr);
         assert_eq!(result.status.code(), Some(2), "{arguments:?}: {said}");
@@ -68,7 +68,7 @@ impl Place {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -85,7 +85,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-fn json(path: &Path) -> serde_json::Value {
+pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -118,9 +118,9 @@ fn plan_and_preprocess_gives_what_nnunet_gives() {
         );
         let labels = |folder: PathBuf| fs::read_dir(folder).unwrap().count();
         assert_eq!(labels(folder.join("gt_segmentations")), 10);
-        assert_eq!(labels(folder.join("nnUNetPlans_3d_fullres")), 10, "ten cases and nothing else");
+        assert_eq!(labels(folder.join("voxgrad/nnUNetPlans_3d_fullres")), 10, "ten cases and nothing else");
         for case in ["case_000", "case_001"] {
-            let found = StoredCase::open(&folder.join(format!("nnUNetPlans_3d_fullres/{case}.vxg"))).unwrap();
+            let found = StoredCase::open(&folder.join(format!("voxgrad/nnUNetPlans_3d_fullres/{case}.vxg"))).unwrap();
             let found = found.read().unwrap();
             let archive = expected.join(format!("{case}.npz"));
             let data = npz::read(&archive, "data").into_dimensionality::<Ix4>().unwrap();
@@ -168,7 +168,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     assert!(said.contains("patch [8, 8, 8], batch 2, spacing [1.0, 1.0, 1.0]"), "{said}");
     // Every fourth slice is annotated.
     assert!(said.contains("25.000"), "{said}");
-    let folder = place.path("preprocessed/Dataset007_Spheres/nnUNetPlans_3d_fullres");
+    let folder = place.path("preprocessed/Dataset007_Spheres/voxgrad/nnUNetPlans_3d_fullres");
     let file = |case: usize| folder.join(format!("case_{case:03}.vxg"));
     let whole: Vec<Vec<u8>> = (0..4).map(|case| fs::read(file(case)).unwrap()).collect();
     let times: Vec<SystemTime> = (0..4).map(|case| modified(&file(case))).collect();
@@ -265,6 +265,7 @@ fn verify_reports_everything_at_once() {
         "case_004_0000.nii.gz",
         "case_004.nii.gz",
         "case_005_0001.nii.gz is a channel beyond",
+        "case_005_0001.nii.gz becomes case_005_0001_0000.nii.gz",
         "`numTraining` is 8 but 6",
     ] {
         assert!(said.contains(words), "no `{words}` in: {said}");
@@ -280,7 +281,7 @@ fn one_bad_case_does_not_stop_the_others() {
     let image = phantom::image_path(&place.path("raw/Dataset007_Spheres"), 1);
     fs::write(&image, &fs::read(&image).unwrap()[..40]).unwrap();
     place.refuses(&["preprocess", "-d", "7"], &["case_001_0000.nii.gz", "1 cases could not be preprocessed"]);
-    let folder = place.path("preprocessed/Dataset007_Spheres/nnUNetPlans_3d_fullres");
+    let folder = place.path("preprocessed/Dataset007_Spheres/voxgrad/nnUNetPlans_3d_fullres");
     assert!(folder.join("case_000.vxg").exists() && folder.join("case_002.vxg").exists());
     assert!(!folder.join("case_001.vxg").exists());
 }
@@ -313,7 +314,7 @@ fn training_takes_a_prepared_dataset() {
     let mut changed = json(&prepared.join("nnUNetPlans.json"));
     changed["configurations"]["3d_fullres"]["spacing"] = serde_json::json!([2.0, 1.0, 1.0]);
     fs::write(prepared.join("nnUNetPlans.json"), changed.to_string()).unwrap();
-    place.refuses(&arguments, &["case_00", ".vxg", "other settings"]);
+    place.refuses(&arguments, &["case_000, case_001 made with other settings", "voxgrad preprocess"]);
     fs::write(prepared.join("nnUNetPlans.json"), plans).unwrap();
     place.succeeds(&arguments);
     assert!(output.join("checkpoint_final.safetensors").exists());

@@ -1,5 +1,5 @@
 //! Three SGD steps of a real nnU-Net run (PyTorch, f32, CPU) on the same batch: logits, losses, the gradient of every
-//! parameter and the weights afterwards. `step.safetensors.gz` is made by `scripts/extract_reference.py`.
+//! parameter and the weights afterwards. `step.safetensors.gz` is made by `tests/data/make/extract_reference.py`.
 
 use crate::common::{assert_no_device_panic, data, device};
 use safetensors::SafeTensors;
@@ -9,11 +9,12 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{PlainConvUNet, UNetShape};
+use voxgrad::nn::{Network, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::Step;
 
 /// Tensors by the name of their parameter, in PyTorch's layout.
 type Named = BTreeMap<String, Vec<f32>>;
@@ -135,10 +136,9 @@ fn label_map(reference: &Reference, labels: &LabelManager) -> Vec<u8> {
 /// The network with the weights of the run's begin, its batch, and its loss.
 struct Run {
     reference: Reference,
-    network: PlainConvUNet,
+    step: Step,
     x: Tensor,
     target: Buffer,
-    loss: NetworkLoss,
     levels: usize,
     heads: usize,
 }
@@ -153,7 +153,7 @@ fn load(context: &Context, folder: &str) -> Run {
     let dims = [shape[2], shape[3], shape[4]];
     let heads = labels.num_segmentation_heads();
     let architecture = UNetShape::from_plans(&configuration.architecture.arch_kwargs, channels, heads).unwrap();
-    let network = PlainConvUNet::new(context, architecture.clone(), 1).unwrap();
+    let network = Network::new(context, architecture.clone(), 1).unwrap();
     let parameters = network.parameters();
     let named: Vec<_> =
         parameters.iter().map(|p| (p.name(), reference.get(&format!("step.weights0.{}", p.name())))).collect();
@@ -164,7 +164,8 @@ fn load(context: &Context, folder: &str) -> Run {
     let x = Tensor::upload(context, shape, &channels_last(&input, batch, channels)).unwrap();
     let target = context.upload(&label_map(&reference, &labels), Dtype::U8).unwrap();
     let loss = NetworkLoss::new(context, &labels, &architecture, batch, dims, configuration.batch_dice).unwrap();
-    Run { reference, network, x, target, loss, levels: architecture.levels(), heads }
+    let step = Step::new(context, network, loss, Optimizer::default());
+    Run { reference, step, x, target, levels: architecture.levels(), heads }
 }
 
 /// Each algorithm against PyTorch: direct and unfused, then with what a step fuses, and both again with the other algorithms
@@ -213,14 +214,14 @@ fn three_steps_of(folder: &str) {
 
 /// Three steps, with `shift` added to every normalised value: to the biases of the norms, which begin at 0.
 fn three_steps(context: &Context, folder: &str, fusion: Fusion, shift: f32) -> Steps {
-    let Run { reference, network, x, target, loss, levels, heads } = load(context, folder);
-    let (batch, x) = (x.shape().batch, Var::data(x));
-    let parameters = network.parameters();
+    let Run { reference, step, x, target, levels, heads } = load(context, folder);
+    let (step, batch) = (step.with_fusion(fusion), x.shape().batch);
+    let parameters = step.network().parameters();
     let values = || parameters.to_torch(context, Slot::Value).unwrap();
 
     if shift == 0.0 {
         // All levels, also the one that the loss leaves out.
-        let outputs = network.forward(&mut Tape::inference(context), &x, levels).unwrap();
+        let outputs = step.network().forward(&mut Tape::inference(context), &Var::data(x.clone()), levels).unwrap();
         for (level, output) in outputs.iter().enumerate() {
             let (_, expected) = reference.get(&format!("step.logits.{level}"));
             let actual = output.value(context).unwrap().download(context).unwrap();
@@ -241,15 +242,12 @@ fn three_steps(context: &Context, folder: &str, fusion: Fusion, shift: f32) -> S
 
     let (mut losses, mut norms, mut gradients) = ([0.0; 3], [0.0; 3], Named::new());
     let named = |tensors: Vec<NamedTensor>| -> Named { tensors.into_iter().map(|(name, _, v)| (name, v)).collect() };
-    for step in 0..3 {
-        let mut tape = Tape::new(context).with_fusion(fusion);
-        let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
-        let (value, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
-        tape.backward(seeds).unwrap();
-        let norm = Optimizer::default().step(context, parameters, 0.01).unwrap();
-        losses[step] = context.download_f32(&value).unwrap()[0];
-        norms[step] = context.download_f32(&norm).unwrap()[0];
-        if step == 0 {
+    for i in 0..3 {
+        let value = step.gradients(&x, &target).unwrap();
+        let norm = step.update(0.01).unwrap();
+        losses[i] = context.download_f32(&value).unwrap()[0];
+        norms[i] = context.download_f32(&norm).unwrap()[0];
+        if i == 0 {
             gradients = named(parameters.to_torch(context, Slot::Gradient).unwrap());
         }
     }
@@ -318,10 +316,12 @@ fn one_step_in(folder: &str, dtype: Dtype, bound: f64, gradient_bound: f64) {
     if !there {
         return eprintln!("skipped: no {dtype:?} on this device");
     }
-    let Run { reference, network, x, target, loss, levels, heads } = load(context, folder);
-    let batch = x.shape().batch;
-    let x = Var::data(x.cast(context, dtype).unwrap());
-    let outputs = network.forward(&mut Tape::inference(context), &x, levels).unwrap();
+    let Run { reference, step, x, target, levels, heads } = load(context, folder);
+    let scale = LossScale::new(context, LossScaleState::default()).unwrap();
+    let step = step.with_loss_scale(scale.clone());
+    let (network, batch) = (step.network(), x.shape().batch);
+    let x = x.cast(context, dtype).unwrap();
+    let outputs = network.forward(&mut Tape::inference(context), &Var::data(x.clone()), levels).unwrap();
     for (level, output) in outputs.iter().enumerate() {
         assert_eq!(output.dtype(), dtype);
         let (_, expected) = reference.get(&format!("step.logits.{level}"));
@@ -331,12 +331,8 @@ fn one_step_in(folder: &str, dtype: Dtype, bound: f64, gradient_bound: f64) {
         assert!(relative < bound, "logits of level {level} differ by {relative:.1e}");
     }
 
-    let scale = LossScale::new(context, LossScaleState::default()).unwrap();
-    let mut tape = Tape::new(context);
-    let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
-    let (value, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
-    tape.backward(seeds).unwrap();
-    let norm = Optimizer::default().scaled_step(context, network.parameters(), 0.01, &scale).unwrap();
+    let value = step.gradients(&x, &target).unwrap();
+    let norm = step.update(0.01).unwrap();
     let (value, norm) = (context.download_f32(&value).unwrap()[0], context.download_f32(&norm).unwrap());
     let (_, expected) = reference.get("step.loss.0");
     assert!(f64::from((value - expected[0]).abs()) < bound, "loss {value}, {} in f32", expected[0]);

@@ -1,8 +1,7 @@
 //! Every variant of the loss: the f64 reference against finite differences of itself, and the kernels against it.
 
-use crate::common::loss_reference::{
-    Case, check, check_on, overlapping, reference, reference_at, run, run_narrow, tolerance,
-};
+use crate::common::loss_case::{Case, check, check_on, is_possible, overlapping, run, run_narrow, tolerance};
+use crate::common::loss_reference::{reference, reference_at};
 use crate::common::{assert_close, assert_no_device_panic, device, is_slow};
 use voxgrad::kernels::Dtype;
 use voxgrad::kernels::loss::{Entropy, LossSettings, Target};
@@ -17,7 +16,7 @@ fn regions(count: usize) -> LossSettings {
 
 /// Few classes, as many as are looked up instead of compared, and more than a GPU's unit keeps; regions likewise.
 fn targets() -> Vec<LossSettings> {
-    vec![labels(3), labels(10), labels(20), regions(3), regions(20)]
+    [labels(3), labels(10), labels(20), regions(3), regions(20)].into_iter().filter(is_possible).collect()
 }
 
 fn is_labels(settings: &LossSettings) -> bool {
@@ -238,7 +237,7 @@ fn largest_entropies_and_means_over_regions() {
 #[test]
 fn any_number_of_classes_and_regions() {
     for channels in [1, 2, 4, 5, 8, 9, 14, 16, 17, 32, 33, 62, 118, 200] {
-        for settings in [labels(channels), regions(channels)] {
+        for settings in [labels(channels), regions(channels)].into_iter().filter(is_possible) {
             let dims = if is_slow() || channels > 40 { [3, 5, 7] } else { [9, 16, 17] };
             check(&Case::new(format!("{channels} channels"), settings, 2, dims, 5));
         }
@@ -249,6 +248,9 @@ fn any_number_of_classes_and_regions() {
 fn more_than_255_labels_are_16_bits_wide() {
     for classes in [256, 257, 300, 1023] {
         let settings = LossSettings::new(Target::Labels { classes }, Some(65535), false);
+        if !is_possible(&settings) {
+            continue;
+        }
         check(&Case::new(format!("{classes} classes"), settings, 2, [3, 5, 7], 5));
     }
     // Regions over many labels, with ignore labels on both sides of 255.
@@ -257,6 +259,9 @@ fn more_than_255_labels_are_16_bits_wide() {
     check(&Case::new("regions of 400 labels", settings, 2, [3, 5, 7], 5));
     // More channels than a set of missing classes holds in one word.
     let settings = LossSettings::new(Target::Labels { classes: 300 }, Some(300), false);
+    if !is_possible(&settings) {
+        return;
+    }
     let mut case = Case::new("missing among 300", settings, 2, [3, 5, 7], 5);
     [(0, 1), (0, 33), (0, 299), (1, 64)].into_iter().for_each(|(sample, class)| case.miss(sample, class));
     check(&case);
@@ -305,7 +310,7 @@ fn narrow_logits_have_gradients_within_half_a_percent() {
     let caps = context.caps();
     for (dtype, has) in [(Dtype::F16, caps.f16), (Dtype::Bf16, caps.bf16)] {
         if !has {
-            eprintln!("skipped: this device has no {dtype:?}");
+            println!("skipped: this device has no {dtype:?}");
             continue;
         }
         for settings in targets() {
@@ -318,7 +323,9 @@ fn narrow_logits_have_gradients_within_half_a_percent() {
                 assert_close(&case.name, &outcome.loss, &expected.loss, 5.0 * tolerance());
                 for (level, (actual, expected)) in outcome.gradients.iter().zip(&expected.gradients).enumerate() {
                     if !expected.is_empty() {
-                        assert_close(&format!("{}, gradient {level}", case.name), actual, expected, 5e-3);
+                        // Rounding to f16 and bf16 is at most 2^-11 and 2^-8.
+                        let bound = if dtype == Dtype::F16 { 5e-4 } else { 5e-3 };
+                        assert_close(&format!("{}, gradient {level}", case.name), actual, expected, bound);
                     }
                 }
                 assert_no_device_panic();

@@ -118,6 +118,9 @@ fn errors_name_their_cause() {
     assert!(matches!(image_error("dtype_1792.nii"), NiftiDatatype { datatype: 1792, .. }));
     assert!(matches!(image_error("bitpix_mismatch.nii"), NiftiHeader { field: "bitpix", .. }));
     assert!(matches!(image_error("vox_offset_352.5.nii"), NiftiHeader { field: "vox_offset", .. }));
+    assert!(matches!(image_error("sform_shear.nii"), NiftiShear { axes: "x and y", .. }));
+    assert!(matches!(image_error("sform_singular.nii"), NiftiShear { axes: "x and y", angle: 0.0, .. }));
+    assert!(matches!(image_error("sform_zero.nii"), NiftiShear { .. }));
     assert!(matches!(image_error("pixdim_nan.nii"), NiftiHeader { field: "pixdim[1]", .. }));
     assert!(matches!(image_error("dim5_vec.nii"), NotThreeDimensional { .. }));
     assert!(matches!(image_error("no such file.nii"), Io { action: "open", .. }));
@@ -139,7 +142,7 @@ fn spacing_is_absolute_and_ordered_like_the_array() {
 #[test]
 fn labels_and_affine_survive_a_round_trip() {
     let dir = tempfile::tempdir().unwrap();
-    for source in ["ok.nii", "sform_shear.nii", "big_endian.nii", "pixdim_neg.nii"] {
+    for source in ["ok.nii", "big_endian.nii", "pixdim_neg.nii"] {
         let geometry = read_image(&hostile(source)).unwrap().geometry;
         let labels = Array3::from_shape_fn((3, 4, 5), |(z, y, x)| (z * 20 + y * 5 + x) as u16 * 7);
         for name in ["dots.in.name.nii.gz", "dots.in.name.nii"] {
@@ -174,7 +177,7 @@ fn a_failed_write_leaves_nothing() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporary file left behind");
     let missing = dir.path().join("missing/case.nii.gz");
     let error = write_labels(&missing, labels.view(), &geometry).unwrap_err();
-    assert!(matches!(error, Error::NiftiWrite { .. }), "{error}");
+    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("missing/case.nii.gz"), "{error}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! SGD, AdamW and the gradient's norm against loops written from torch's documentation, in f64.
 
 use crate::common::{assert_close, device, is_slow, read, uniform};
-use voxgrad::kernels::optimizer::{AdamW, Gradient, Guard, Scale, Sgd, adamw_step, gradient_norm, sgd_step};
-use voxgrad::kernels::{Buffer, Context, KernelError, LossScale, LossScaleState, elementwise};
+use voxgrad::kernels::optimizer::{AdamW, Gradient, Guard, Sgd, adamw_step, gradient_norm, sgd_step};
+use voxgrad::kernels::{Buffer, Context, KernelError, LossScale, LossScaleState, Scale, elementwise};
 
 const SGD: Sgd = Sgd { learning_rate: 0.01, momentum: 0.99, weight_decay: 3e-5, nesterov: true };
 

@@ -48,7 +48,7 @@ pub fn assert_same(found: &Value, expected: &Value, tolerance: f64, at: &str) {
 #[test]
 fn fingerprints_are_nnunets() {
     for name in DATASETS {
-        let found = Fingerprint::extract(&dataset(name), Compat::Nnunet, |_| {}).unwrap();
+        let found = Fingerprint::extract(&dataset(name), Compat::Nnunet, 2, |_| {}).unwrap();
         let expected = serde_json::to_value(fingerprint(name)).unwrap();
         // Means and deviations were summed in single precision there.
         assert_same(&serde_json::to_value(found).unwrap(), &expected, 1e-5, name);
@@ -59,7 +59,7 @@ fn fingerprints_are_nnunets() {
 #[test]
 fn corrected_statistics_leave_out_ignored_voxels() {
     let mut seen = std::sync::Mutex::new(0);
-    let found = Fingerprint::extract(&dataset("brats_labels_anisotropic"), Compat::Corrected, |_| {
+    let found = Fingerprint::extract(&dataset("brats_labels_anisotropic"), Compat::Corrected, 2, |_| {
         *seen.lock().unwrap() += 1;
     })
     .unwrap();
@@ -229,4 +229,30 @@ fn options_and_errors() {
     assert!(matches!(bad.plan_from_json("D", &json, &fingerprint), Err(Error::Setting { .. })));
     fingerprint.spacings.clear();
     assert!(matches!(Planner::default().plan_from_json("D", &json, &fingerprint), Err(Error::NoCases)));
+}
+
+/// A network needs a resolution to decode from; and a slice is a slice along whichever axis it lies.
+#[test]
+fn images_that_no_network_fits_are_refused() {
+    let json = DatasetJson::read(&data("brats_regions/dataset.json")).unwrap();
+    let plan = |shape: [usize; 3]| {
+        let fingerprint = Fingerprint {
+            foreground_intensity_properties_per_channel: Default::default(),
+            median_relative_size_after_cropping: 1.0,
+            shapes_after_crop: vec![shape; 6],
+            spacings: vec![[1.0; 3]; 6],
+        };
+        Planner::default().plan_from_json("Dataset001_Small", &json, &fingerprint)
+    };
+    let error = plan([8, 7, 7]).unwrap_err();
+    assert!(matches!(error, voxgrad::Error::ImagesTooSmall { stages: 1, .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("[8.0, 7.0, 7.0]") && said.contains("--overwrite-target-spacing"), "{said}");
+    for shape in [[8, 8, 7], [12, 7, 7]] {
+        let plans = plan(shape).unwrap();
+        plans.check_training(&plans.configuration("3d_fullres").unwrap()).unwrap();
+    }
+    for flat in [[1, 512, 512], [512, 512, 1], [512, 1, 512]] {
+        assert!(!plan(flat).unwrap().configurations.contains_key("3d_fullres"), "{flat:?}");
+    }
 }

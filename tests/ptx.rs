@@ -6,12 +6,13 @@ use std::path::Path;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
-use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState};
+use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
+use voxgrad::nn::{Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::Step;
 
 /// A network in training, and what it is trained with.
 struct Work {
@@ -63,36 +64,30 @@ fn launch(context: &Context, work: Work) {
     let Work { network, labels, batch, patch, batch_dice } = work;
     let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
     let upload = |batch| Tensor::upload(context, shape(batch), &vec![0.0; shape(batch).len()]).unwrap();
-    let (x, one) = (Var::data(upload(batch)), Var::data(upload(1)));
+    let (x, one) = (upload(batch), upload(1));
     let voxels = batch * patch.iter().product::<usize>();
     let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
     let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
-    let network = PlainConvUNet::new(context, network.clone(), 1).unwrap();
+    let network = Network::new(context, network.clone(), 1).unwrap();
+    let mut step = Step::new(context, network, loss, Optimizer::default());
 
-    // With what is on by default, and with all that convolutions can do on the way.
-    for fusion in [Fusion::default(), Fusion::ALL] {
-        let mut tape = Tape::new(context).with_fusion(fusion);
-        let outputs = network.forward(&mut tape, &x, loss.levels()).unwrap();
-        let (_, seeds) = loss.value_and_gradient(context, &target, outputs).unwrap();
-        tape.backward(seeds).unwrap();
-    }
-    let norm = Optimizer::default().step(context, network.parameters(), 0.01).unwrap();
-    let [values, ..] = network.parameters().trained().unwrap();
-    context.finish([&norm, &values]).unwrap();
-
-    let scale = LossScale::new(context, LossScaleState::default()).unwrap();
-    for dtype in [Dtype::F16, Dtype::Bf16] {
-        let half = Var::data(x.value(context).unwrap().cast(context, dtype).unwrap());
-        for fusion in [Fusion::default(), Fusion::ALL] {
-            let mut tape = Tape::new(context).with_fusion(fusion);
-            let outputs = network.forward(&mut tape, &half, loss.levels()).unwrap();
-            let (_, seeds) = loss.value_and_scaled_gradient(context, &target, outputs, &scale).unwrap();
-            tape.backward(seeds).unwrap();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        if dtype != Dtype::F32 {
+            let scale = LossScale::new(context, LossScaleState::default()).unwrap();
+            step = step.with_loss_scale(scale);
         }
-        let norm = Optimizer::default().scaled_step(context, network.parameters(), 0.01, &scale).unwrap();
-        context.finish([&norm]).unwrap();
+        let image = x.cast(context, dtype).unwrap();
+        // With what is on by default, and with all that convolutions can do on the way.
+        for fusion in [Fusion::default(), Fusion::ALL] {
+            step = step.with_fusion(fusion);
+            step.gradients(&image, &target).unwrap();
+        }
+        let norm = step.update(0.01).unwrap();
+        let [values, ..] = step.network().parameters().trained().unwrap();
+        context.finish([&norm, &values]).unwrap();
     }
 
+    let (network, loss, x, one) = (step.network(), step.loss(), Var::data(x), Var::data(one));
     let outputs = network.forward(&mut Tape::inference(context), &x, loss.levels()).unwrap();
     let value = loss.value(context, &target, &outputs).unwrap();
     context.finish([&value]).unwrap();
@@ -129,7 +124,7 @@ fn launch_losses(context: &Context) {
                     let logits = [0, 1].map(|level| context.empty(problem.logits_len(level), dtype).unwrap());
                     let logits = [&logits[0], &logits[1]];
                     let in_place = [Gradient::InPlace; 2];
-                    value_and_gradient(context, &problem, &annotation, &logits, &in_place, 1.0, &loss).unwrap();
+                    value_and_gradient(context, &problem, &annotation, &logits, &in_place, Scale::ONE, &loss).unwrap();
                     context.finish([&loss]).unwrap();
                 }
             }

@@ -1,6 +1,6 @@
 //! Planted errors that compute-sanitizer has to report: a sanitizer that stays silent on these proves nothing by staying
 //! silent elsewhere. They are undefined behaviour on purpose, so they only run when asked for, on CUDA
-//! (`scripts/gpu-checks.sh`).
+//! (`scripts/gpu_checks.sh`).
 
 use crate::common::{device, read};
 use cubecl::prelude::*;

@@ -41,8 +41,11 @@ mod loss_reference;
 /// What holds for the losses whatever they are given.
 mod loss_properties;
 
-/// Edge cases of losses on sparse annotations, and input that does not fit.
+/// Edge cases of losses on sparse annotations.
 mod loss_edges;
+
+/// Input that makes no loss.
+mod loss_input;
 
 /// Logits, losses, gradients and weights of a real nnU-Net run.
 mod golden;
@@ -55,6 +58,12 @@ mod numpy_random;
 
 /// Dataset description, label rules, case files.
 mod dataset;
+
+/// Which files belong to which case.
+mod dataset_names;
+
+/// What is found in a dataset before any work begins.
+mod dataset_verify;
 
 /// Reading plans and resolving configurations.
 mod plans;
@@ -86,6 +95,12 @@ mod augment_distributions;
 /// Sliding windows, accumulation and export.
 mod infer;
 
+/// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
+mod predict;
+
+/// Files that appear when they are complete.
+mod atomic;
+
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
 
@@ -95,14 +110,26 @@ mod train;
 /// The command line and its errors.
 mod cli;
 
+/// What a training that goes on remembers, and what it is told again.
+mod continuing;
+
+/// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
+mod prepared;
+
 /// The record of epochs.
 mod history;
 
 /// Pictures of progress and of cases.
 mod report;
 
-/// Making dense labels sparse as nnU-Net's integration test does.
+/// Making dense labels sparse: what holds for every scheme.
 mod sparsify;
+
+/// Making dense datasets sparse.
+mod sparsify_dataset;
+
+/// Annotations as people draw them.
+mod import;
 
 /// Fingerprints and planned configurations, field by field against nnU-Net's.
 mod planner;

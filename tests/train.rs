@@ -264,3 +264,52 @@ fn no_training_cases_is_an_error() {
     let error = trainer.epoch::<PreprocessedCase>(&[], &[], |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, Error::NoCases), "{error}");
 }
+
+/// The phantom's cases, of which the given ones hold infinite voxels everywhere: their losses are not finite.
+fn poisoned(which: &[usize]) -> (tempfile::TempDir, Model, Vec<PreprocessedCase>) {
+    let (folder, model, mut cases, _) = phantom();
+    which.iter().for_each(|&case| cases[case].data.fill(f32::INFINITY));
+    (folder, model, cases)
+}
+
+#[test]
+fn steps_without_a_finite_loss_are_left_out_and_counted() {
+    let (context, _guard) = device();
+    let (_folder, model, cases) = poisoned(&[1]);
+    let settings = Settings { epochs: 1, iterations: 12, validation_iterations: 1, ..SETTINGS };
+    let mut precisions = vec![Precision::F32];
+    precisions.extend(context.caps().f16.then_some(Precision::F16));
+    for precision in precisions {
+        let settings = Settings { precision, ..settings };
+        let mut trainer = Trainer::new(context, model.clone(), settings).unwrap();
+        let before = weights(context, &trainer);
+        trainer.epoch(&cases, &cases[..1], |_| ControlFlow::Continue(())).unwrap();
+        let not_finite = trainer.progress().not_finite;
+        assert!((1..12).contains(&not_finite), "{precision}: {not_finite}");
+        assert!(trainer.progress().history.train_losses[0].is_finite());
+        let after = weights(context, &trainer);
+        assert_ne!(after, before);
+        assert!(after.iter().all(|(_, _, values)| values.iter().all(|value| value.is_finite())));
+        // Each halves the scale.
+        let scale = trainer.checkpoint().unwrap().progress.loss_scale.map(|(scale, _)| scale);
+        let expected = (precision == Precision::F16).then(|| 65536.0 / 2f32.powi(not_finite as i32));
+        assert_eq!(scale, expected, "{precision}");
+    }
+}
+
+#[test]
+fn training_ends_when_no_step_can_be_taken_any_more() {
+    let (context, _guard) = device();
+    let (_folder, model, cases) = poisoned(&[0, 1, 2]);
+    let settings = Settings { iterations: 100, ..SETTINGS };
+    let mut precisions = vec![(Precision::F32, 20)];
+    // 65536 is halved 17 times until it is below 1; losses are read after every tenth step.
+    precisions.extend(context.caps().f16.then_some((Precision::F16, 20)));
+    for (precision, steps) in precisions {
+        let mut trainer = Trainer::new(context, model.clone(), Settings { precision, ..settings }).unwrap();
+        let before = weights(context, &trainer);
+        let error = trainer.epoch(&cases, &cases, |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, Error::Diverged { epoch: 0, in_a_row } if in_a_row == steps), "{precision}: {error}");
+        assert_eq!(weights(context, &trainer), before, "{precision}");
+    }
+}

@@ -82,10 +82,13 @@ fn measurements_survive_in_their_file_and_foreign_files_are_refused() {
         decoder_blocks,
     };
     let shape = UNetShape { channels_in: 1, heads: 2, stages: vec![stage(8, 1, 2), stage(16, 2, 0)], bias: true };
-    let problems = convolutions(&shape, 1, [8, 8, 8]).unwrap();
-    // 1-8, 8-8 (once for encoder and decoder), 8+8-8, 8-16 with stride 2, 16-16.
-    assert_eq!(problems.len(), 5);
-    assert_eq!((problems[4].in_dims(), problems[4].channels_out()), ([4; 3], 16));
+    let problems = convolutions(context, &shape, 1, [8, 8, 8]).unwrap();
+    // 1-8, 8-8 (once for encoder and decoder), 8-16 with stride 2, 16-16, 8+8-8, and the head.
+    let shapes = problems.iter().map(|p| (p.in_dims(), p.channels_in(), p.second_channels(), p.channels_out()));
+    let (full, half) = ([8; 3], [4; 3]);
+    let expected =
+        [(full, 1, 0, 8), (full, 8, 0, 8), (full, 8, 0, 16), (half, 16, 0, 16), (full, 8, 8, 8), (full, 8, 0, 2)];
+    assert_eq!(shapes.collect::<Vec<_>>(), expected);
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/choices.json");

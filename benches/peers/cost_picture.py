@@ -1,6 +1,6 @@
 """Draws the cost of a training step against its size, from the table that `sh scripts/compare.sh size` prints.
 
-    sh scripts/peers.sh benches/peers/cost_picture.py TABLE.md PICTURE.png
+    sh benches/peers/run.sh benches/peers/cost_picture.py TABLE.md PICTURE.png
 
 TABLE.md holds Markdown rows `| size/8-16-32-64-in1-b2-32x32x32 | device | seconds | peer | seconds | ratio |`; other lines
 are left out, so that benches/RESULTS.md itself will do.

@@ -1,6 +1,6 @@
 """Trains on examples/data/hippocampus with PyTorch and nnU-Net's own network and loss, as voxgrad's demo does.
 
-    sh scripts/peers.sh benches/peers/demo_baseline.py [--iterations N] [--batch N] [--features 8,16,32,64] ...
+    sh benches/peers/run.sh benches/peers/demo_baseline.py [--iterations N] [--batch N] [--features 8,16,32,64] ...
 
 Same network, loss, optimiser, patches and budget as the demo: PlainConvUNet with kernels 3 and strides 1, 2, 2, 2; Dice +
 BCE with the ignore label and deep supervision; SGD with Nesterov momentum, gradient norm clipped to 12, polynomial

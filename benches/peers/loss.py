@@ -1,6 +1,6 @@
 """The masked losses of voxgrad's benches in PyTorch: nnU-Net's own, eager and compiled, MONAI's and exacta's.
 
-    sh scripts/peers.sh benches/peers/loss.py [--repeats N] [--ids FILE] [--only TEXT] [--peers NAME,NAME]
+    sh benches/peers/run.sh benches/peers/loss.py [--repeats N] [--ids FILE] [--only TEXT] [--peers NAME,NAME]
 
 FILE is what the bench printed: its items are run, and without it those of its full run. The same logits, labels and annotations as in `cargo bench --bench loss`, forward and backward, on the CPU (one thread a core) or
 on the GPU if there is one. Each line is: id, median seconds, peak extra bytes, peer, a remark after `#`. Extra bytes are

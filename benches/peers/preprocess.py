@@ -1,6 +1,6 @@
 """Times the preprocessing of nnU-Net and of voxgrad on the same cases, plans and number of workers.
 
-    sh scripts/peers.sh benches/peers/preprocess.py FOLDER --phantom 3 --workers 2 --results benches/RESULTS.md
+    sh benches/peers/run.sh benches/peers/preprocess.py FOLDER --phantom 3 --workers 2 --results benches/RESULTS.md
 
 FOLDER is a raw dataset in nnU-Net's layout (dataset.json, imagesTr, labelsTr). --phantom adds a dataset of that many cases
 of 4 x 155 x 240 x 240 voxels made here; every third has voxels of 1.2 mm where the others have 1 mm, and is resampled.

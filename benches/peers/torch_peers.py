@@ -1,6 +1,6 @@
 """The work of voxgrad's benches, done by PyTorch and nnU-Net: on the CPU in f32 with one thread per core, or on a GPU.
 
-    sh scripts/peers.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT] [--threads N]
+    sh benches/peers/run.sh benches/peers/torch_peers.py GROUP [--repeats N] [--json] [--only TEXT] [--threads N]
                                                            [--device cuda] [--amp TYPES] [--compile] [--large] [--format F]
 
 GROUP is conv, norm, loss, step, size or all (all but size). Each line is an id, the median seconds of N runs, and a remark after `#`: the form

@@ -7,10 +7,11 @@ use std::path::Path;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::{Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{PlainConvUNet, Stage, UNetShape};
+use voxgrad::nn::{Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
-use voxgrad::tape::{Fusion, Tape, Var};
+use voxgrad::tape::Fusion;
 use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::Step;
 
 const BATCH: usize = 2;
 const TWO_REGIONS: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
@@ -73,33 +74,22 @@ fn item(
                 bias: true,
             };
             let loss = NetworkLoss::new(&context, &labels, &shape, BATCH, dims, false).expect("loss");
-            let network = PlainConvUNet::new(&context, shape, 1).expect("network");
-            let shape = Shape { batch: BATCH, dims, channels };
-            let x = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
-            let x = Var::data(x.cast(&context, dtype).expect("cast"));
-            let map = sparse_labels(BATCH, dims, labels.all_labels().len());
-            let target = context.upload(&map, Dtype::U8).expect("upload");
-            let optimizer = Optimizer::default();
+            let network = Network::new(&context, shape, 1).expect("network");
             let scale =
                 (dtype == Dtype::F16).then(|| LossScale::new(&context, LossScaleState::default()).expect("loss scale"));
-            let fusion = fusion();
+            let step = Step::new(&context, network, loss, Optimizer::default());
+            let step = step.with_loss_scale(scale).with_fusion(fusion());
+            let shape = Shape { batch: BATCH, dims, channels };
+            let image = Tensor::upload(&context, shape, &pattern(shape.len(), 1)).expect("upload");
+            let image = image.cast(&context, dtype).expect("cast");
+            let map = sparse_labels(BATCH, dims, labels.all_labels().len());
+            let target = context.upload(&map, Dtype::U8).expect("upload");
             let mut title = Some(id.clone());
             Box::new(move || {
                 let launches = context.launches();
-                let mut tape = Tape::new(&context).with_fusion(fusion);
-                let outputs = network.forward(&mut tape, &x, loss.levels()).expect("forward");
-                let (_, seeds) = match &scale {
-                    None => loss.value_and_gradient(&context, &target, outputs),
-                    Some(scale) => loss.value_and_scaled_gradient(&context, &target, outputs, scale),
-                }
-                .expect("loss");
-                tape.backward(seeds).expect("backward");
-                let norm = match &scale {
-                    None => optimizer.step(&context, network.parameters(), 0.01),
-                    Some(scale) => optimizer.scaled_step(&context, network.parameters(), 0.01, scale),
-                }
-                .expect("step");
-                let [values, ..] = network.parameters().trained().expect("parameters");
+                step.gradients(&image, &target).expect("gradients");
+                let norm = step.update(0.01).expect("update");
+                let [values, ..] = step.network().parameters().trained().expect("parameters");
                 context.finish([&norm, &values]).expect("finish");
                 if let Some(title) = title.take() {
                     eprintln!("# {title}: {} launches a step", context.launches() - launches);

@@ -1,6 +1,7 @@
 //! A device to launch on, and flat buffers on it.
 
 use crate::conv3d::Choices;
+use crate::dry::Dry;
 use crate::{Caps, KernelError};
 use cubecl::bytes::Bytes;
 use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
@@ -70,6 +71,7 @@ pub struct Buffer {
 struct Held {
     now: AtomicU64,
     peak: AtomicU64,
+    largest: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl Lease {
     fn new(held: &Arc<Held>, bytes: u64) -> Arc<Self> {
         let now = held.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         held.peak.fetch_max(now, Ordering::Relaxed);
+        held.largest.fetch_max(bytes, Ordering::Relaxed);
         Arc::new(Self { held: held.clone(), bytes })
     }
 }
@@ -189,6 +192,22 @@ impl Buffer {
     }
 }
 
+/// The work of one launch.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    /// So many items, which the kernel shares out in strips: on a GPU a unit for each, on a CPU one cube of a unit a core.
+    Items(usize),
+    /// So many cubes of this shape.
+    Cubes(usize, CubeDim),
+}
+
+impl Work {
+    /// At least so many units, in cubes of `of_cube`. Kernels guard the last cube.
+    pub fn units(units: usize, of_cube: u32) -> Self {
+        Self::Cubes(units.div_ceil(of_cube as usize), CubeDim::new_1d(of_cube))
+    }
+}
+
 /// An opened device: CubeCL's client, what the device can do, and the bookkeeping of launches.
 /// Clones are the same device.
 #[derive(Clone)]
@@ -199,6 +218,7 @@ pub struct Context {
     exact: bool,
     choices: Arc<Choices>,
     held: Arc<Held>,
+    dry: Option<Arc<Dry>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -218,7 +238,17 @@ impl Context {
             exact: false,
             choices: Arc::default(),
             held: Arc::default(),
+            dry: None,
         }
+    }
+
+    /// The same device as if it had nothing but this.
+    pub(crate) fn with_dry(&self, dry: Arc<Dry>) -> Self {
+        Self { dry: Some(dry), held: Arc::default(), launches: Arc::default(), ..self.clone() }
+    }
+
+    pub(crate) fn dry_state(&self) -> Option<&Dry> {
+        self.dry.as_deref()
     }
 
     /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
@@ -279,6 +309,11 @@ impl Context {
         self.held.peak.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the largest buffer so far.
+    pub fn largest_bytes(&self) -> u64 {
+        self.held.largest.load(Ordering::Relaxed)
+    }
+
     /// Begins a new measurement of [`Context::peak_bytes`].
     pub fn reset_peak(&self) {
         self.held.peak.store(self.held_bytes(), Ordering::Relaxed);
@@ -289,6 +324,9 @@ impl Context {
     /// # Errors
     /// [`KernelError::Limit`] if no buffer of the device can be that large.
     pub fn empty(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
+        if let Some(dry) = &self.dry {
+            return Ok(self.buffer(dry.handle(bytes_of(len, dtype)), len, dtype));
+        }
         self.check_size(len, dtype)?;
         Ok(self.buffer(self.client.empty(len * dtype.size()), len, dtype))
     }
@@ -300,6 +338,9 @@ impl Context {
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T], dtype: Dtype) -> Result<Buffer, KernelError> {
         if size_of::<T>() != dtype.size() {
             return Err(KernelError::shape("upload", "bytes of an element", dtype.size(), size_of::<T>()));
+        }
+        if self.is_dry() {
+            return self.empty(values.len(), dtype);
         }
         self.check_size(values.len(), dtype)?;
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
@@ -323,18 +364,24 @@ impl Context {
         if bytes.len() != buffer.len * buffer.dtype.size() {
             return Err(KernelError::shape("write", "bytes", buffer.len * buffer.dtype.size(), bytes.len()));
         }
-        self.client.write(&buffer.handle, Bytes::from_bytes_vec(bytes.to_vec()));
+        if !self.is_dry() {
+            self.client.write(&buffer.handle, Bytes::from_bytes_vec(bytes.to_vec()));
+        }
         Ok(())
     }
 
     /// Waits for the device and copies a buffer back.
     ///
     /// # Errors
-    /// [`KernelError::Device`] if a kernel that wrote the buffer failed, [`KernelError::Shape`] if `T` is not
-    /// the size of an element.
+    /// [`KernelError::Device`] if a kernel that wrote the buffer failed or the context is dry, [`KernelError::Shape`] if
+    /// `T` is not the size of an element.
     pub fn download<T: bytemuck::Pod>(&self, buffer: &Buffer) -> Result<Vec<T>, KernelError> {
         if size_of::<T>() != buffer.dtype.size() {
             return Err(KernelError::shape("download", "bytes of an element", buffer.dtype.size(), size_of::<T>()));
+        }
+        if self.is_dry() {
+            let reason = "a dry context computes none".into();
+            return Err(KernelError::Device { doing: "reading a result back", reason });
         }
         let bytes = self
             .client
@@ -357,46 +404,92 @@ impl Context {
     /// # Errors
     /// [`KernelError::Device`] with the runtime's words.
     pub fn finish<'a>(&self, outputs: impl IntoIterator<Item = &'a Buffer>) -> Result<(), KernelError> {
+        if self.is_dry() {
+            return Ok(());
+        }
         let handles: Vec<&Handle> = outputs.into_iter().map(Buffer::handle).collect();
         cubecl::future::block_on(self.client.sync_buffers(handles))
             .map_err(|e| KernelError::Device { doing: "waiting for results", reason: e.to_string() })
     }
 
-    /// Cubes of `units` for `items` units of work, one unit an item. Kernels guard the last cube.
+    /// Launches a kernel: every launch goes through here. `launch` is given the client, the number of cubes and the units of
+    /// a cube, and is not called if the device cannot count that many cubes. The queue is handed over to the device in time.
     ///
     /// # Errors
-    /// [`KernelError::Limit`] if the device cannot count that many cubes.
-    pub fn grid(&self, operation: &'static str, items: usize, units: u32) -> Result<CubeCount, KernelError> {
-        let cubes = items.div_ceil(units as usize) as u64;
-        let [max_x, max_y] = self.caps.max_cubes.map(u64::from);
-        if cubes > max_x.saturating_mul(max_y) {
-            let limit = max_x.saturating_mul(max_y);
-            return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
-        }
-        let y = cubes.div_ceil(max_x).max(1);
-        Ok(CubeCount::Static(cubes.div_ceil(y) as u32, y as u32, 1))
-    }
-
-    /// To be called after every launch: hands the queue over to the device in time.
-    pub fn launched(&self) {
+    /// [`KernelError::Limit`], naming the `operation`, for more cubes than the device counts. What fails later shows when an
+    /// output is read.
+    pub fn launch(
+        &self,
+        operation: &'static str,
+        work: Work,
+        launch: impl FnOnce(&Client, CubeCount, CubeDim),
+    ) -> Result<(), KernelError> {
+        let (cubes, dim) = match work {
+            Work::Cubes(cubes, dim) => (cubes, dim),
+            Work::Items(items) => {
+                let units = self.caps.cube_units();
+                let cubes = if self.caps.cores.is_some() { 1 } else { items.div_ceil(units as usize) };
+                (cubes, CubeDim::new_1d(units))
+            }
+        };
+        let [x, y] = layout(operation, cubes as u64, self.caps.max_cubes)?;
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.is_dry() {
+            return Ok(());
+        }
+        launch(&self.client, CubeCount::Static(x, y, 1), dim);
         if count.is_multiple_of(LAUNCHES_PER_FLUSH) {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
         }
+        Ok(())
     }
 
     fn buffer(&self, handle: Handle, len: usize, dtype: Dtype) -> Buffer {
-        let lease = Some(Lease::new(&self.held, (len * dtype.size()) as u64));
+        let lease = Some(Lease::new(&self.held, bytes_of(len, dtype)));
         Buffer { handle, len, dtype, lease }
     }
 
     fn check_size(&self, len: usize, dtype: Dtype) -> Result<(), KernelError> {
-        let actual = len as u64 * dtype.size() as u64;
-        let limit = self.caps.max_buffer;
+        let (actual, limit) = (bytes_of(len, dtype), self.caps.max_buffer);
         if actual > limit {
             return Err(KernelError::Limit { operation: "allocation", what: "bytes of a buffer", actual, limit });
         }
         Ok(())
+    }
+}
+
+fn bytes_of(len: usize, dtype: Dtype) -> u64 {
+    (len as u64).saturating_mul(dtype.size() as u64)
+}
+
+/// At least so many cubes along x and y, and few more: an axis has a limit.
+fn layout(operation: &'static str, cubes: u64, most: [u32; 2]) -> Result<[u32; 2], KernelError> {
+    let [max_x, max_y] = most.map(u64::from);
+    let limit = max_x.saturating_mul(max_y);
+    if cubes > limit {
+        return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
+    }
+    let y = cubes.div_ceil(max_x).max(1);
+    Ok([cubes.div_ceil(y) as u32, y as u32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_cubes_than_an_axis_holds_are_laid_out_in_two() {
+        let most = [65_535, 65_535];
+        for cubes in [0, 1, 65_535, 65_536, 58_720_256, 65_535 * 65_535] {
+            let [x, y] = layout("test", cubes, most).expect("fits");
+            let laid_out = u64::from(x) * u64::from(y);
+            assert!(x <= most[0] && y <= most[1] && y >= 1, "{cubes}: {x} {y}");
+            assert!(laid_out >= cubes && laid_out < cubes + u64::from(y), "{cubes}: {x} {y}");
+        }
+        let limit = 65_535 * 65_535;
+        let refused = layout("test", limit + 1, most);
+        let actual = limit + 1;
+        assert_eq!(refused, Err(KernelError::Limit { operation: "test", what: "number of cubes", actual, limit }));
     }
 }

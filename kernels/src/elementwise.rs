@@ -4,8 +4,8 @@
 //! is f32 whatever the storage, and is rounded to it once.
 
 use crate::block::strip;
-use crate::reduce::{check_count, cubes};
-use crate::{Buffer, Context, KernelError};
+use crate::reduce::check_count;
+use crate::{Buffer, Context, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Elements of a vector: as many as the device's registers hold, if they divide `len`.
@@ -78,22 +78,12 @@ pub fn fill(context: &Context, y: &Buffer, value: f32) -> Result<(), KernelError
     const OPERATION: &str = "fill";
     check_count(context, OPERATION, y.len())?;
     let lanes = lanes_of(context, y.len());
-    let (count, dim) = cubes(context, OPERATION, y.len() / lanes)?;
-    // SAFETY: the strips cover the `len / lanes` vectors of `y`.
-    unsafe {
-        fill_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            lanes,
-            y.arg(),
-            value,
-            y.len() / lanes,
-            y.dtype().elem(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(y.len() / lanes), |client, count, dim| {
+        // SAFETY: the strips cover the `len / lanes` vectors of `y`.
+        unsafe {
+            fill_kernel::launch_unchecked(client, count, dim, lanes, y.arg(), value, y.len() / lanes, y.dtype().elem())
+        }
+    })
 }
 
 /// `y[i] = x[i]` for buffers of the same type.
@@ -121,22 +111,21 @@ pub fn cast(context: &Context, x: &Buffer, y: &Buffer) -> Result<(), KernelError
 fn convert(context: &Context, operation: &'static str, x: &Buffer, y: &Buffer) -> Result<(), KernelError> {
     check_count(context, operation, x.len())?;
     let lanes = lanes_of(context, x.len());
-    let (count, dim) = cubes(context, operation, x.len() / lanes)?;
-    // SAFETY: both buffers have `len` elements; the strips cover their `len / lanes` vectors.
-    unsafe {
-        cast_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            lanes,
-            x.arg(),
-            y.arg(),
-            x.len() / lanes,
-            [x.dtype().elem(), y.dtype().elem()],
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(operation, Work::Items(x.len() / lanes), |client, count, dim| {
+        // SAFETY: both buffers have `len` elements; the strips cover their `len / lanes` vectors.
+        unsafe {
+            cast_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                lanes,
+                x.arg(),
+                y.arg(),
+                x.len() / lanes,
+                [x.dtype().elem(), y.dtype().elem()],
+            )
+        }
+    })
 }
 
 /// `y[i] *= factor`.
@@ -148,22 +137,21 @@ pub fn scale(context: &Context, y: &Buffer, factor: f32) -> Result<(), KernelErr
     expect_float(OPERATION, "y", y)?;
     check_count(context, OPERATION, y.len())?;
     let lanes = lanes_of(context, y.len());
-    let (count, dim) = cubes(context, OPERATION, y.len() / lanes)?;
-    // SAFETY: the strips cover the `len / lanes` vectors of `y`.
-    unsafe {
-        scale_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            lanes,
-            y.arg(),
-            factor,
-            y.len() / lanes,
-            y.dtype().elem(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(y.len() / lanes), |client, count, dim| {
+        // SAFETY: the strips cover the `len / lanes` vectors of `y`.
+        unsafe {
+            scale_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                lanes,
+                y.arg(),
+                factor,
+                y.len() / lanes,
+                y.dtype().elem(),
+            )
+        }
+    })
 }
 
 /// `y[i] += x[i]`: where the gradients of several users of a tensor meet. The storage types may differ; `x` and `y`
@@ -179,20 +167,19 @@ pub fn add_assign(context: &Context, y: &Buffer, x: &Buffer) -> Result<(), Kerne
     y.check(OPERATION, "y", x.len(), y.dtype())?;
     check_count(context, OPERATION, x.len())?;
     let lanes = lanes_of(context, x.len());
-    let (count, dim) = cubes(context, OPERATION, x.len() / lanes)?;
-    // SAFETY: both buffers have `len` elements; the strips cover their `len / lanes` vectors.
-    unsafe {
-        add_assign_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            lanes,
-            x.arg(),
-            y.arg(),
-            x.len() / lanes,
-            [x.dtype().elem(), y.dtype().elem()],
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(x.len() / lanes), |client, count, dim| {
+        // SAFETY: both buffers have `len` elements; the strips cover their `len / lanes` vectors.
+        unsafe {
+            add_assign_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                lanes,
+                x.arg(),
+                y.arg(),
+                x.len() / lanes,
+                [x.dtype().elem(), y.dtype().elem()],
+            )
+        }
+    })
 }

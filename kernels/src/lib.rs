@@ -34,6 +34,7 @@ mod caps;
 mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
+mod dry;
 pub mod elementwise;
 #[doc = include_str!("../EMBEDDING.md")]
 pub mod embedding {}
@@ -46,6 +47,6 @@ pub mod reduce;
 pub mod vector_math;
 
 pub use caps::{Caps, TensorCoreTile};
-pub use context::{Buffer, Context, Dtype};
+pub use context::{Buffer, Context, Dtype, Work};
 pub use error::KernelError;
-pub use loss_scale::{LossScale, LossScaleState};
+pub use loss_scale::{LossScale, LossScaleState, Scale};

@@ -6,8 +6,7 @@
 //! [`LossScale::update`] moves it on after each step: no step waits for the host.
 
 use crate::block::strip;
-use crate::reduce::cubes;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "loss scale";
@@ -35,6 +34,40 @@ impl Default for LossScaleState {
 pub struct LossScale {
     /// f32 `[scale, 1 / scale, good steps]`: a f32 counts to 2000 exactly.
     state: Buffer,
+}
+
+/// How many times too large a gradient is.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// A number that the host knows.
+    Fixed(f32),
+    /// What the device's state says.
+    Dynamic(&'a LossScale),
+}
+
+impl<'a> Scale<'a> {
+    /// Without loss scaling.
+    pub const ONE: Self = Self::Fixed(1.0);
+
+    /// The scalar and the buffer by which a kernel undoes the scale: the scalar times `buffer[1]` where the scale is
+    /// dynamic. `unread` is passed where there is no state.
+    pub(crate) fn arguments(self, unread: &'a Buffer) -> (f32, &'a Buffer) {
+        match self {
+            Self::Fixed(scale) => (1.0 / scale, unread),
+            Self::Dynamic(scale) => (1.0, scale.buffer()),
+        }
+    }
+
+    pub(crate) fn is_dynamic(self) -> bool {
+        matches!(self, Self::Dynamic(_))
+    }
+}
+
+impl<'a> From<Option<&'a LossScale>> for Scale<'a> {
+    /// Of a step that may have a loss scale.
+    fn from(scale: Option<&'a LossScale>) -> Self {
+        scale.map_or(Self::ONE, Self::Dynamic)
+    }
 }
 
 /// Multiplies the `values` by the scale.
@@ -96,13 +129,10 @@ impl LossScale {
     /// Multiplies f32 `values` by the scale.
     pub(crate) fn apply(&self, context: &Context, values: &Buffer) -> Result<(), KernelError> {
         values.check(OPERATION, "values", values.len(), Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, values.len())?;
-        // SAFETY: the strips cover the `len` elements of `values`; the state has three.
-        unsafe {
-            apply_kernel::launch_unchecked(context.client(), count, dim, values.arg(), self.state.arg(), values.len());
-        }
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::Items(values.len()), |client, count, dim| {
+            // SAFETY: the strips cover the `len` elements of `values`; the state has three.
+            unsafe { apply_kernel::launch_unchecked(client, count, dim, values.arg(), self.state.arg(), values.len()) }
+        })
     }
 
     /// Moves on after a step: `norm` is `[norm, 1 if some element is not finite]` of the step's gradient, as
@@ -112,19 +142,11 @@ impl LossScale {
     /// [`KernelError::Shape`] or [`KernelError::Dtype`] if `norm` is something else.
     pub fn update(&self, context: &Context, norm: &Buffer) -> Result<(), KernelError> {
         norm.check(OPERATION, "norm", 2, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, 1)?;
-        // SAFETY: the state has three elements, the norm two.
-        unsafe {
-            update_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                self.state.arg(),
-                norm.arg(),
-                GROWTH_INTERVAL,
-            );
-        }
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::Items(1), |client, count, dim| {
+            // SAFETY: the state has three elements, the norm two.
+            unsafe {
+                update_kernel::launch_unchecked(client, count, dim, self.state.arg(), norm.arg(), GROWTH_INTERVAL)
+            }
+        })
     }
 }

@@ -15,8 +15,8 @@
 
 use crate::block::strip;
 use crate::elementwise::lanes_of;
-use crate::reduce::{Path, Walk, check_count, cubes, gather_parts, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError, LossScale};
+use crate::reduce::{Path, Walk, check_count, gather_parts, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError, Scale, Work};
 use cubecl::prelude::*;
 
 /// What a step does with the gradient's norm.
@@ -29,29 +29,6 @@ pub struct Guard<'a> {
     pub max_norm: f32,
     /// Leave parameters and moments as they are if some gradient is infinite or NaN (torch's `GradScaler`).
     pub skip_non_finite: bool,
-}
-
-/// How many times too large a gradient is.
-#[derive(Clone, Copy, Debug)]
-pub enum Scale<'a> {
-    /// A number that the host knows; 1 without loss scaling.
-    Fixed(f32),
-    /// What the device's state says.
-    Dynamic(&'a LossScale),
-}
-
-impl<'a> Scale<'a> {
-    /// The scalar and the buffer of a kernel's [`inverse`]. `unread` is passed where there is no state.
-    fn arguments(self, unread: &'a Buffer) -> (f32, &'a Buffer) {
-        match self {
-            Self::Fixed(scale) => (1.0 / scale, unread),
-            Self::Dynamic(scale) => (1.0, scale.buffer()),
-        }
-    }
-
-    fn is_dynamic(self) -> bool {
-        matches!(self, Self::Dynamic(_))
-    }
 }
 
 /// A gradient and how it is to be used.
@@ -100,7 +77,7 @@ impl Default for AdamW {
 
 // ------------------------------------------------------------------------------------------------ kernels
 
-/// What a gradient is multiplied by to undo the loss scale. `state` is that of a [`LossScale`] if `dynamic`.
+/// What a gradient is multiplied by to undo the loss scale. `state` is that of a [`LossScale`](crate::LossScale) if `dynamic`.
 #[cube]
 fn inverse(state: &[f32], fixed: f32, #[comptime] dynamic: bool) -> f32 {
     if comptime!(dynamic) { state[1] } else { fixed }
@@ -275,34 +252,31 @@ pub fn gradient_norm(context: &Context, gradient: &Buffer, scale: Scale, norm: &
     check_count(context, OPERATION, gradient.len())?;
     let walk = Walk::new(1, gradient.len(), 1, 1, context.caps());
     let partial = context.empty(walk.parts * 2 * walk.width, Dtype::F32)?;
-    let (count, dim) = walk.cubes(context, OPERATION)?;
     let (inverse_scale, state) = scale.arguments(gradient);
-    // SAFETY: the walk covers the gradient's `len` elements, and `parts * 2 * width` of `partial`.
-    unsafe {
-        norm_parts_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            gradient.arg(),
-            state.arg(),
-            partial.arg(),
-            inverse_scale,
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            scale.is_dynamic(),
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the gradient's `len` elements, and `parts * 2 * width` of `partial`.
+        unsafe {
+            norm_parts_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                gradient.arg(),
+                state.arg(),
+                partial.arg(),
+                inverse_scale,
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                scale.is_dynamic(),
+            )
+        }
+    })?;
     let (partial, parts) = gather_parts(context, OPERATION, partial, 1, walk.parts, 2 * walk.width)?;
-    let (count, dim) = cubes(context, OPERATION, 1)?;
-    // SAFETY: `partial` holds `parts * 2 * width` elements, `norm` two.
-    unsafe {
-        norm_kernel::launch_unchecked(context.client(), count, dim, partial.arg(), norm.arg(), parts, walk.width);
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(1), |client, count, dim| {
+        // SAFETY: `partial` holds `parts * 2 * width` elements, `norm` two.
+        unsafe { norm_kernel::launch_unchecked(client, count, dim, partial.arg(), norm.arg(), parts, walk.width) }
+    })
 }
 
 /// One step of SGD: `g += weight_decay * p; m = momentum * m + g; p -= learning_rate * (g + momentum * m)` (without
@@ -320,33 +294,33 @@ pub fn sgd_step(
 ) -> Result<(), KernelError> {
     const OPERATION: &str = "SGD step";
     let step = Step::new(context, OPERATION, gradient, parameters, &[momentum])?;
-    // SAFETY: gradient, parameters and momentum have `len` elements, the strips cover their `len / lanes` vectors;
-    // the norm is only read where it is given, and has two elements then.
-    unsafe {
-        sgd_kernel::launch_unchecked(
-            context.client(),
-            step.count,
-            step.dim,
-            step.lanes,
-            gradient.values.arg(),
-            step.norm.arg(),
-            step.state.arg(),
-            parameters.arg(),
-            momentum.arg(),
-            sgd.learning_rate,
-            sgd.momentum,
-            sgd.weight_decay,
-            step.inverse_scale,
-            step.max_norm,
-            step.skip,
-            step.vectors,
-            sgd.nesterov,
-            gradient.guard.is_some(),
-            gradient.scale.is_dynamic(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, step.work, |client, count, dim| {
+        // SAFETY: gradient, parameters and momentum have `len` elements, the strips cover their `len / lanes` vectors;
+        // the norm is only read where it is given, and has two elements then.
+        unsafe {
+            sgd_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                step.lanes,
+                gradient.values.arg(),
+                step.norm.arg(),
+                step.state.arg(),
+                parameters.arg(),
+                momentum.arg(),
+                sgd.learning_rate,
+                sgd.momentum,
+                sgd.weight_decay,
+                step.inverse_scale,
+                step.max_norm,
+                step.skip,
+                step.vectors,
+                sgd.nesterov,
+                gradient.guard.is_some(),
+                gradient.scale.is_dynamic(),
+            )
+        }
+    })
 }
 
 /// One step of AdamW (decoupled weight decay, bias correction). `number` counts steps from 1. `parameters` and the
@@ -373,42 +347,41 @@ pub fn adamw_step(
     let step = Step::new(context, OPERATION, gradient, parameters, &moments)?;
     let [beta1, beta2] = adamw.betas.map(f64::from);
     let correction = |beta: f64| 1.0 - beta.powf(f64::from(number));
-    // SAFETY: gradient, parameters and moments have `len` elements, the strips cover their `len / lanes` vectors; the
-    // norm is only read where it is given, and has two elements then.
-    unsafe {
-        adamw_kernel::launch_unchecked(
-            context.client(),
-            step.count,
-            step.dim,
-            step.lanes,
-            gradient.values.arg(),
-            step.norm.arg(),
-            step.state.arg(),
-            parameters.arg(),
-            moments[0].arg(),
-            moments[1].arg(),
-            (f64::from(adamw.learning_rate) / correction(beta1)) as f32,
-            (1.0 / correction(beta2).sqrt()) as f32,
-            (1.0 - f64::from(adamw.learning_rate) * f64::from(adamw.weight_decay)) as f32,
-            adamw.betas[0],
-            adamw.betas[1],
-            adamw.epsilon,
-            step.inverse_scale,
-            step.max_norm,
-            step.skip,
-            step.vectors,
-            gradient.guard.is_some(),
-            gradient.scale.is_dynamic(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, step.work, |client, count, dim| {
+        // SAFETY: gradient, parameters and moments have `len` elements, the strips cover their `len / lanes` vectors; the
+        // norm is only read where it is given, and has two elements then.
+        unsafe {
+            adamw_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                step.lanes,
+                gradient.values.arg(),
+                step.norm.arg(),
+                step.state.arg(),
+                parameters.arg(),
+                moments[0].arg(),
+                moments[1].arg(),
+                (f64::from(adamw.learning_rate) / correction(beta1)) as f32,
+                (1.0 / correction(beta2).sqrt()) as f32,
+                (1.0 - f64::from(adamw.learning_rate) * f64::from(adamw.weight_decay)) as f32,
+                adamw.betas[0],
+                adamw.betas[1],
+                adamw.epsilon,
+                step.inverse_scale,
+                step.max_norm,
+                step.skip,
+                step.vectors,
+                gradient.guard.is_some(),
+                gradient.scale.is_dynamic(),
+            )
+        }
+    })
 }
 
 /// The checks and the launch shape that both optimisers share.
 struct Step<'a> {
-    count: CubeCount,
-    dim: CubeDim,
+    work: Work,
     lanes: usize,
     vectors: usize,
     /// The guard's norm; without a guard the gradient, which the kernel then does not read as a norm.
@@ -443,8 +416,16 @@ impl<'a> Step<'a> {
         };
         check_count(context, operation, len)?;
         let lanes = lanes_of(context, len);
-        let (count, dim) = cubes(context, operation, len / lanes)?;
         let (inverse_scale, state) = gradient.scale.arguments(gradient.values);
-        Ok(Self { count, dim, lanes, vectors: len / lanes, norm, state, inverse_scale, max_norm, skip })
+        Ok(Self {
+            work: Work::Items(len / lanes),
+            lanes,
+            vectors: len / lanes,
+            norm,
+            state,
+            inverse_scale,
+            max_norm,
+            skip,
+        })
     }
 }

@@ -12,7 +12,7 @@
 //! row of 96 elements, element `e` of which belongs to channel `e % 3`. Stage 2 folds them.
 
 use crate::block::{only, strip};
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Vectors of a row that a CPU core sums at the same time: 4 hide the latency of additions and are two cache
@@ -88,31 +88,15 @@ impl Walk {
         PathLaunch::new(self.tasks(), self.parts, self.rows, self.width / self.lanes, self.block)
     }
 
-    pub fn cubes(&self, context: &Context, operation: &'static str) -> Result<(CubeCount, CubeDim), KernelError> {
-        // On the CPU the units of one cube share the tasks.
-        let units = if self.chunked { 1 } else { self.tasks() * (self.width / self.lanes / self.tile) };
-        cubes(context, operation, units)
+    /// On the CPU the units of one cube share the tasks.
+    pub fn work(&self) -> Work {
+        Work::Items(if self.chunked { 1 } else { self.tasks() * (self.width / self.lanes / self.tile) })
     }
 }
 
 /// Voxels of a row that is to be a multiple of `chunk` elements; `chunk` is a power of two.
 fn voxels_per_row(channels: usize, chunk: usize) -> usize {
     chunk / chunk.min(1 << channels.trailing_zeros())
-}
-
-/// A launch of one cube with a unit per core on the CPU, where the units share `items` out in strips, and of a
-/// unit per item on a GPU.
-pub(crate) fn cubes(
-    context: &Context,
-    operation: &'static str,
-    items: usize,
-) -> Result<(CubeCount, CubeDim), KernelError> {
-    let units = context.caps().cube_units();
-    let count = match context.caps().cores {
-        Some(_) => CubeCount::Static(1, 1, 1),
-        None => context.grid(operation, items, units)?,
-    };
-    Ok((count, CubeDim::new_1d(units)))
 }
 
 /// GPUs count elements with 32 bits, and rounding up must not wrap either.
@@ -255,22 +239,22 @@ pub(crate) fn gather_parts(
     while parts > FAN_IN {
         let kept = parts.div_ceil(FAN_IN);
         let out = context.empty(batch * kept * width, Dtype::F32)?;
-        let (count, dim) = cubes(context, operation, out.len())?;
-        // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
-        unsafe {
-            add_parts_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                partial.arg(),
-                out.arg(),
-                batch,
-                parts,
-                width,
-                FAN_IN,
-            );
-        }
-        context.launched();
+        context.launch(operation, Work::Items(out.len()), |client, count, dim| {
+            // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
+            unsafe {
+                add_parts_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    partial.arg(),
+                    out.arg(),
+                    batch,
+                    parts,
+                    width,
+                    FAN_IN,
+                )
+            }
+        })?;
         (partial, parts) = (out, kept);
     }
     Ok((partial, parts))
@@ -303,40 +287,30 @@ pub fn channel_sum(
 
     let walk = Walk::new(1, rows, channels, 1, context.caps());
     let partial = context.empty(walk.parts * walk.width, Dtype::F32)?;
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers `rows * channels` elements of `x` and `parts * width` of `partial`, their lengths.
-    unsafe {
-        channel_sum_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            x.arg(),
-            partial.arg(),
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            x.dtype().elem(),
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers `rows * channels` elements of `x` and `parts * width` of `partial`, their lengths.
+        unsafe {
+            channel_sum_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                x.arg(),
+                partial.arg(),
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                x.dtype().elem(),
+            )
+        }
+    })?;
     let (partial, parts) = gather_parts(context, OPERATION, partial, 1, walk.parts, walk.width)?;
-    let (count, dim) = cubes(context, OPERATION, channels)?;
-    // SAFETY: `partial` holds `parts * width` elements and `out` `channels`.
-    unsafe {
-        fold_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            partial.arg(),
-            out.arg(),
-            parts,
-            walk.width,
-            channels,
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(channels), |client, count, dim| {
+        // SAFETY: `partial` holds `parts * width` elements and `out` `channels`.
+        unsafe {
+            fold_kernel::launch_unchecked(client, count, dim, partial.arg(), out.arg(), parts, walk.width, channels)
+        }
+    })
 }
 
 #[cfg(test)]

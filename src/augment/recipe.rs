@@ -61,6 +61,14 @@ impl Default for Recipe {
     }
 }
 
+impl std::fmt::Display for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let nearest = if self.nearest_labels { ", labels of the nearest voxel" } else { "" };
+        let in_space = if self.dummy_2d { "" } else { ", never in the plane only" };
+        write!(f, "{}{nearest}{in_space}", self.transforms)
+    }
+}
+
 impl Recipe {
     /// nnU-Net's default.
     pub const NNUNET: Self = Self { transforms: Transforms::Nnunet, dummy_2d: true, nearest_labels: false };

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::eval::{Summary, evaluate_folder};
+use voxgrad::io;
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -45,16 +46,37 @@ pub fn score(
     chill: bool,
     output: &Path,
 ) -> anyhow::Result<Summary> {
-    let (groups, ignore) = (labels.foreground(), labels.ignore_label());
-    let summary = evaluate_folder(references, predictions, file_ending, &groups, ignore, chill)?;
+    let summary = evaluate_folder(references, predictions, file_ending, labels, chill)?;
+    if !summary.passed_over.is_empty() {
+        let names: Vec<String> = summary.passed_over.iter().map(|path| path.display().to_string()).collect();
+        eprintln!("note: no cases, passed over: {}", names.join(", "));
+    }
+    summary.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if let Some(folder) = output.parent() {
+        io::remove_leftovers(folder)?;
+    }
     summary.write(output).context("writing the summary")?;
     Ok(summary)
 }
 
-/// Prints the mean Dice of every class.
+/// Prints the mean Dice of every class, and in how many cases it has one.
 pub fn print(summary: &Summary, labels: &LabelManager) {
-    println!("mean foreground Dice {:.4} over {} cases", summary.foreground_dice(), summary.cases.len());
-    for (group, name) in labels.foreground_names().iter().enumerate() {
-        println!("  {name}: {:.4}", summary.mean(group)[0]);
+    let names = labels.foreground_names();
+    let cases = summary.cases.len();
+    println!("mean foreground Dice {:.4} over {} classes in {cases} cases", summary.foreground_dice(), names.len());
+    let mut present = Vec::new();
+    for (group, name) in names.iter().enumerate() {
+        match summary.cases_with(group) {
+            0 => println!("  {name}: NaN: neither predicted nor true in any case"),
+            some => {
+                let dice = summary.mean(group)[0];
+                present.push(dice);
+                println!("  {name}: {dice:.4} in {some} of {cases} cases");
+            }
+        }
+    }
+    if present.len() < names.len() && !present.is_empty() {
+        let mean = present.iter().sum::<f64>() / present.len() as f64;
+        println!("  without the {} classes that are NaN: {mean:.4}", names.len() - present.len());
     }
 }

@@ -2,11 +2,21 @@
 
 mod devices;
 mod evaluate;
+mod import;
+mod interrupt;
+mod job;
 mod predict;
 mod prepare;
+mod sparsify;
 mod spelling;
+mod steps;
 mod summary;
 mod train;
+mod tuning;
+mod validation;
+mod verify;
+
+pub use interrupt::Interrupted;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,7 +37,7 @@ enum Verb {
     /// List the devices of this machine and what they can do.
     Devices,
     /// Read every file of a dataset and report everything that is wrong with it.
-    Verify(prepare::Verify),
+    Verify(verify::Verify),
     /// Measure a dataset: sizes, spacings and intensities of its cases, which planning needs.
     Fingerprint(prepare::MakeFingerprint),
     /// Decide spacing, patch size, network and batch size for a dataset from its fingerprint.
@@ -36,8 +46,12 @@ enum Verb {
     Preprocess(prepare::Preprocess),
     /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
     PlanAndPreprocess(prepare::PlanAndPreprocess),
+    /// Make sparse annotations from dense ones: scribbles, slices, blocks, masks, with an ignore label.
+    Sparsify(sparsify::Sparsify),
+    /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
+    Import(import::Import),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
-    Train(train::Train),
+    Train(Box<train::Train>),
     /// Segment images with a trained network.
     Predict(predict::Predict),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
@@ -83,6 +97,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Plan(plan) => plan.run(),
         Verb::Preprocess(preprocess) => preprocess.run(),
         Verb::PlanAndPreprocess(both) => both.run(),
+        Verb::Sparsify(sparsify) => sparsify.run(),
+        Verb::Import(import) => import.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

@@ -3,13 +3,14 @@
 use super::{DeviceArgument, ExactArgument, progress_bar};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
-use voxgrad::dataset::{CaseFiles, cases_in};
+use voxgrad::dataset::{CaseFiles, LabelManager, cases_in};
+use voxgrad::eval::grid_difference;
 use voxgrad::kernels::Context;
-use voxgrad::nn::PlainConvUNet;
+use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
 use voxgrad::train::{Checkpoint, Model, Precision};
-use voxgrad::{Compat, io};
+use voxgrad::{Compat, Error, io};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -17,12 +18,16 @@ pub struct Predict {
     /// Folder of images, named as for training: CASE_0000.nii.gz, CASE_0001.nii.gz, ...
     #[arg(short, long, value_name = "FOLDER")]
     input: PathBuf,
-    /// Folder for the segmentations; cases that are already there are skipped.
+    /// Folder for the segmentations; those that are there already are made again unless --continue-prediction is given.
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
     /// The trained network.
     #[arg(short, long, value_name = "FILE")]
     checkpoint: PathBuf,
+    /// Go on with an interrupted prediction: keep segmentations that are there already, if they are whole, lie on the
+    /// image's grid and hold declared labels only.
+    #[arg(long = "continue-prediction", alias = "continue_prediction")]
+    continue_prediction: bool,
     /// Distance of neighbouring windows as a share of the patch.
     #[arg(long = "step-size", default_value_t = 0.5)]
     step_size: f64,
@@ -42,9 +47,9 @@ impl Predict {
     /// Predicts all cases.
     pub fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
-        let cases = cases_in(&self.input, None, &checkpoint.model.dataset)?;
+        let cases = without_apple_doubles(cases_in(&self.input, None, &checkpoint.model.dataset)?, &self.input);
         let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
-        let network = PlainConvUNet::new(&context, checkpoint.model.architecture()?, 0)?;
+        let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
         let precision = match self.precision {
@@ -54,39 +59,142 @@ impl Predict {
         };
         precision.check(context.caps())?;
         let settings = Settings { step_size: self.step_size, mirror, dtype: precision.dtype() };
-        predict_cases(&context, &network, &checkpoint.model, &cases, &self.output, &settings, true)
+        predict_cases(&context, &network, &checkpoint.model, &cases, &self.output, &settings, self.continue_prediction)
     }
 }
 
-/// Predicts cases into a folder, each file complete or absent.
+/// Predicts cases into a folder, each file complete or absent. A case that fails does not keep the others from being
+/// predicted. What is in the place of a segmentation already is kept only with `keep_existing`, and only if it is one.
 pub fn predict_cases(
     context: &Context,
-    network: &PlainConvUNet,
+    network: &Network,
     model: &Model,
     cases: &[CaseFiles],
     output: &Path,
     settings: &Settings,
-    skip_existing: bool,
+    keep_existing: bool,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
+    let unfinished = io::remove_leftovers(output)?;
+    if unfinished > 0 {
+        println!("removed {unfinished} unfinished files of an earlier run from {}", output.display());
+    }
     let (patch, _) = model.configuration.three_dimensional()?;
     let preprocessor =
         Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;
+    let file = |case: &CaseFiles| output.join(format!("{}{}", case.name, model.dataset.file_ending));
+    let places = examine(cases, file, &model.labels)?;
+
     let bar = progress_bar("predicting", cases.len());
-    for case in cases {
-        let file = output.join(format!("{}{}", case.name, model.dataset.file_ending));
-        if !(skip_existing && file.exists()) {
-            bar.set_message(case.name.clone());
+    let (mut made, mut replaced, mut kept, mut failed) = (0, 0, 0, Vec::new());
+    for (case, place) in cases.iter().zip(places) {
+        bar.set_message(case.name.clone());
+        if let Place::Other(reason) = &place {
+            bar.suspend(|| eprintln!("warning: no segmentation of case {}: {reason}; it is made again", case.name));
+        }
+        if keep_existing && matches!(place, Place::Segmentation) {
+            kept += 1;
+            bar.inc(1);
+            continue;
+        }
+        let segment = || -> voxgrad::Result<()> {
             let image_only = CaseFiles { label: None, ..case.clone() };
             let raw = RawCase::read(&image_only, &model.labels)?;
-            let case = preprocessor.run(raw)?;
-            let labels =
-                predict::segmentation(context, network, &case, &preprocessor, patch, settings, |_, _| bar.tick())?;
-            io::write_labels(&file, labels.view(), &case.geometry)?;
+            raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
+            let prepared = preprocessor.run(raw)?;
+            let observe = |_, _| bar.tick();
+            let labels = predict::segmentation(context, network, &prepared, &preprocessor, patch, settings, observe)?;
+            io::write_labels(&file(case), labels.view(), &prepared.geometry)
+        };
+        match segment() {
+            Ok(()) => {
+                made += 1;
+                replaced += usize::from(!matches!(place, Place::Empty));
+            }
+            // Of the device: no other case would fare better.
+            Err(error @ Error::Kernel(_)) => return Err(error).with_context(|| format!("predicting {}", case.name)),
+            Err(error) => {
+                bar.suspend(|| eprintln!("error: predicting {}: {error}", case.name));
+                failed.push(case.name.as_str());
+            }
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    println!("segmented {} cases into {}", cases.len(), output.display());
+    let older = if replaced > 0 { format!(" ({replaced} in the place of an older file)") } else { String::new() };
+    println!("segmentations in {}: {made} made{older}, {kept} kept", output.display());
+    if !failed.is_empty() {
+        anyhow::bail!("{} of {} cases could not be predicted: {}", failed.len(), cases.len(), failed.join(", "));
+    }
     Ok(())
+}
+
+/// What is where a segmentation is to go.
+enum Place {
+    Empty,
+    Segmentation,
+    /// No segmentation of this case, and why.
+    Other(String),
+}
+
+/// Looks at what is there before anything is predicted.
+///
+/// An annotation holds the ignore label, which is never predicted: one in the place of a segmentation is an error.
+fn examine(
+    cases: &[CaseFiles],
+    file: impl Fn(&CaseFiles) -> PathBuf,
+    labels: &LabelManager,
+) -> anyhow::Result<Vec<Place>> {
+    let (mut places, mut annotations) = (Vec::with_capacity(cases.len()), Vec::new());
+    for case in cases {
+        let path = file(case);
+        let place = match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Place::Empty,
+            _ => match io::read_labels(&path) {
+                Ok(map) => {
+                    if labels.ignore_label().is_some_and(|ignore| map.data.iter().any(|&label| label == ignore)) {
+                        annotations.push(path.display().to_string());
+                    }
+                    other_than_segmentation(&path, &map, case, labels).map_or(Place::Segmentation, Place::Other)
+                }
+                Err(error) => Place::Other(error.to_string()),
+            },
+        };
+        places.push(place);
+    }
+    if !annotations.is_empty() {
+        anyhow::bail!(
+            "these files hold the ignore label, so they are annotations, not predictions: {}; nothing was predicted: \
+             choose another --output",
+            annotations.join(", ")
+        );
+    }
+    Ok(places)
+}
+
+/// Why a label map is no segmentation of the case.
+fn other_than_segmentation(path: &Path, map: &io::LabelMap, case: &CaseFiles, labels: &LabelManager) -> Option<String> {
+    let declared = labels.all_labels();
+    if let Some(label) = map.data.iter().find(|label| !declared.contains(label)) {
+        return Some(format!("{} holds label {label}, which the dataset does not declare", path.display()));
+    }
+    // An image that cannot be read is told about when it is to be predicted.
+    let image = io::read_image(case.images.first()?).ok()?;
+    let grid = (&image.geometry, image.data.dim().into());
+    let difference = grid_difference((&map.geometry, map.data.dim().into()), grid)?;
+    Some(format!("{} does not lie on the image's grid: {difference}", path.display()))
+}
+
+/// The cases without those of `._name` files, in which macOS keeps attributes on foreign disks.
+fn without_apple_doubles(cases: Vec<CaseFiles>, input: &Path) -> Vec<CaseFiles> {
+    let all = cases.len();
+    let cases: Vec<_> = cases.into_iter().filter(|case| !case.name.starts_with("._")).collect();
+    if cases.len() < all {
+        eprintln!(
+            "note: {} names in {} begin with ._ (left by macOS) and are no cases",
+            all - cases.len(),
+            input.display()
+        );
+    }
+    cases
 }

@@ -1,20 +1,15 @@
-//! `voxgrad verify`, `fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
+//! `voxgrad fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
 
-use super::{DeviceArgument, progress_bar, summary};
+use super::steps::{Target, check_if, fingerprint, plan, preprocess, print_memory};
+use super::{DeviceArgument, progress_bar};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
-use std::path::{Path, PathBuf};
-use voxgrad::dataset::fingerprint::Fingerprint;
+use std::path::PathBuf;
+use voxgrad::Compat;
+use voxgrad::dataset::fingerprint::{Age, Fingerprint, Measured};
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::planner::{Planner, PlannerKind};
-use voxgrad::dataset::plans::Plans;
-use voxgrad::dataset::{Dataset, splits, verify};
-use voxgrad::kernels::{Context, Dtype};
-use voxgrad::nn::{planned_memory, pytorch_kept_bytes};
-use voxgrad::preprocess::{Preprocessor, preprocess_folder};
-use voxgrad::tape::Fusion;
-use voxgrad::train::Model;
-use voxgrad::{Compat, Error, io};
+use voxgrad::dataset::plans::{Plans, is_file_name};
 
 /// Which datasets, and where.
 #[derive(clap::Args)]
@@ -59,11 +54,13 @@ pub struct Shown {
 }
 
 impl Shown {
-    fn bar(&self, what: &'static str, length: usize) -> ProgressBar {
+    /// A bar for so many cases.
+    pub fn bar(&self, what: &'static str, length: usize) -> ProgressBar {
         if self.no_progress_bar { ProgressBar::hidden() } else { progress_bar(what, length) }
     }
 
-    fn done(&self, bar: &ProgressBar, what: &str, case: &str) {
+    /// Counts a case, and names it if that was asked for.
+    pub fn done(&self, bar: &ProgressBar, what: &str, case: &str) {
         bar.set_message(case.to_owned());
         bar.inc(1);
         if self.verbose {
@@ -76,7 +73,7 @@ impl Shown {
 #[derive(clap::Args)]
 pub struct Reading {
     #[command(flatten)]
-    shown: Shown,
+    pub shown: Shown,
     /// Cases that are worked on, and kept in memory, at a time; all processor cores unless given. Fewer need less memory.
     #[arg(long, visible_alias = "np", value_name = "N")]
     workers: Option<usize>,
@@ -84,18 +81,21 @@ pub struct Reading {
     /// statistics and normalisation, `nnunet` gives nnU-Net's numbers.
     #[arg(long, value_name = "WAY", default_value = "corrected", value_parser = ["corrected", "nnunet"])]
     compat: String,
-    /// Start afresh instead of keeping what an earlier run has finished.
+    /// Start afresh instead of keeping what an earlier run has finished. Removes voxgrad's own preprocessed cases, nothing
+    /// else.
     #[arg(long)]
-    clean: bool,
+    pub clean: bool,
 }
 
 impl Reading {
-    fn workers(&self) -> usize {
+    /// How many cases may be in memory.
+    pub fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.workers.filter(|&n| n > 0).unwrap_or_else(cores)
     }
 
-    fn compat(&self) -> Compat {
+    /// The treatment of ignored voxels.
+    pub fn compat(&self) -> Compat {
         if self.compat == "nnunet" { Compat::Nnunet } else { Compat::Corrected }
     }
 }
@@ -157,7 +157,7 @@ pub struct Configurations {
 
 impl Configurations {
     /// The configurations whose data have to be made.
-    fn of(&self, plans: &Plans) -> anyhow::Result<Vec<String>> {
+    pub fn of(&self, plans: &Plans) -> anyhow::Result<Vec<String>> {
         if self.configurations.iter().any(|name| name == "2d") {
             anyhow::bail!("2d is not supported: voxgrad trains 3-D networks; use 3d_fullres or 3d_lowres");
         }
@@ -171,15 +171,6 @@ impl Configurations {
         }
         Ok(usual)
     }
-}
-
-/// `voxgrad verify`.
-#[derive(clap::Args)]
-pub struct Verify {
-    #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    shown: Shown,
 }
 
 /// `voxgrad fingerprint`.
@@ -245,23 +236,11 @@ pub struct PlanAndPreprocess {
     no_preprocessing: bool,
 }
 
-impl Verify {
-    /// Checks all datasets before it complains about any.
-    pub fn run(self) -> anyhow::Result<()> {
-        let mut bad = 0;
-        for located in self.which.located()? {
-            bad += usize::from(check(&located, &self.shown)? > 0);
-        }
-        anyhow::ensure!(bad == 0, "{bad} of {} datasets cannot be used as they are", self.which.datasets.len());
-        Ok(())
-    }
-}
-
 impl MakeFingerprint {
     /// Measures all datasets.
     pub fn run(self) -> anyhow::Result<()> {
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
+            check_if(self.verify_dataset_integrity, &located, &self.which, &self.reading)?;
             let target = Target::new(&self.which, &located)?;
             fingerprint(&target, &self.reading)?;
         }
@@ -277,6 +256,14 @@ impl Plan {
             let target = Target::new(&self.which, &located)?;
             let file = target.folder.join("dataset_fingerprint.json");
             let measured = Fingerprint::read(&file).context("run `voxgrad fingerprint` first")?;
+            match Measured::age(&target.dataset, None, &file)? {
+                Age::Current => {}
+                Age::Stale => anyhow::bail!(
+                    "{} was measured before the raw files changed; run `voxgrad fingerprint` again",
+                    file.display()
+                ),
+                Age::Unknown => eprintln!("note: {} does not say from which files it was measured", file.display()),
+            }
             let plans = plan(&target, &planner, &measured)?;
             if self.memory {
                 print_memory(&target, &plans, &self.device.open()?.context)?;
@@ -289,6 +276,11 @@ impl Plan {
 impl Preprocess {
     /// Preprocesses all datasets.
     pub fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            is_file_name(&self.plans_name),
+            "--plans-name is {:?}: give the name of plans, without `/`",
+            self.plans_name
+        );
         for located in self.which.located()? {
             let target = Target::new(&self.which, &located)?;
             let file = target.folder.join(format!("{}.json", self.plans_name));
@@ -304,7 +296,7 @@ impl PlanAndPreprocess {
     pub fn run(self) -> anyhow::Result<()> {
         let planner = self.planning.planner()?;
         for located in self.which.located()? {
-            check_if(self.verify_dataset_integrity, &located, &self.reading.shown)?;
+            check_if(self.verify_dataset_integrity, &located, &self.which, &self.reading)?;
             let target = Target::new(&self.which, &located)?;
             let measured = fingerprint(&target, &self.reading)?;
             let plans = plan(&target, &planner, &measured)?;
@@ -317,193 +309,14 @@ impl PlanAndPreprocess {
 }
 
 impl Which {
-    fn located(&self) -> anyhow::Result<Vec<Located>> {
+    /// How many datasets were named.
+    pub fn count(&self) -> usize {
+        self.datasets.len()
+    }
+
+    /// The datasets named.
+    pub fn located(&self) -> anyhow::Result<Vec<Located>> {
         let folders = self.folders.folders();
         Ok(self.datasets.iter().map(|wanted| folders.locate(wanted)).collect::<Result<_, _>>()?)
     }
-}
-
-/// A raw dataset and the folder of what is made from it.
-struct Target {
-    name: String,
-    dataset: Dataset,
-    folder: PathBuf,
-}
-
-impl Target {
-    fn new(which: &Which, located: &Located) -> anyhow::Result<Self> {
-        let folder = which.folders.folders().preprocessed_of(&located.name)?;
-        let dataset = Dataset::open(located.raw()?)
-            .context("`voxgrad verify` lists everything that is wrong with a dataset at once")?;
-        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        Ok(Target { name: located.name.clone(), dataset, folder })
-    }
-}
-
-fn check_if(wanted: bool, located: &Located, shown: &Shown) -> anyhow::Result<()> {
-    anyhow::ensure!(!wanted || check(located, shown)? == 0, "{} cannot be used as it is", located.name);
-    Ok(())
-}
-
-/// Prints what is wrong with a dataset and returns how much that is.
-fn check(located: &Located, shown: &Shown) -> anyhow::Result<usize> {
-    let bar = shown.bar("verifying", 0);
-    bar.set_length(Dataset::inspect(located.raw()?).map_or(0, |(dataset, _)| dataset.cases.len() as u64));
-    let result = verify::verify(located.raw()?, |case| shown.done(&bar, "read", case));
-    bar.finish_and_clear();
-    let found = match result {
-        Ok(found) => found,
-        Err(error) => {
-            eprintln!("{}: {error}", located.name);
-            return Ok(1);
-        }
-    };
-    found.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    found.failures.iter().for_each(|failure| eprintln!("{}: {failure}", located.name));
-    match found.failures.len() {
-        0 => println!("{}: {} cases, nothing wrong", located.name, found.cases),
-        failures => println!("{}: {failures} failures, {} complete cases", located.name, found.cases),
-    }
-    Ok(found.failures.len())
-}
-
-/// Measures a dataset unless an earlier run has.
-fn fingerprint(target: &Target, reading: &Reading) -> anyhow::Result<Fingerprint> {
-    let file = target.folder.join("dataset_fingerprint.json");
-    if !reading.clean
-        && let Ok(earlier) = Fingerprint::read(&file)
-        && earlier.spacings.len() == target.dataset.cases.len()
-    {
-        println!("{}: using the fingerprint in {} (--clean measures again)", target.name, file.display());
-        return Ok(earlier);
-    }
-    let bar = reading.shown.bar("measuring", target.dataset.cases.len());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(reading.workers()).build().context("starting threads")?;
-    let done = |case: &str| reading.shown.done(&bar, "measured", case);
-    let measured = pool.install(|| Fingerprint::extract(&target.dataset, reading.compat(), done))?;
-    bar.finish_and_clear();
-    measured.write(&file)?;
-    println!("{}: wrote {}", target.name, file.display());
-    Ok(measured)
-}
-
-/// Plans, and puts dataset.json and the splits beside the plans.
-fn plan(target: &Target, planner: &Planner, measured: &Fingerprint) -> anyhow::Result<Plans> {
-    let mut plans = planner.plan(&target.name, &target.dataset, measured)?;
-    let file = target.folder.join(format!("{}.json", plans.plans_name));
-    // Configurations that somebody has added by hand outlive planning again.
-    if file.exists() {
-        for (name, configuration) in Plans::read(&file)?.configurations {
-            plans.configurations.entry(name).or_insert(configuration);
-        }
-    }
-    plans.write(&file)?;
-    io::write_json(&target.folder.join("dataset.json"), target.dataset.json.source())?;
-    write_splits(target)?;
-    println!("{}: wrote {}", target.name, file.display());
-    Ok(plans)
-}
-
-/// The memory of a training step on a device, counted from shapes, and what PyTorch would keep for its backward pass.
-fn print_memory(target: &Target, plans: &Plans, context: &Context) -> anyhow::Result<()> {
-    let gibibytes = |bytes: u64| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
-    for name in plans.configurations.keys().filter(|name| name.starts_with("3d")) {
-        let model = Model::new(plans.clone(), name, target.dataset.json.clone())?;
-        let (shape, batch) = (model.architecture()?, model.configuration.batch_size);
-        let (patch, _) = model.configuration.three_dimensional()?;
-        println!("{} {name}: a training step on {batch} patches of {patch:?} voxels takes", target.name);
-        for (precision, dtype) in [("f32", Dtype::F32), ("f16", Dtype::F16)] {
-            let plan = planned_memory(context, &shape, batch, patch, dtype, Fusion::default());
-            println!(
-                "  {precision}: {} ({} parameters, {} kept for backward, {} temporaries); PyTorch keeps {} for backward",
-                gibibytes(plan.total),
-                gibibytes(plan.parameters),
-                gibibytes(plan.activations),
-                gibibytes(plan.temporaries),
-                gibibytes(pytorch_kept_bytes(&shape, batch, patch, dtype.size())),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// The splits of the raw dataset, those that are there, or nnU-Net's five folds.
-fn write_splits(target: &Target) -> anyhow::Result<()> {
-    let names = target.dataset.case_names();
-    let (given, file) = (target.dataset.folder.join("splits_final.json"), target.folder.join("splits_final.json"));
-    let present = if file.exists() { Some(splits::read(&file, &names)?) } else { None };
-    if given.exists() {
-        let given_splits = splits::read(&given, &names)?;
-        return match present {
-            Some(present) if present != given_splits => {
-                Err(Error::SplitsDiffer { raw: given, preprocessed: file }.into())
-            }
-            Some(_) => Ok(()),
-            None => Ok(splits::write(&file, &given_splits)?),
-        };
-    }
-    if present.is_none() {
-        match splits::k_fold(&names) {
-            Ok(folds) => splits::write(&file, &folds)?,
-            Err(error) => eprintln!("warning: {error}"),
-        }
-    }
-    Ok(())
-}
-
-/// Preprocesses the configurations, copies the labels, and says what there is to learn from.
-fn preprocess(
-    target: &Target,
-    plans: &Plans,
-    configurations: &Configurations,
-    reading: &Reading,
-) -> anyhow::Result<()> {
-    for name in configurations.of(plans)? {
-        let configuration = plans.configuration(&name)?;
-        let preprocessor =
-            Preprocessor::from_plans(plans, &configuration, target.dataset.labels.clone(), reading.compat())?;
-        let folder = target.folder.join(&configuration.data_identifier);
-        if reading.clean && folder.exists() {
-            std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
-        }
-        let bar = reading.shown.bar("preprocessing", target.dataset.cases.len());
-        let reports = preprocess_folder(&target.dataset, &preprocessor, &folder, reading.workers(), |case| {
-            reading.shown.done(&bar, "preprocessed", case);
-        })?;
-        bar.finish_and_clear();
-        let (mut good, mut failures) = (Vec::new(), 0);
-        for report in reports {
-            match report {
-                Ok(report) => good.push(report),
-                Err(error) => {
-                    failures += 1;
-                    eprintln!("{}: {error}", target.name);
-                }
-            }
-        }
-        summary::print(&format!("{} {name}", target.name), &target.dataset, &configuration, &good);
-        anyhow::ensure!(
-            failures == 0,
-            "{failures} cases could not be preprocessed; the others are in {}",
-            folder.display()
-        );
-        println!("  in {}", folder.display());
-    }
-    copy_labels(target)
-}
-
-/// Copies the raw labels to where evaluation looks for them, newer files only.
-fn copy_labels(target: &Target) -> anyhow::Result<()> {
-    let folder = target.folder.join("gt_segmentations");
-    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let modified = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
-    for case in &target.dataset.cases {
-        let Some(label) = &case.label else { continue };
-        let copy = folder.join(format!("{}{}", case.name, target.dataset.json.file_ending));
-        if modified(&copy).is_none_or(|copied| modified(label).is_none_or(|original| original > copied)) {
-            let bytes = std::fs::read(label).with_context(|| format!("reading {}", label.display()))?;
-            io::write_atomically(&copy, &bytes)?;
-        }
-    }
-    Ok(())
 }

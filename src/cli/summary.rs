@@ -32,7 +32,8 @@ fn voxels(case: &CaseReport, members: &[i16]) -> u64 {
     members.iter().filter_map(|label| case.label_counts.get(label)).sum()
 }
 
-fn table(labels: &LabelManager, cases: &[CaseReport]) {
+/// Prints the annotated share of every case and class.
+pub fn table(labels: &LabelManager, cases: &[CaseReport]) {
     let classes = classes(labels);
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0).max(8);
     let heading: String = classes.iter().map(|(name, _)| format!("  {name:>11}")).collect();
@@ -52,7 +53,7 @@ fn table(labels: &LabelManager, cases: &[CaseReport]) {
 }
 
 /// Cases and classes from which nothing can be learned.
-fn warnings(labels: &LabelManager, cases: &[CaseReport]) -> Vec<String> {
+pub fn warnings(labels: &LabelManager, cases: &[CaseReport]) -> Vec<String> {
     let mut found = Vec::new();
     for case in cases {
         // Air outside the image (-1) is known without anybody having drawn it.

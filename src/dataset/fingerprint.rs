@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Axis, s};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Dataset;
@@ -14,7 +13,7 @@ use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
-use crate::preprocess::{RawCase, crop_to_nonzero, nonzero_mask};
+use crate::preprocess::{OWN_FOLDER, RawCase, crop_to_nonzero, files_seen, in_parallel, nonzero_mask};
 
 const SEED: u32 = 1234;
 /// Intensities drawn per channel over all cases.
@@ -44,28 +43,25 @@ struct CaseFingerprint {
 
 impl Fingerprint {
     /// Reads every training case and draws its intensities as nnU-Net does, from foreground voxels with replacement.
-    /// `on_case` is called after each case, from several threads.
+    /// At most `workers` cases are in memory at a time. `on_case` is called after each case, from several threads.
     ///
     /// With [`Compat::Nnunet`] ignored voxels count as foreground.
     ///
     /// # Errors
     /// [`Error::NoCases`], and the errors of [`RawCase::read`].
-    pub fn extract(dataset: &Dataset, compat: Compat, on_case: impl Fn(&str) + Sync) -> Result<Self> {
+    pub fn extract(dataset: &Dataset, compat: Compat, workers: usize, on_case: impl Fn(&str) + Sync) -> Result<Self> {
         let ignore = match compat {
             Compat::Corrected => dataset.labels.ignore_label(),
             Compat::Nnunet => None,
         };
         let samples = INTENSITY_SAMPLES / dataset.cases.len().max(1);
-        let cases: Vec<CaseFingerprint> = dataset
-            .cases
-            .par_iter()
-            .map(|files| {
-                let raw = RawCase::read(files, &dataset.labels)?;
-                let case = fingerprint_of(&raw, ignore, samples);
-                on_case(&files.name);
-                Ok(case)
-            })
-            .collect::<Result<_>>()?;
+        let cases = in_parallel(&dataset.cases, workers, |files| {
+            let raw = RawCase::read(files, &dataset.labels)?;
+            let case = fingerprint_of(&raw, ignore, samples);
+            on_case(&files.name);
+            Ok(case)
+        });
+        let cases: Vec<CaseFingerprint> = cases.into_iter().collect::<Result<_>>()?;
         if cases.is_empty() {
             return Err(Error::NoCases);
         }
@@ -98,6 +94,82 @@ impl Fingerprint {
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_json(path, self)
+    }
+}
+
+/// From what a fingerprint was measured: kept beside it, because its own file is nnU-Net's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Treatment of ignored voxels.
+    compat: Compat,
+    ignore: Option<i16>,
+    channels: usize,
+    /// Name, size and time of change of every file of every case.
+    files: Vec<String>,
+    /// CRC-32 of the fingerprint's file.
+    fingerprint: u32,
+}
+
+/// Whether a fingerprint is still good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// Measured from these files with these settings.
+    Current,
+    /// Measured from other files, or with other settings.
+    Stale,
+    /// Somebody else's, who does not say from what it was measured.
+    Unknown,
+}
+
+impl Measured {
+    /// What a fingerprint that is in `file` has been measured from, if it has been measured now.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn now(dataset: &Dataset, compat: Compat, file: &Path) -> Result<Self> {
+        let files = dataset.cases.iter().map(|case| Ok(format!("{}{}", case.name, files_seen(case)?)));
+        let fingerprint = fs::read(file).map_err(Error::io(file, "read"))?;
+        Ok(Measured {
+            compat,
+            ignore: dataset.labels.ignore_label(),
+            channels: dataset.json.channel_names.len(),
+            files: files.collect::<Result<_>>()?,
+            fingerprint: crc32fast::hash(&fingerprint),
+        })
+    }
+
+    /// Keeps it beside the fingerprint in `file`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let path = Self::path(file);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+        }
+        io::write_json(&path, self)
+    }
+
+    /// How good the fingerprint in `file` is for a dataset. With `compat` only if it was measured so.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file of the dataset cannot be looked at.
+    pub fn age(dataset: &Dataset, compat: Option<Compat>, file: &Path) -> Result<Age> {
+        let kept = fs::read_to_string(Self::path(file)).ok();
+        let Some(kept) = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok()) else {
+            return Ok(Age::Unknown);
+        };
+        let now = Self::now(dataset, compat.unwrap_or(kept.compat), file)?;
+        Ok(match kept {
+            kept if kept == now => Age::Current,
+            // The file was replaced.
+            kept if kept.fingerprint != now.fingerprint => Age::Unknown,
+            _ => Age::Stale,
+        })
+    }
+
+    fn path(file: &Path) -> PathBuf {
+        file.with_file_name(OWN_FOLDER).join("fingerprint_measured_from.json")
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::CaseFiles;
 use crate::error::{Error, Result};
+use crate::io;
 
 /// Value of an entry of `labels`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,16 +55,20 @@ impl DatasetJson {
         let source: Map<String, Value> =
             serde_json::from_str(text).map_err(|source| Error::Json { path: path.into(), source })?;
         let fields = Fields { path, source: &source };
+        let mut faults = Vec::new();
+        // A field that is wrong does not hide what is wrong with the next one.
+        let (channel_names, labels) = (kept(fields.channel_names(), &mut faults), kept(fields.labels(), &mut faults));
+        let regions_class_order = kept(fields.regions_class_order(), &mut faults);
+        let num_training = kept(fields.num_training(), &mut faults);
+        let file_ending = kept(fields.file_ending(), &mut faults);
+        kept(fields.reader(), &mut faults);
+        Error::all(faults)?;
         Ok(DatasetJson {
-            channel_names: fields.channel_names()?,
-            labels: fields.labels()?,
-            regions_class_order: fields.regions_class_order()?,
-            num_training: fields
-                .required("numTraining")?
-                .as_u64()
-                .ok_or_else(|| fields.error("numTraining", "expected a number of cases"))?
-                as usize,
-            file_ending: fields.file_ending()?,
+            channel_names,
+            labels,
+            regions_class_order,
+            num_training,
+            file_ending,
             path: path.into(),
             source,
         })
@@ -85,33 +90,50 @@ impl DatasetJson {
             .as_object()
             .filter(|cases| !cases.is_empty())
             .ok_or_else(|| fields.error("dataset", "expected an object with one entry per case"))?;
-        let mut cases = Vec::with_capacity(listed.len());
+        let (mut cases, mut faults) = (Vec::with_capacity(listed.len()), Vec::new());
         for (name, entry) in listed {
-            let field = format!("dataset.{name}");
-            let file = |value: &Value| -> Result<PathBuf> {
-                let text = value.as_str().ok_or_else(|| fields.error(&field, "expected file names as strings"))?;
-                Ok(folder.join(expand_environment(text)))
-            };
-            let images = entry
-                .get("images")
-                .and_then(Value::as_array)
-                .ok_or_else(|| fields.error(&field, "expected a list `images`"))?;
-            if images.len() != self.channel_names.len() {
-                return Err(fields.error(
-                    &field,
-                    &format!("`images` has {} files for {} channels", images.len(), self.channel_names.len()),
-                ));
+            match self.listed_case(&fields, folder, name, entry) {
+                Ok(case) => cases.push(case),
+                Err(fault) => faults.push(fault),
             }
-            let label = entry.get("label").ok_or_else(|| fields.error(&field, "`label` is missing"))?;
-            cases.push(CaseFiles {
-                name: name.clone(),
-                images: images.iter().map(file).collect::<Result<_>>()?,
-                label: Some(file(label)?),
-            });
         }
+        Error::all(faults)?;
         cases.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Some(cases))
     }
+
+    fn listed_case(&self, fields: &Fields, folder: &Path, name: &str, entry: &Value) -> Result<CaseFiles> {
+        let field = format!("dataset.{name}");
+        // Preprocessed cases, predictions and pictures are files of this name.
+        if !io::is_file_name(name) {
+            return Err(Error::UnsafeName { path: self.path.clone(), field: "dataset".into(), name: name.into() });
+        }
+        let file = |value: &Value| -> Result<PathBuf> {
+            let text = value.as_str().ok_or_else(|| fields.error(&field, "expected file names as strings"))?;
+            Ok(folder.join(expand_environment(text)))
+        };
+        let images = entry
+            .get("images")
+            .and_then(Value::as_array)
+            .ok_or_else(|| fields.error(&field, "expected a list `images`"))?;
+        if images.len() != self.channel_names.len() {
+            return Err(fields.error(
+                &field,
+                &format!("`images` has {} files for {} channels", images.len(), self.channel_names.len()),
+            ));
+        }
+        let label = entry.get("label").ok_or_else(|| fields.error(&field, "`label` is missing"))?;
+        let images = images.iter().map(file).collect::<Result<_>>()?;
+        Ok(CaseFiles { name: name.into(), images, label: Some(file(label)?) })
+    }
+}
+
+/// A field's value, or a placeholder beside the fault.
+fn kept<T: Default>(field: Result<T>, faults: &mut Vec<Error>) -> T {
+    field.unwrap_or_else(|fault| {
+        faults.push(fault);
+        T::default()
+    })
 }
 
 /// Typed access to the fields of one file.
@@ -155,11 +177,19 @@ impl Fields<'_> {
             .collect()
     }
 
+    fn num_training(&self) -> Result<usize> {
+        let number = self.required("numTraining")?.as_u64().and_then(|number| usize::try_from(number).ok());
+        number.ok_or_else(|| self.error("numTraining", "expected a number of cases"))
+    }
+
     fn labels(&self) -> Result<Vec<(String, LabelEntry)>> {
         let object = self
             .required("labels")?
             .as_object()
             .ok_or_else(|| self.error("labels", "expected an object such as {\"background\": 0, \"tumor\": 1}"))?;
+        if let Some(corrected) = reversed(object) {
+            return Err(Error::LabelsReversed { path: self.path.into(), corrected });
+        }
         object
             .iter()
             .map(|(name, value)| {
@@ -188,12 +218,33 @@ impl Fields<'_> {
         }
     }
 
+    /// `overwrite_image_reader_writer`: the readers of NIfTI that leave the axes as they are stored are ours.
+    fn reader(&self) -> Result<()> {
+        match self.source.get("overwrite_image_reader_writer") {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(name)) if ["None", "SimpleITKIO", "NibabelIO"].contains(&name.as_str()) => Ok(()),
+            Some(other) => Err(self.error(
+                "overwrite_image_reader_writer",
+                &format!("{other} is not supported: expected SimpleITKIO or NibabelIO, or leave the field out"),
+            )),
+        }
+    }
+
     fn file_ending(&self) -> Result<String> {
         match self.required("file_ending")?.as_str() {
             Some(ending @ (".nii.gz" | ".nii")) => Ok(ending.into()),
             _ => Err(self.error("file_ending", "expected \".nii.gz\" or \".nii\"")),
         }
     }
+}
+
+/// The block `labels` as it should be, where every key is a value and every value a name.
+fn reversed(labels: &Map<String, Value>) -> Option<String> {
+    let pairs: Option<Vec<(i64, &str)>> =
+        labels.iter().map(|(key, value)| Some((key.trim().parse().ok()?, value.as_str()?))).collect();
+    let pairs = pairs.filter(|pairs| !pairs.is_empty())?;
+    let lines: Vec<String> = pairs.iter().map(|(value, name)| format!("    {}: {value}", Value::from(*name))).collect();
+    Some(format!("\"labels\": {{\n{}\n}}", lines.join(",\n")))
 }
 
 /// Replaces `$NAME` and `${NAME}`; unknown variables stay as written, so that the missing file's name shows them.

@@ -172,6 +172,46 @@ impl LabelManager {
         self.class_order.as_deref()
     }
 
+    /// For every region its name, its labels, and the value that is written where it is the last one predicted; empty in
+    /// label mode.
+    ///
+    /// Values are written in the order of `labels`, later ones over earlier ones: with whole (1, 2, 3) -> 1, core (2, 3) ->
+    /// 2 and enhancing 3 -> 3, a voxel predicted as whole and core becomes 2.
+    pub fn written_regions(&self) -> Vec<(&str, &LabelGroup, i16)> {
+        let order = self.class_order.as_deref().unwrap_or_default();
+        self.foreground.iter().zip(order).map(|((name, group), &value)| (name.as_str(), group, value)).collect()
+    }
+
+    /// What is lost between a label and the value that its regions are written as; empty in label mode.
+    pub fn region_warnings(&self) -> Vec<String> {
+        let Some(order) = &self.class_order else { return Vec::new() };
+        let mut warnings = Vec::new();
+        for &label in self.all_labels.iter().filter(|&&label| label != 0) {
+            let last = self.foreground.iter().rposition(|(_, group)| group.contains(label));
+            let written = last.and_then(|region| order.get(region)).copied().unwrap_or(0);
+            if written == label {
+                continue;
+            }
+            let comes_out = order.contains(&label);
+            let fate = if comes_out { "is written as another label" } else { "can never come out of a prediction" };
+            let why = match last {
+                Some(region) => format!(
+                    "region {} is the last that holds it, and is written as {written}",
+                    self.foreground[region].0
+                ),
+                None => "no region holds it".into(),
+            };
+            warnings.push(format!(
+                "label {label} {fate}: {why}; correct the order of `labels` or `regions_class_order` in dataset.json if \
+                 that is not meant"
+            ));
+        }
+        for &value in order.iter().filter(|value| !self.all_labels.contains(value)) {
+            warnings.push(format!("`regions_class_order` writes {value}, which no entry of `labels` declares"));
+        }
+        warnings
+    }
+
     /// Output channels of the network: regions, or classes with background.
     pub fn num_segmentation_heads(&self) -> usize {
         match self.class_order {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::budget::Budget;
 pub use super::budget::PlannerKind;
 use super::fingerprint::{Fingerprint, percentile};
-use super::plans::Plans;
+use super::plans::{Plans, is_file_name};
 use super::topology::{Encoder, Topology};
 use super::{Dataset, DatasetJson};
 use crate::error::{Error, Result};
@@ -39,7 +39,8 @@ impl Planner {
     /// Plans a dataset called `name` (`DatasetXXX_Name`).
     ///
     /// # Errors
-    /// [`Error::NoCases`] for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive.
+    /// [`Error::NoCases`] for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
+    /// whose name cannot be that of a file, [`Error::ImagesTooSmall`] if no 3-D network of two stages fits the images.
     pub fn plan(&self, name: &str, dataset: &Dataset, fingerprint: &Fingerprint) -> Result<Plans> {
         self.plan_from_json(name, &dataset.json, fingerprint)
     }
@@ -51,6 +52,13 @@ impl Planner {
     pub fn plan_from_json(&self, name: &str, json: &DatasetJson, fingerprint: &Fingerprint) -> Result<Plans> {
         if fingerprint.spacings.is_empty() || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len() {
             return Err(Error::NoCases);
+        }
+        if let Some(name) = self.plans_name.as_deref().filter(|name| !is_file_name(name)) {
+            return Err(Error::Setting {
+                setting: "plans name",
+                value: format!("{name:?}"),
+                expected: "expected the name of a file, without `/`",
+            });
         }
         let spacing = self.target_spacing.unwrap_or_else(|| target_spacing(fingerprint));
         if !spacing.iter().all(|s| s.is_finite() && *s > 0.0) {
@@ -90,7 +98,7 @@ impl Planner {
             image_reader_writer: "SimpleITKIO".into(),
             transpose_forward,
             transpose_backward,
-            configurations: work.configurations(),
+            configurations: work.configurations()?,
             experiment_planner_used: work.budget.planner.into(),
             label_manager: "LabelManager".into(),
             foreground_intensity_properties_per_channel: properties.clone(),
@@ -166,16 +174,18 @@ impl Work<'_> {
         name.unwrap_or(self.budget.plans)
     }
 
-    fn configurations(&self) -> Map<String, Value> {
+    fn configurations(&self) -> Result<Map<String, Value>> {
         let training_cases = self.json.num_training as f64;
         let voxels = product(&self.median) * training_cases;
         let mut all = Map::new();
         let flat = self.decide(&self.spacing[1..], &self.median[1..], voxels);
         all.insert("2d".into(), self.describe("2d", &flat, true));
-        if self.median[0] == 1.0 {
-            return all;
+        // Upstream looks at the first axis only, and plans a volume for a slice that lies along another.
+        if self.median.contains(&1.0) {
+            return Ok(all);
         }
         let full = self.decide(&self.spacing, &self.median, voxels);
+        full.check("3d_fullres")?;
         let low = self.low_resolution(&full);
         if let Some(low) = &low {
             let mut low = self.describe("3d_lowres", low, false);
@@ -188,7 +198,7 @@ impl Work<'_> {
             let cascade = json!({"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"});
             all.insert("3d_cascade_fullres".into(), cascade);
         }
-        all
+        Ok(all)
     }
 
     /// Coarsens the image until a patch covers a quarter of it; `None` if that is the case already, or if it takes less
@@ -216,7 +226,7 @@ impl Work<'_> {
             patch_voxels = decision.patch_voxels();
             low = Some(decision);
         }
-        low.filter(|_| full_voxels / voxels >= 2.0)
+        low.filter(|low| full_voxels / voxels >= 2.0 && low.check("3d_lowres").is_ok())
     }
 
     /// Patch, network and batch size for images of this spacing and median shape.
@@ -332,6 +342,14 @@ impl Work<'_> {
 }
 
 impl Decision {
+    /// A network without a lower resolution has nothing to decode from.
+    fn check(&self, configuration: &'static str) -> Result<()> {
+        match self.topology.stages() {
+            stages @ ..2 => Err(Error::ImagesTooSmall { configuration, median: self.median.clone(), stages }),
+            _ => Ok(()),
+        }
+    }
+
     fn patch_voxels(&self) -> f64 {
         self.topology.patch.iter().map(|&n| n as f64).product()
     }

@@ -156,10 +156,10 @@ pub struct ArchitectureArguments {
     pub n_blocks_per_stage: Option<Counts>,
     /// Convolutions of each decoder stage.
     pub n_conv_per_stage_decoder: Counts,
-    /// Whether convolutions have a bias.
-    #[serde(default = "yes")]
+    /// Whether convolutions have a bias; upstream's network has none unless told so.
+    #[serde(default)]
     pub conv_bias: bool,
-    /// Norm, dropout and nonlinearity, which this crate requires to be nnU-Net's defaults.
+    /// Norm, dropout and nonlinearity, which [`Plans::check_network`] requires to be nnU-Net's defaults.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -188,10 +188,36 @@ impl Plans {
     /// Reads a plans file.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Json`], the latter naming a missing or mistyped field.
+    /// [`Error::Io`], [`Error::Json`] naming a missing or mistyped field, or [`Error::NotAFileName`].
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
+        let plans: Self = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+        plans.check_names(path)?;
+        Ok(plans)
+    }
+
+    /// Refuses names that files and folders get, and that would lead out of the folder they belong to. `path` is where
+    /// the plans come from.
+    ///
+    /// # Errors
+    /// [`Error::NotAFileName`] with all such names.
+    pub fn check_names(&self, path: &Path) -> Result<()> {
+        let plans = std::iter::once(("plans_name".to_owned(), self.plans_name.as_str()));
+        let configurations = self.configurations.keys().map(|name| ("configurations".to_owned(), name.as_str()));
+        let identifiers = self.configurations.iter().filter_map(|(name, fields)| {
+            let identifier = fields.get("data_identifier")?.as_str()?;
+            Some((format!("configurations.{name}.data_identifier"), identifier))
+        });
+        let wrong: Vec<String> = plans
+            .chain(configurations)
+            .chain(identifiers)
+            .filter(|(_, name)| !is_file_name(name))
+            .map(|(field, name)| format!("`{field}` has {name:?}"))
+            .collect();
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(Error::NotAFileName { path: path.into(), names: wrong.join(", ") }),
+        }
     }
 
     /// Writes the plans with nnU-Net's indentation.
@@ -248,6 +274,11 @@ impl Configuration {
             field: format!("configurations.{name}.{field}"),
             problem,
         };
+        if !is_file_name(&self.data_identifier) {
+            let problem =
+                format!("{:?} cannot be the name of a folder; write a name without `/`", self.data_identifier);
+            return Err(error("data_identifier", problem));
+        }
         let dims = self.patch_size.len();
         if !(dims == 2 || dims == 3) || self.patch_size.contains(&0) {
             let problem = format!("{:?} is not a 2-D or 3-D patch", self.patch_size);
@@ -293,10 +324,11 @@ impl Configuration {
     }
 }
 
-fn identity_transpose() -> [usize; 3] {
-    [0, 1, 2]
+/// Whether a file or folder of this name lies directly in the folder it is joined to, on every operating system.
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.bytes().all(|byte| byte == b'.') && !name.contains(['/', '\\', ':', '\0'])
 }
 
-fn yes() -> bool {
-    true
+fn identity_transpose() -> [usize; 3] {
+    [0, 1, 2]
 }

@@ -24,8 +24,9 @@ pub struct Split {
     pub val: Vec<String>,
 }
 
-/// Which part of a dataset a training run uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which part of a dataset a training run uses; written as `all` or the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Fold {
     /// Everything, for training and validation alike.
     All,
@@ -45,6 +46,20 @@ impl FromStr for Fold {
                 expected: "expected `all` or a number from 0",
             }),
         }
+    }
+}
+
+impl TryFrom<String> for Fold {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Fold> for String {
+    fn from(fold: Fold) -> Self {
+        fold.to_string()
     }
 }
 
@@ -117,9 +132,11 @@ pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
             if names.is_empty() {
                 return Err(Error::SplitEmpty { path: path.into(), fold, part });
             }
-            if let Some(case) = names.iter().find(|name| !known.contains(name)) {
-                return Err(Error::SplitUnknownCase { path: path.into(), fold, case: case.clone() });
-            }
+        }
+        let unknown: Vec<&str> =
+            split.train.iter().chain(&split.val).filter(|name| !known.contains(name)).map(String::as_str).collect();
+        if !unknown.is_empty() {
+            return Err(Error::SplitUnknownCase { path: path.into(), fold, case: unknown.join(", ") });
         }
         let training: BTreeSet<&String> = split.train.iter().collect();
         if let Some(case) = split.val.iter().find(|name| training.contains(name)) {
@@ -127,6 +144,12 @@ pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
         }
     }
     Ok(splits)
+}
+
+/// Cases that no fold trains or validates on: those that came after the splits were made.
+pub fn without_fold(splits: &[Split], cases: &[String]) -> Vec<String> {
+    let known: BTreeSet<&String> = splits.iter().flat_map(|split| split.train.iter().chain(&split.val)).collect();
+    cases.iter().filter(|case| !splits.is_empty() && !known.contains(case)).cloned().collect()
 }
 
 /// Writes `splits_final.json`, byte for byte as nnU-Net does.

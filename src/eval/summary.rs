@@ -1,6 +1,6 @@
 //! `summary.json`: metrics of a folder of segmentations, byte for byte in nnU-Net's layout.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use ndarray::ArrayView3;
 use rayon::prelude::*;
 
 use super::confusion::{Confusion, nan_mean};
-use crate::dataset::LabelGroup;
+use super::grid_difference;
+use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, Result};
 use crate::io;
 
@@ -31,6 +32,10 @@ pub struct Summary {
     pub groups: Vec<LabelGroup>,
     /// One entry per case.
     pub cases: Vec<CaseResult>,
+    /// What looks odd but does not stop anything, such as labels that nobody declared.
+    pub warnings: Vec<String>,
+    /// Files that were taken for no case, although they end like one.
+    pub passed_over: Vec<PathBuf>,
 }
 
 /// Names of the metrics in the order in which they are written.
@@ -53,64 +58,107 @@ pub fn evaluate_case(
     groups.iter().map(|group| Confusion::count(prediction, reference, group, ignore)).collect()
 }
 
-/// Compares all segmentations of a folder with the references of the same names.
+/// Compares all segmentations of a folder with the references of the same names. Names that begin with `._`, which macOS
+/// leaves on foreign disks, are passed over.
 ///
 /// # Errors
 /// [`Error::NothingToEvaluate`]; [`Error::ReferenceMissing`]; [`Error::PredictionMissing`] unless `allow_missing`;
-/// [`Error::EvaluationShape`]; the errors of reading NIfTI.
+/// [`Error::EvaluationGrid`]; the errors of reading NIfTI; [`Error::Several`] with all of them.
 pub fn evaluate_folder(
     references: &Path,
     predictions: &Path,
     file_ending: &str,
-    groups: &[LabelGroup],
-    ignore: Option<i16>,
+    labels: &LabelManager,
     allow_missing: bool,
 ) -> Result<Summary> {
-    let predicted = files(predictions, file_ending)?;
+    let (predicted, mut passed_over) = files(predictions, file_ending)?;
     if predicted.is_empty() {
         return Err(Error::NothingToEvaluate { path: predictions.into(), ending: file_ending.into() });
     }
-    let known = files(references, file_ending)?;
-    if let Some(file) = predicted.difference(&known).next() {
-        return Err(Error::ReferenceMissing { path: references.join(file) });
+    let (known, beside_references) = files(references, file_ending)?;
+    passed_over.extend(beside_references);
+    let without_reference =
+        predicted.difference(&known).map(|file| Error::ReferenceMissing { path: references.join(file) });
+    let mut faults: Vec<Error> = without_reference.collect();
+    if !allow_missing {
+        let missing = known.difference(&predicted);
+        faults.extend(missing.map(|file| Error::PredictionMissing { path: predictions.join(file) }));
     }
-    if let (false, Some(file)) = (allow_missing, known.difference(&predicted).next()) {
-        return Err(Error::PredictionMissing { path: predictions.join(file) });
-    }
-    let cases = predicted
-        .par_iter()
-        .map(|file| {
-            let (prediction_file, reference_file) = (predictions.join(file), references.join(file));
-            let prediction = io::read_labels(&prediction_file)?.data;
-            let reference = io::read_labels(&reference_file)?.data;
-            if prediction.dim() != reference.dim() {
-                return Err(Error::EvaluationShape {
-                    path: prediction_file,
-                    found: prediction.dim().into(),
-                    expected: reference.dim().into(),
-                });
+    let groups = labels.foreground();
+    let both: Vec<&String> = predicted.intersection(&known).collect();
+    let compared: Vec<Result<(CaseResult, Vec<String>)>> =
+        both.par_iter().map(|file| compare(&predictions.join(file), &references.join(file), &groups, labels)).collect();
+    let (mut cases, mut warnings) = (Vec::with_capacity(both.len()), Vec::new());
+    for result in compared {
+        match result {
+            Ok((case, found)) => {
+                cases.push(case);
+                warnings.extend(found);
             }
-            Ok(CaseResult {
-                counts: evaluate_case(prediction.view(), reference.view(), groups, ignore),
-                prediction_file,
-                reference_file,
-            })
-        })
-        .collect::<Result<_>>()?;
-    Ok(Summary { groups: groups.to_vec(), cases })
-}
-
-fn files(folder: &Path, ending: &str) -> Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
-        let entry = entry.map_err(Error::io(folder, "list"))?;
-        if let Ok(name) = entry.file_name().into_string()
-            && name.ends_with(ending)
-        {
-            names.insert(name);
+            Err(error) => faults.push(error),
         }
     }
-    Ok(names)
+    match Error::several(faults) {
+        Some(error) => Err(error),
+        None => Ok(Summary { groups, cases, warnings, passed_over }),
+    }
+}
+
+/// Scores a case, and says which labels are in it that nobody declared.
+fn compare(
+    prediction_file: &Path,
+    reference_file: &Path,
+    groups: &[LabelGroup],
+    labels: &LabelManager,
+) -> Result<(CaseResult, Vec<String>)> {
+    let prediction = io::read_labels(prediction_file)?;
+    let reference = io::read_labels(reference_file)?;
+    let grid = |map: &io::LabelMap| map.data.dim().into();
+    let (found, expected) = (grid(&prediction), grid(&reference));
+    if let Some(problem) = grid_difference((&prediction.geometry, found), (&reference.geometry, expected)) {
+        return Err(Error::EvaluationGrid { path: prediction_file.into(), problem });
+    }
+    let ignore = labels.ignore_label();
+    let mut warnings = Vec::new();
+    // The ignore label is for annotations: nothing predicts it.
+    for (file, map, ignore) in [(prediction_file, &prediction, None), (reference_file, &reference, ignore)] {
+        let known: Vec<i16> = labels.all_labels().iter().copied().chain(ignore).collect();
+        for (label, voxels) in undeclared(map.data.view(), &known) {
+            warnings.push(format!(
+                "{}: {voxels} voxels hold label {label}, which is none of {known:?}: they count as no class",
+                file.display()
+            ));
+        }
+    }
+    let counts = evaluate_case(prediction.data.view(), reference.data.view(), groups, ignore);
+    let (prediction_file, reference_file) = (prediction_file.into(), reference_file.into());
+    Ok((CaseResult { counts, prediction_file, reference_file }, warnings))
+}
+
+/// Voxels of every label that is not among the known ones.
+fn undeclared(map: ArrayView3<i16>, known: &[i16]) -> BTreeMap<i16, u64> {
+    let mut unknown = vec![true; 1 << 16];
+    known.iter().for_each(|&label| unknown[usize::from(label as u16)] = false);
+    let mut counts = BTreeMap::new();
+    for &label in map.iter().filter(|&&label| unknown[usize::from(label as u16)]) {
+        *counts.entry(label).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// Names of a folder's files with this ending, and the files that are passed over.
+fn files(folder: &Path, ending: &str) -> Result<(BTreeSet<String>, Vec<PathBuf>)> {
+    let (mut names, mut passed_over) = (BTreeSet::new(), Vec::new());
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let entry = entry.map_err(Error::io(folder, "list"))?;
+        match entry.file_name().into_string() {
+            Ok(name) if !name.ends_with(ending) => {}
+            Ok(name) if name.starts_with("._") => passed_over.push(entry.path()),
+            Ok(name) => _ = names.insert(name),
+            Err(_) => passed_over.push(entry.path()),
+        }
+    }
+    Ok((names, passed_over))
 }
 
 impl Summary {
@@ -119,6 +167,12 @@ impl Summary {
         let per_case: Vec<[f64; 8]> =
             self.cases.iter().filter_map(|case| case.counts.get(group).map(metrics)).collect();
         std::array::from_fn(|metric| nan_mean(per_case.iter().map(|values| values[metric])))
+    }
+
+    /// Cases that count in the mean Dice of one label or region by its index: those in which it is predicted or true.
+    pub fn cases_with(&self, group: usize) -> usize {
+        let dice = self.cases.iter().filter_map(|case| case.counts.get(group).map(Confusion::dice));
+        dice.filter(|dice| !dice.is_nan()).count()
     }
 
     /// Mean of [`mean`](Self::mean) over the foreground; NaN as soon as one label is NaN in every case, as upstream.
@@ -167,7 +221,7 @@ impl Summary {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        fs::write(path, self.to_json()).map_err(Error::io(path, "write"))
+        io::write_atomically(path, self.to_json().as_bytes())
     }
 }
 

@@ -1,8 +1,11 @@
 //! Predicting whole volumes from patches.
 
+mod accumulate;
 pub mod export;
+pub mod memory;
 mod mirror;
 pub mod window;
 
+pub use accumulate::Accumulator;
 pub use mirror::mirror_subsets;
-pub use window::{Accumulator, SlidingWindow};
+pub use window::SlidingWindow;

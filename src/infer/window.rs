@@ -1,4 +1,4 @@
-//! Sliding-window geometry and the accumulation of overlapping patches.
+//! Where the patches of a volume lie, and how much each of their voxels counts.
 
 use ndarray::ArrayView4;
 
@@ -110,90 +110,7 @@ pub fn importance_map(patch: [usize; 3]) -> Vec<f32> {
     map
 }
 
-/// Weighted sum of overlapping patches of logits.
-#[derive(Debug, Clone)]
-pub struct Accumulator {
-    window: SlidingWindow,
-    channels: usize,
-    importance: Vec<f32>,
-    sums: Vec<f32>,
-    weights: Vec<f32>,
-}
-
-impl Accumulator {
-    /// An empty accumulator for logits of `channels` heads.
-    pub fn new(window: SlidingWindow, channels: usize) -> Self {
-        let voxels: usize = window.padded.iter().product();
-        Accumulator {
-            importance: importance_map(window.patch),
-            sums: vec![0.0; voxels * channels],
-            weights: vec![0.0; voxels],
-            window,
-            channels,
-        }
-    }
-
-    /// Adds the logits `[depth, height, width, channels]` of the patch at `start`, one of the window's starts.
-    ///
-    /// # Errors
-    /// [`Error::BufferLength`] for another length, [`Error::Setting`] for a start outside the volume.
-    pub fn add(&mut self, start: [usize; 3], logits: &[f32]) -> Result<()> {
-        let [depth, height, width] = self.window.patch;
-        let [_, padded_height, padded_width] = self.window.padded;
-        let channels = self.channels;
-        check_length("patch of logits", logits.len(), self.window.patch_voxels() * channels)?;
-        if (0..3).any(|axis| start[axis] + self.window.patch[axis] > self.window.padded[axis]) {
-            return Err(Error::Setting {
-                setting: "patch start",
-                value: format!("{start:?}"),
-                expected: "the patch must lie inside the padded volume",
-            });
-        }
-        for z in 0..depth {
-            for y in 0..height {
-                let row = (z * height + y) * width;
-                let importance = &self.importance[row..row + width];
-                let logits = &logits[row * channels..(row + width) * channels];
-                let first = ((start[0] + z) * padded_height + start[1] + y) * padded_width + start[2];
-                let weights = &mut self.weights[first..first + width];
-                let sums = &mut self.sums[first * channels..(first + width) * channels];
-                for (weight, added) in weights.iter_mut().zip(importance) {
-                    *weight += added;
-                }
-                let voxels = sums.chunks_exact_mut(channels).zip(logits.chunks_exact(channels));
-                for ((sum, logits), weight) in voxels.zip(importance) {
-                    for (sum, logit) in sum.iter_mut().zip(logits) {
-                        *sum += logit * weight;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The mean logits of the volume without its padding, `[depth, height, width, channels]`; 0 where no patch was added.
-    pub fn finish(self) -> Vec<f32> {
-        let [depth, height, width] = self.window.image;
-        let [_, padded_height, padded_width] = self.window.padded;
-        let [before_z, before_y, before_x] = self.window.before;
-        let channels = self.channels;
-        let mut logits = Vec::with_capacity(depth * height * width * channels);
-        for z in before_z..before_z + depth {
-            for y in before_y..before_y + height {
-                let first = (z * padded_height + y) * padded_width + before_x;
-                let sums = &self.sums[first * channels..(first + width) * channels];
-                let weights = &self.weights[first..first + width];
-                for (sum, &weight) in sums.chunks_exact(channels).zip(weights) {
-                    let divisor = weight.max(f32::MIN_POSITIVE);
-                    logits.extend(sum.iter().map(|sum| sum / divisor));
-                }
-            }
-        }
-        logits
-    }
-}
-
-fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+pub(super) fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
     if found == expected {
         return Ok(());
     }

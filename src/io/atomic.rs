@@ -1,10 +1,18 @@
 //! Files that appear under their name only when they are complete.
+//!
+//! A file is written in a folder of its own beside its final place, `.voxgrad-PID-N.partial`, which no reader takes for a
+//! case, and renamed out of it. The writer keeps that folder locked: what a killed process left behind is unlocked, and
+//! [`remove_leftovers`] removes it.
 
 use crate::error::{Error, Result};
 use serde::Serialize;
-use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const PREFIX: &str = ".voxgrad-";
+const ENDING: &str = ".partial";
 
 /// Writes a file beside its final name, to the disk, and renames it: a reader finds the old file or the new one, even
 /// after a crash.
@@ -12,19 +20,7 @@ use std::path::Path;
 /// # Errors
 /// [`Error::Io`]; the target is then as it was before.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!("writing-{}-{name}", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|error| {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-        Error::io(path, "write")(error)
-    })
+    write_aside(path, "content", |file| fs::write(file, bytes).map_err(Error::io(path, "write")))
 }
 
 /// Writes JSON with nnU-Net's indentation of four, atomically.
@@ -37,4 +33,89 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, indentation);
     value.serialize(&mut serializer).map_err(|source| Error::Json { path: path.into(), source })?;
     write_atomically(path, &text)
+}
+
+/// Lets `write` make a file called `name` in a folder of its own, brings that to the disk, and renames it to `path`.
+pub(super) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let scratch = Scratch::create(folder).map_err(Error::io(path, "write"))?;
+    let file = scratch.path.join(name);
+    write(&file)?;
+    let place = || {
+        File::open(&file)?.sync_all()?;
+        fs::rename(&file, path)?;
+        // The new name too: a folder is a file on its own.
+        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    };
+    place().map_err(Error::io(path, "write"))
+}
+
+/// Removes from a folder what killed processes were writing there, and returns how many files that were. A folder that
+/// does not exist has none.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be listed, or a leftover not be removed.
+pub fn remove_leftovers(folder: &Path) -> Result<usize> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(Error::io(folder, "list"))?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !(name.starts_with(PREFIX) && name.ends_with(ENDING)) {
+            continue;
+        }
+        // Held while it is removed, so that nobody begins to write in it.
+        let Ok(lock) = File::open(&path) else { continue };
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        match fs::remove_dir_all(&path) {
+            Ok(()) => removed += 1,
+            // Its writer was done with it in this moment.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(path, "remove")(error)),
+        }
+    }
+    Ok(removed)
+}
+
+/// A folder of this process, removed when it is dropped.
+struct Scratch {
+    path: PathBuf,
+    /// Keeps the lock; `None` where folders cannot be locked.
+    _lock: Option<File>,
+}
+
+impl Scratch {
+    fn create(beside: &Path) -> io::Result<Self> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let path = beside.join(format!("{PREFIX}{}-{count}{ENDING}", std::process::id()));
+            match fs::create_dir(&path) {
+                // Of a process of the same number on another machine, or of one that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                created => created?,
+            }
+            let lock = File::open(&path).and_then(|folder| folder.lock().map(|()| folder)).ok();
+            let scratch = Scratch { path, _lock: lock };
+            // Before it was locked, somebody may have taken it for a leftover.
+            if scratch.path.is_dir() {
+                return Ok(scratch);
+            }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Best effort: the error that matters has been returned, and the next run removes what is left.
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }

@@ -2,6 +2,8 @@
 
 use nifti::NiftiHeader;
 
+use super::header::{millimetres, shear};
+
 /// Spacing of a grid, and the header of the file it came from, so that results can be written onto the same grid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Geometry {
@@ -63,21 +65,36 @@ impl Geometry {
     }
 
     /// Rows of the affine map from voxel index (x, y, z, 1) to world millimetres, by the standard's order of
-    /// preference: sform, qform, then the spacing alone.
+    /// preference: sform, qform, then the spacing alone. A sheared sform gives way to a qform.
     pub fn affine(&self) -> [[f64; 4]; 3] {
-        let h = &self.header;
-        if h.sform_code > 0 {
-            return [h.srow_x, h.srow_y, h.srow_z].map(|row| row.map(f64::from));
-        }
         let [z, y, x] = self.spacing;
-        if h.qform_code <= 0 {
-            return [[x, 0.0, 0.0, 0.0], [0.0, y, 0.0, 0.0], [0.0, 0.0, z, 0.0]];
+        if self.uses_sform() {
+            self.sform()
+        } else if self.header.qform_code > 0 {
+            self.qform()
+        } else {
+            [[x, 0.0, 0.0, 0.0], [0.0, y, 0.0, 0.0], [0.0, 0.0, z, 0.0]]
         }
+    }
+
+    fn uses_sform(&self) -> bool {
+        let h = &self.header;
+        h.sform_code > 0 && (h.qform_code <= 0 || shear(h).is_none())
+    }
+
+    fn sform(&self) -> [[f64; 4]; 3] {
+        let h = &self.header;
+        [h.srow_x, h.srow_y, h.srow_z].map(|row| row.map(|value| f64::from(value) * millimetres(h)))
+    }
+
+    fn qform(&self) -> [[f64; 4]; 3] {
+        let (h, [z, y, x]) = (&self.header, self.spacing);
         // The fourth quaternion component is implied; rounding may push the others slightly beyond length one.
         let [b, c, d] = [h.quatern_b, h.quatern_c, h.quatern_d].map(f64::from);
         let a = (1.0 - (b * b + c * c + d * d)).max(0.0).sqrt();
         let z = if h.pixdim[0] < 0.0 { -z } else { z };
-        let scale = |row: [f64; 3], offset: f32| [row[0] * x, row[1] * y, row[2] * z, f64::from(offset)];
+        let scale =
+            |row: [f64; 3], offset: f32| [row[0] * x, row[1] * y, row[2] * z, f64::from(offset) * millimetres(h)];
         [
             scale([a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)], h.quatern_x),
             scale([2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)], h.quatern_y),
@@ -90,9 +107,54 @@ impl Geometry {
     /// An affine map is extreme at the corners, so the eight corners decide. Rounding noise in a header passes; a
     /// flipped or shifted axis does not.
     pub fn same_placement(&self, other: &Geometry, shape: [usize; 3]) -> bool {
-        let (ours, theirs) = (self.affine(), other.affine());
         let smallest = self.spacing.iter().copied().fold(f64::INFINITY, f64::min);
-        (0..8).all(|corner| {
+        distance(self.affine(), other.affine(), shape) <= 0.1 * smallest
+    }
+
+    /// What is contradictory in the header of a grid of this shape (z, y, x), and which of the statements is used.
+    pub fn contradictions(&self, shape: [usize; 3]) -> Vec<String> {
+        let h = &self.header;
+        if h.sform_code <= 0 {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        if let Some((axes, angle)) = shear(h).filter(|_| h.qform_code > 0) {
+            found.push(format!("the axes {axes} of the sform stand at {angle:.2} degrees; the qform is used"));
+        }
+        let rows = self.sform();
+        let lengths = [2, 1, 0].map(|axis| rows.iter().map(|row| row[axis] * row[axis]).sum::<f64>().sqrt());
+        // Along an axis of one voxel no distance exists.
+        let differ = |axis: usize| {
+            shape[axis] > 1 && (lengths[axis] - self.spacing[axis]).abs() > SPACING_TOLERANCE * self.spacing[axis]
+        };
+        if (0..3).any(differ) {
+            found.push(format!(
+                "the sform says spacing {} mm (z, y, x), pixdim says {}; pixdim is used",
+                rounded(lengths),
+                rounded(self.spacing)
+            ));
+        } else if h.qform_code > 0 && self.uses_sform() {
+            let apart = distance(rows, self.qform(), shape);
+            let smallest = self.spacing.iter().copied().fold(f64::INFINITY, f64::min);
+            if apart > 0.1 * smallest {
+                found.push(format!("sform and qform place voxels up to {apart:.2} mm apart; the sform is used"));
+            }
+        }
+        found
+    }
+}
+
+/// Relative difference of spacings that rounding does not explain.
+const SPACING_TOLERANCE: f64 = 1e-3;
+
+fn rounded(spacing: [f64; 3]) -> String {
+    format!("{:?}", spacing.map(|s| (s * 1e4).round() / 1e4))
+}
+
+/// Largest distance in millimetres between the places that two maps give to a voxel of a grid.
+fn distance(ours: [[f64; 4]; 3], theirs: [[f64; 4]; 3], shape: [usize; 3]) -> f64 {
+    (0..8)
+        .map(|corner| {
             let far = |axis: usize| shape[axis].saturating_sub(1) as f64;
             let index = [
                 if corner & 1 == 0 { 0.0 } else { far(2) },
@@ -100,11 +162,12 @@ impl Geometry {
                 if corner & 4 == 0 { 0.0 } else { far(0) },
                 1.0,
             ];
-            let distance = ours.iter().zip(&theirs).map(|(a, b)| {
-                let row: f64 = (0..4).map(|i| (a[i] - b[i]) * index[i]).sum();
-                row * row
+            let apart = ours.iter().zip(&theirs).map(|(a, b)| {
+                let along: f64 = (0..4).map(|i| (a[i] - b[i]) * index[i]).sum();
+                along * along
             });
-            distance.sum::<f64>().sqrt() <= 0.1 * smallest
+            apart.sum::<f64>().sqrt()
         })
-    }
+        // A header may hold NaN: such a grid lies nowhere.
+        .fold(0.0, |most, apart| if apart.is_nan() { f64::INFINITY } else { f64::max(most, apart) })
 }

@@ -106,6 +106,7 @@ impl Header {
 
         let (slope, intercept) = scaling(fields.scl_slope, fields.scl_inter);
         let spacing = spacing(path, &fields, axes[2])?;
+        right_angles(path, &fields)?;
         Ok(Header { axes, scalar, big_endian, first_voxel, voxel_bytes, slope, intercept, spacing, fields })
     }
 
@@ -183,13 +184,48 @@ fn scaling(slope: f32, intercept: f32) -> (f64, f64) {
     (f64::from(slope), f64::from(intercept))
 }
 
-fn spacing(path: &Path, fields: &NiftiHeader, depth: usize) -> Result<[f64; 3]> {
-    let to_millimetres = match fields.xyzt_units & 7 {
+/// Cosine of the angle between two axes of an sform above which voxels are no boxes: rounding stays far below.
+const SHEAR_TOLERANCE: f64 = 1e-3;
+
+/// The pair of axes of the sform, x y z, that is furthest from a right angle, and the angle in degrees; `None` if all are
+/// right. An axis of no length stands at no angle to any other (0 degrees).
+pub(super) fn shear(fields: &NiftiHeader) -> Option<(&'static str, f64)> {
+    let rows = [fields.srow_x, fields.srow_y, fields.srow_z];
+    let column = |axis: usize| rows.map(|row| f64::from(row[axis]));
+    let product = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let pairs = [("x and y", 0, 1), ("x and z", 0, 2), ("y and z", 1, 2)];
+    let cosines = pairs.map(|(axes, a, b)| {
+        let (a, b) = (column(a), column(b));
+        let cosine = product(a, b) / (product(a, a) * product(b, b)).sqrt();
+        (axes, if cosine.is_finite() { cosine.clamp(-1.0, 1.0) } else { 1.0 })
+    });
+    let (axes, cosine) =
+        cosines.into_iter().fold(cosines[0], |worst, pair| if pair.1.abs() > worst.1.abs() { pair } else { worst });
+    (cosine.abs() > SHEAR_TOLERANCE).then(|| (axes, cosine.acos().to_degrees()))
+}
+
+/// A sheared sform is refused unless a qform says where the grid lies: a rotation, which cannot shear.
+fn right_angles(path: &Path, fields: &NiftiHeader) -> Result<()> {
+    if fields.sform_code <= 0 || fields.qform_code > 0 {
+        return Ok(());
+    }
+    match shear(fields) {
+        Some((axes, angle)) => Err(Error::NiftiShear { path: path.into(), axes, angle }),
+        None => Ok(()),
+    }
+}
+
+/// Millimetres in the header's unit of length; files that name none mean millimetres.
+pub(super) fn millimetres(fields: &NiftiHeader) -> f64 {
+    match fields.xyzt_units & 7 {
         1 => 1e3,
         3 => 1e-3,
         _ => 1.0,
-    };
-    let mut spacing = [3, 2, 1].map(|i| f64::from(fields.pixdim[i]).abs() * to_millimetres);
+    }
+}
+
+fn spacing(path: &Path, fields: &NiftiHeader, depth: usize) -> Result<[f64; 3]> {
+    let mut spacing = [3, 2, 1].map(|i| f64::from(fields.pixdim[i]).abs() * millimetres(fields));
     if fields.dim[0] == 2 && depth == 1 {
         // nnU-Net's convention for a flat image: the slice axis is never the one to be resampled.
         spacing[0] = 999.0 * spacing[1].max(spacing[2]);

@@ -3,9 +3,14 @@
 mod atomic;
 mod geometry;
 mod header;
+mod listing;
 mod nifti;
 mod stream;
 
-pub use atomic::{write_atomically, write_json};
+pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
-pub use nifti::{Image, LabelMap, LabelVoxel, read_channels, read_image, read_labels, write_labels};
+pub use listing::{Listing, is_file_name, list_folder};
+pub use nifti::{
+    Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,
+    write_labels_as_stored,
+};

@@ -4,16 +4,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array3, ArrayView3};
 use nifti::DataElement;
 use nifti::writer::WriterOptions;
 
 use super::Geometry;
+use super::atomic::write_aside;
 use super::header::{Header, Scalar};
 use super::stream;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueSummary};
 
 /// How far a label stored as a float may lie from an integer.
 const LABEL_TOLERANCE: f64 = 1e-3;
@@ -40,6 +40,46 @@ pub struct LabelMap {
 pub trait LabelVoxel: DataElement + bytemuck::Pod {}
 impl LabelVoxel for u8 {}
 impl LabelVoxel for u16 {}
+impl LabelVoxel for i8 {}
+impl LabelVoxel for i16 {}
+impl LabelVoxel for i32 {}
+impl LabelVoxel for u32 {}
+impl LabelVoxel for i64 {}
+impl LabelVoxel for u64 {}
+impl LabelVoxel for f32 {}
+impl LabelVoxel for f64 {}
+
+/// What a file's header says about its volume, before any voxel is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overview {
+    /// Voxels along (z, y, x).
+    pub shape: [usize; 3],
+    /// Where the grid lies.
+    pub geometry: Geometry,
+    /// What is contradictory but stops nothing, each with the file's name.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the header of a 3-D volume and nothing else.
+///
+/// # Errors
+/// As [`read_image`], as far as a header shows it.
+pub fn read_overview(path: &Path) -> Result<Overview> {
+    let (header, gzipped) = stream::read_header(path)?;
+    if header.channels() != 1 {
+        return Err(not_three_dimensional(path, &header.axes));
+    }
+    let shape = header.shape();
+    let geometry = Geometry::from_header(header.spacing, header.fields);
+    let mut warnings = geometry.contradictions(shape);
+    match (path.extension().is_some_and(|ending| ending == "gz"), gzipped) {
+        (true, false) => warnings.push("not compressed, although its name ends in .gz".into()),
+        (false, true) => warnings.push("compressed, although its name does not end in .gz".into()),
+        _ => {}
+    }
+    let warnings = warnings.into_iter().map(|warning| format!("{}: {warning}", path.display())).collect();
+    Ok(Overview { shape, geometry, warnings })
+}
 
 /// Reads a 3-D image; trailing axes of length 1 are dropped.
 ///
@@ -95,60 +135,87 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
     }
     let shape = header.shape();
     let mut data = Vec::with_capacity(shape.iter().product());
+    let mut wrong: Option<(usize, f64, usize)> = None;
     for (index, value) in values(&header, &bytes).enumerate() {
         let label = value.round();
         let integral = (value - label).abs() <= LABEL_TOLERANCE;
         let in_range = (f64::from(i16::MIN)..=f64::from(i16::MAX)).contains(&label);
         if !(integral && in_range) {
-            return Err(Error::LabelNotInteger {
-                path: path.into(),
-                value,
-                voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
-            });
+            wrong.get_or_insert((index, value, 0)).2 += 1;
+        } else if wrong.is_none() {
+            data.push(label as i16);
         }
-        data.push(label as i16);
+    }
+    if let Some((index, value, voxels)) = wrong {
+        return Err(Error::LabelNotInteger {
+            path: path.into(),
+            value,
+            voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
+            voxels,
+            values: ValueSummary::of(values(&header, &bytes)),
+        });
     }
     Ok(LabelMap { data: array(path, shape, data)?, geometry: Geometry::from_header(header.spacing, header.fields) })
 }
 
 /// Writes a label map onto the grid of `geometry`, gzipped if the name ends in `.gz`.
 ///
-/// The file appears under its name only when it is complete: it is written beside it first and renamed.
+/// The file appears under its name only when it is complete: it is written elsewhere in the folder first and renamed.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::NiftiWrite`]; the target is then as it was before.
 pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
     let gzipped = path.extension().is_some_and(|ending| ending == "gz");
-    // No dot but the ending's: the writer cuts names at their last dots.
-    let temporary = path.with_file_name(format!(
-        "writing-{}-{}.nii{}",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed),
-        if gzipped { ".gz" } else { "" },
-    ));
-    let written = write_volume(&temporary, labels, geometry, gzipped)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path, "rename to")));
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    // A name without further dots: the writer cuts names at their last dots.
+    let name = if gzipped { "volume.nii.gz" } else { "volume.nii" };
+    write_aside(path, name, |file| write_volume(path, file, labels, geometry, gzipped))
 }
 
-fn write_volume<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry, gzipped: bool) -> Result<()> {
+/// Writes a label map in the voxel type of the file that `geometry` was read from, where that type holds all labels; else
+/// in nnU-Net's, of one byte below 255 and of two from there on.
+///
+/// # Errors
+/// As [`write_labels`]; [`Error::NiftiWrite`] for negative labels that no type of label maps holds.
+pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &Geometry) -> Result<()> {
+    let (lowest, highest) = labels.iter().fold((0, 0), |(low, high), &label| (label.min(low), label.max(high)));
+    let in_byte = lowest >= 0 && highest <= 255;
+    match geometry.header().datatype {
+        2 if in_byte => write_labels(path, labels.mapv(|l| l as u8).view(), geometry),
+        4 => write_labels(path, labels, geometry),
+        8 => write_labels(path, labels.mapv(i32::from).view(), geometry),
+        16 => write_labels(path, labels.mapv(f32::from).view(), geometry),
+        64 => write_labels(path, labels.mapv(f64::from).view(), geometry),
+        256 if lowest >= -128 && highest <= 127 => write_labels(path, labels.mapv(|l| l as i8).view(), geometry),
+        512 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u16).view(), geometry),
+        768 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u32).view(), geometry),
+        1024 => write_labels(path, labels.mapv(i64::from).view(), geometry),
+        1280 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u64).view(), geometry),
+        _ if lowest >= 0 && highest < 255 => write_labels(path, labels.mapv(|l| l as u8).view(), geometry),
+        _ if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u16).view(), geometry),
+        _ => Err(Error::NiftiWrite { path: path.into(), problem: format!("label {lowest} is negative") }),
+    }
+}
+
+/// Writes the content of `path` to `file`.
+fn write_volume<T: LabelVoxel>(
+    path: &Path,
+    file: &Path,
+    labels: ArrayView3<T>,
+    geometry: &Geometry,
+    gzipped: bool,
+) -> Result<()> {
     let failed = |problem: String| Error::NiftiWrite { path: path.into(), problem };
     if labels.shape().iter().any(|&n| n == 0 || n > i16::MAX as usize) {
         return Err(failed(format!("NIfTI-1 axes hold 1 to {} voxels, the volume has {:?}", i16::MAX, labels.shape())));
     }
-    WriterOptions::new(path)
+    WriterOptions::new(file)
         .reference_header(geometry.header())
         .write_nifti(&labels.reversed_axes())
         .map_err(|error| failed(error.to_string()))?;
     // The writer lets a failing flush of an uncompressed file pass (a full disk, say); its length tells.
     if !gzipped {
         let expected = 352 + (labels.len() * size_of::<T>()) as u64;
-        let found = fs::metadata(path).map_err(Error::io(path, "read"))?.len();
+        let found = fs::metadata(file).map_err(Error::io(path, "read"))?.len();
         if found != expected {
             return Err(failed(format!("only {found} of {expected} bytes were written")));
         }

@@ -39,6 +39,34 @@ pub(super) fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
     Ok((header, voxels))
 }
 
+/// Reads the header only, and whether the file is compressed.
+pub(super) fn read_header(path: &Path) -> Result<(Header, bool)> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let length = file.metadata().map_err(Error::io(path, "read"))?.len();
+    let mut file = BufReader::new(file);
+    let gzipped = file.fill_buf().map_err(Error::io(path, "read"))?.starts_with(&[0x1f, 0x8b]);
+    let damaged = |source| Error::Gzip { path: path.into(), source };
+    let (header, at_most) = match gzipped {
+        false => (header(path, &mut file, |e| Error::io(path, "read")(e))?, length),
+        true => (header(path, &mut MultiGzDecoder::new(file), damaged)?, length.saturating_mul(DEFLATE_MAX_RATIO)),
+    };
+    let expected = header.first_voxel + header.voxel_bytes;
+    if expected > at_most {
+        return Err(Error::NiftiTruncated { path: path.into(), expected, found: at_most });
+    }
+    Ok((header, gzipped))
+}
+
+fn header(path: &Path, stream: &mut impl Read, failed: impl Fn(io::Error) -> Error) -> Result<Header> {
+    let mut first = Vec::with_capacity(HEADER_BYTES);
+    stream.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut first).map_err(failed)?;
+    let (expected, found) = (HEADER_BYTES as u64, first.len() as u64);
+    match <&[u8; HEADER_BYTES]>::try_from(first.as_slice()) {
+        Ok(bytes) => Header::parse(path, bytes),
+        Err(_) => Err(Error::NiftiTruncated { path: path.into(), expected, found }),
+    }
+}
+
 /// Reads up to the last voxel of a stream that cannot be longer than `at_most` bytes.
 fn read_volume(
     path: &Path,
@@ -47,13 +75,7 @@ fn read_volume(
     failed: impl Fn(io::Error) -> Error,
 ) -> Result<(Header, Vec<u8>)> {
     let truncated = |expected: u64, found: u64| Error::NiftiTruncated { path: path.into(), expected, found };
-    let mut first = Vec::with_capacity(HEADER_BYTES);
-    stream.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut first).map_err(&failed)?;
-    let Ok(bytes) = <&[u8; HEADER_BYTES]>::try_from(first.as_slice()) else {
-        return Err(truncated(HEADER_BYTES as u64, first.len() as u64));
-    };
-    let header = Header::parse(path, bytes)?;
-
+    let header = header(path, stream, &failed)?;
     let end = header.first_voxel + header.voxel_bytes;
     if end > at_most {
         return Err(truncated(end, at_most));

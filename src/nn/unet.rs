@@ -1,12 +1,12 @@
 //! nnU-Net's PlainConvUNet: an encoder of stages of (convolution, instance norm, leaky ReLU) blocks, a decoder that
 //! upsamples, concatenates with the encoder's skip and convolves, and a 1x1x1 segmentation head at every level.
 
+use super::blocks::{Block, Head, Upsampling};
 use super::init;
 use crate::dataset::plans::ArchitectureArguments;
 use crate::error::{Error, Result};
 use crate::kernels::Context;
-use crate::ops::{self, ConvShape};
-use crate::parameters::{Parameter, ParameterKind, Parameters};
+use crate::parameters::{ParameterBuilder, Parameters, Scope};
 use crate::tape::{Tape, Var};
 
 /// One encoder stage and the decoder stage of the same resolution.
@@ -83,95 +83,25 @@ impl UNetShape {
 
     /// Number of outputs under deep supervision: one for every decoder level.
     pub fn levels(&self) -> usize {
-        self.stages.len() - 1
+        self.stages.len().saturating_sub(1)
     }
 
     /// What the extents of a patch must be multiples of.
     pub fn divisor(&self) -> [usize; 3] {
         std::array::from_fn(|a| self.stages.iter().map(|stage| stage.stride[a]).product())
     }
-
-    /// Elements of every parameter.
-    pub(super) fn parameter_lengths(&self) -> impl Iterator<Item = usize> {
-        self.declare().into_iter().map(|(_, kind, _)| kind.len())
-    }
-
-    /// Names and kinds of all parameters in the order of PyTorch's optimiser.
-    fn declare(&self) -> Vec<(String, ParameterKind, bool)> {
-        let mut all = Vec::new();
-        let bottleneck = self.stages.len() - 1;
-        let blocks = |prefix: &str, stage: &Stage, count: usize, mut inputs: usize, all: &mut Vec<_>| {
-            for i in 0..count {
-                let outputs = stage.features;
-                let weight = ParameterKind::ConvWeight { kernel: stage.kernel, inputs, outputs };
-                all.push((format!("{prefix}.convs.{i}.conv.weight"), weight, false));
-                let vector = ParameterKind::Vector { len: outputs };
-                if self.bias {
-                    all.push((format!("{prefix}.convs.{i}.conv.bias"), vector, false));
-                }
-                all.push((format!("{prefix}.convs.{i}.norm.weight"), vector, false));
-                all.push((format!("{prefix}.convs.{i}.norm.bias"), vector, false));
-                inputs = outputs;
-            }
-        };
-        let mut inputs = self.channels_in;
-        for (s, stage) in self.stages.iter().enumerate() {
-            blocks(&format!("encoder.stages.{s}.0"), stage, stage.encoder_blocks, inputs, &mut all);
-            inputs = stage.features;
-        }
-        for d in 0..bottleneck {
-            let stage = &self.stages[bottleneck - 1 - d];
-            blocks(&format!("decoder.stages.{d}"), stage, stage.decoder_blocks, 2 * stage.features, &mut all);
-        }
-        for d in 0..bottleneck {
-            let (below, here) = (&self.stages[bottleneck - d], &self.stages[bottleneck - 1 - d]);
-            let (kernel, inputs, outputs) = (below.stride, below.features, here.features);
-            let weight = ParameterKind::TransposedConvWeight { kernel, inputs, outputs };
-            all.push((format!("decoder.transpconvs.{d}.weight"), weight, false));
-            if self.bias {
-                all.push((format!("decoder.transpconvs.{d}.bias"), ParameterKind::Vector { len: outputs }, false));
-            }
-        }
-        for d in 0..bottleneck {
-            // The deepest head has weight 0 in the loss and never learns, unless it is the only one.
-            let untrained = d == 0 && bottleneck > 1;
-            let (inputs, outputs) = (self.stages[bottleneck - 1 - d].features, self.heads);
-            let weight = ParameterKind::ConvWeight { kernel: [1; 3], inputs, outputs };
-            all.push((format!("decoder.seg_layers.{d}.weight"), weight, untrained));
-            all.push((format!("decoder.seg_layers.{d}.bias"), ParameterKind::Vector { len: outputs }, untrained));
-        }
-        all
-    }
 }
 
-/// Convolution, instance norm, leaky ReLU.
-struct Block {
-    weight: Parameter,
-    bias: Option<Parameter>,
-    norm_weight: Parameter,
-    norm_bias: Parameter,
-    features: usize,
-    shape: ConvShape,
-}
-
-impl Block {
-    fn forward(&self, tape: &mut Tape, x: &Var, second: Option<&Var>) -> Result<Var> {
-        let (convolution, norm) = ((&self.weight, self.bias.as_ref()), (&self.norm_weight, &self.norm_bias));
-        ops::conv3d_norm_leaky_relu(tape, x, second, convolution, norm, self.features, self.shape)
-    }
-}
-
+/// The decoder at one resolution.
+#[derive(Debug)]
 struct DecoderStage {
-    up_weight: Parameter,
-    up_bias: Option<Parameter>,
-    up_stride: [usize; 3],
-    features: usize,
+    upsampling: Upsampling,
     blocks: Vec<Block>,
-    head_weight: Parameter,
-    head_bias: Parameter,
+    head: Head,
 }
 
 /// nnU-Net's plain convolutional U-Net with its parameters on a device.
+#[derive(Debug)]
 pub struct PlainConvUNet {
     shape: UNetShape,
     parameters: Parameters,
@@ -184,47 +114,17 @@ impl PlainConvUNet {
     /// Allocates the network and initialises it from a seed.
     ///
     /// # Errors
-    /// If the device is out of memory.
+    /// [`Error::Architecture`] for less than two stages, or if the device is out of memory.
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
-        let parameters = Parameters::new(context, shape.declare())?;
+        if shape.stages.len() < 2 {
+            let problem = format!("must be at least 2, is {}", shape.stages.len());
+            return Err(Error::Architecture { field: "n_stages", problem });
+        }
+        let mut builder = ParameterBuilder::default();
+        let encoder = encoder(&mut builder.root().within("encoder.stages"), &shape);
+        let decoder = decoder(&mut builder.root().within("decoder"), &shape);
+        let parameters = builder.build(context)?;
         init::he_normal(context, &parameters, seed)?;
-        let get = |name: String| {
-            let missing = || Error::State { name: name.clone(), problem: "is not declared".into() };
-            parameters.get(&name).cloned().ok_or_else(missing)
-        };
-        let blocks = |prefix: String, stage: &Stage, count: usize, stride: [usize; 3]| -> Result<Vec<Block>> {
-            (0..count)
-                .map(|i| {
-                    let name = |part: &str| format!("{prefix}.convs.{i}.{part}");
-                    Ok(Block {
-                        weight: get(name("conv.weight"))?,
-                        bias: shape.bias.then(|| get(name("conv.bias"))).transpose()?,
-                        norm_weight: get(name("norm.weight"))?,
-                        norm_bias: get(name("norm.bias"))?,
-                        features: stage.features,
-                        shape: ConvShape { kernel: stage.kernel, stride: if i == 0 { stride } else { [1; 3] } },
-                    })
-                })
-                .collect()
-        };
-        let encoder = (shape.stages.iter().enumerate())
-            .map(|(s, stage)| blocks(format!("encoder.stages.{s}.0"), stage, stage.encoder_blocks, stage.stride))
-            .collect::<Result<_>>()?;
-        let bottleneck = shape.stages.len() - 1;
-        let decoder = (0..bottleneck)
-            .map(|d| {
-                let stage = &shape.stages[bottleneck - 1 - d];
-                Ok(DecoderStage {
-                    up_weight: get(format!("decoder.transpconvs.{d}.weight"))?,
-                    up_bias: shape.bias.then(|| get(format!("decoder.transpconvs.{d}.bias"))).transpose()?,
-                    up_stride: shape.stages[bottleneck - d].stride,
-                    features: stage.features,
-                    blocks: blocks(format!("decoder.stages.{d}"), stage, stage.decoder_blocks, [1; 3])?,
-                    head_weight: get(format!("decoder.seg_layers.{d}.weight"))?,
-                    head_bias: get(format!("decoder.seg_layers.{d}.bias"))?,
-                })
-            })
-            .collect::<Result<_>>()?;
         Ok(Self { shape, parameters, encoder, decoder })
     }
 
@@ -248,38 +148,66 @@ impl PlainConvUNet {
             let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
             return Err(Error::Architecture { field: "patch_size", problem });
         }
+        let parameters = &self.parameters;
         let mut skips = Vec::with_capacity(self.encoder.len());
         let mut x = x.clone();
         for stage in &self.encoder {
             for block in stage {
-                x = block.forward(tape, &x, None)?;
+                x = block.forward(parameters, tape, &x, None)?;
             }
             skips.push(x.clone());
         }
         skips.pop();
         let mut outputs = Vec::with_capacity(levels);
         for (d, stage) in self.decoder.iter().enumerate() {
-            let up = ops::conv_transpose3d(
-                tape,
-                &x,
-                &stage.up_weight,
-                stage.up_bias.as_ref(),
-                stage.features,
-                stage.up_stride,
-            )?;
-            x = up;
+            x = stage.upsampling.forward(parameters, tape, &x)?;
             // The skip is taken by the first block, and its tensor dropped behind it.
             let mut skip = skips.pop();
             for block in &stage.blocks {
-                x = block.forward(tape, &x, skip.take().as_ref())?;
+                x = block.forward(parameters, tape, &x, skip.take().as_ref())?;
             }
             if self.decoder.len() - d <= levels {
-                let head = ConvShape { kernel: [1; 3], stride: [1; 3] };
-                let heads = self.shape.heads;
-                outputs.push(ops::conv3d(tape, &x, None, &stage.head_weight, Some(&stage.head_bias), heads, head)?);
+                outputs.push(stage.head.forward(parameters, tape, &x)?);
             }
         }
         outputs.reverse();
         Ok(outputs)
     }
+}
+
+fn encoder(stages: &mut Scope, shape: &UNetShape) -> Vec<Vec<Block>> {
+    let mut inputs = shape.channels_in;
+    let mut encoder = Vec::with_capacity(shape.stages.len());
+    for (s, stage) in shape.stages.iter().enumerate() {
+        let mut module = stages.within(format_args!("{s}.0"));
+        encoder.push(Block::several(&mut module, stage, stage.encoder_blocks, inputs, stage.stride, shape.bias));
+        inputs = stage.features;
+    }
+    encoder
+}
+
+/// Stages from the lowest resolution up. PyTorch lists the blocks of all stages first, then what upsamples, then the heads.
+fn decoder(module: &mut Scope, shape: &UNetShape) -> Vec<DecoderStage> {
+    // The stage below and the stage itself.
+    let pairs: Vec<(&Stage, &Stage)> = shape.stages.windows(2).rev().map(|pair| (&pair[1], &pair[0])).collect();
+    let mut blocks = Vec::with_capacity(pairs.len());
+    for (d, (_, here)) in pairs.iter().enumerate() {
+        let mut stage = module.within(format_args!("stages.{d}"));
+        blocks.push(Block::several(&mut stage, here, here.decoder_blocks, 2 * here.features, [1; 3], shape.bias));
+    }
+    let mut upsamplings = Vec::with_capacity(pairs.len());
+    for (d, (below, here)) in pairs.iter().enumerate() {
+        let mut stage = module.within(format_args!("transpconvs.{d}"));
+        upsamplings.push(Upsampling::new(&mut stage, below, here.features, shape.bias));
+    }
+    let mut stages = Vec::with_capacity(pairs.len());
+    for (d, ((_, here), (blocks, upsampling))) in pairs.iter().zip(blocks.into_iter().zip(upsamplings)).enumerate() {
+        let mut layer = module.within(format_args!("seg_layers.{d}"));
+        // The deepest head has weight 0 in the loss and never learns, unless it is the only one.
+        if d == 0 && pairs.len() > 1 {
+            layer = layer.untrained();
+        }
+        stages.push(DecoderStage { upsampling, blocks, head: Head::new(&mut layer, here.features, shape.heads) });
+    }
+    stages
 }

@@ -3,11 +3,12 @@
 mod stored;
 
 use ndarray::{ArrayView3, ArrayView4};
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::preprocess::{ClassLocations, PreprocessedCase};
 
-pub use stored::{ChunkCache, StoredPatches};
+pub use stored::{ChunkCache, StoredPatches, patches_of};
 
 /// A case that patches can be cut out of.
 pub trait PatchSource {
@@ -75,7 +76,7 @@ impl PatchSource for PreprocessedCase {
     }
 }
 
-impl<S: PatchSource + ?Sized> PatchSource for Box<S> {
+impl<S: PatchSource + ?Sized> PatchSource for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{PatchSource, overlap};
 use crate::error::Result;
-use crate::preprocess::{ClassLocations, StoredCase};
+use crate::preprocess::{ClassLocations, PreparedCase, StoredCase};
 
 /// Unpacked chunks of any number of cases, up to a number of bytes; the one used longest ago makes room first.
 #[derive(Debug)]
@@ -125,6 +125,17 @@ impl StoredPatches {
     pub fn case(&self) -> &StoredCase {
         &self.case
     }
+}
+
+/// Patches of an opened case, wherever it is.
+///
+/// # Errors
+/// Those of [`StoredPatches::of`].
+pub fn patches_of(case: PreparedCase, cache: &Arc<ChunkCache>) -> Result<Arc<dyn PatchSource + Send + Sync>> {
+    Ok(match case {
+        PreparedCase::Stored(case) => Arc::new(StoredPatches::of(*case, cache)?),
+        PreparedCase::InMemory(case) => Arc::new(*case),
+    })
 }
 
 impl PatchSource for StoredPatches {

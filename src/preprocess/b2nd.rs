@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 
 /// An image that is compressed to less than this share is none: nothing larger is allocated for a file.
 const HIGHEST_RATIO: u64 = 4096;
+/// A chunk is padded to whole blocks, along each axis to less than twice its extent.
+const HIGHEST_PADDING: u64 = 16;
 const CHUNK_HEADER: usize = 32;
 const AXES: usize = 4;
 
@@ -42,14 +44,17 @@ pub fn read_b2nd(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Resul
 /// Reads an array; one whose shape is known already may be compressed to nothing.
 fn read(path: &Path, shape: Option<[usize; AXES]>) -> Result<Array4<f32>> {
     let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
-    let array = Frame::parse(&bytes).and_then(|frame| match shape {
-        Some(shape) if frame.shape != shape => Err("image and labels differ in shape"),
-        None if frame.bytes() > (bytes.len() as u64).saturating_mul(HIGHEST_RATIO) => {
-            Err("it promises more values than the file can hold")
-        }
-        _ => frame.array(),
-    });
+    let allowed = match shape {
+        Some(shape) => bytes_of(&shape).saturating_mul(HIGHEST_PADDING),
+        None => (bytes.len() as u64).saturating_mul(HIGHEST_RATIO),
+    };
+    let array = Frame::parse(&bytes, shape, allowed).and_then(|frame| frame.array());
     array.map_err(|problem| Error::StoredCase { path: path.into(), problem: problem.into() })
+}
+
+/// Bytes of so many values as f32.
+fn bytes_of(extent: &[usize; AXES]) -> u64 {
+    extent.iter().fold(4u64, |n, &m| n.saturating_mul(m as u64))
 }
 
 /// What a frame says about its array, and its chunks.
@@ -90,7 +95,9 @@ impl Decode {
 }
 
 impl<'a> Frame<'a> {
-    fn parse(bytes: &'a [u8]) -> Parsed<Self> {
+    /// Reads what comes before the chunks. Nothing is allocated before the frame's extent, which must be `expected` where
+    /// that is known, is found to take no more than `allowed` bytes.
+    fn parse(bytes: &'a [u8], expected: Option<[usize; AXES]>, allowed: u64) -> Parsed<Self> {
         if bytes.get(2..10) != Some(b"b2frame\0") {
             return Err("not a Blosc2 frame");
         }
@@ -101,6 +108,12 @@ impl<'a> Frame<'a> {
         let compressed = big::<8>(bytes, 39)?;
         let (shape, chunk, block, decode) = layout(metalayer(bytes.get(..header_length).ok_or(DAMAGED)?)?)?;
         let mut frame = Frame { shape, chunk, block, decode, data: &bytes[header_length..], offsets: Vec::new() };
+        if expected.is_some_and(|expected| expected != shape) {
+            return Err("image and labels differ in shape");
+        }
+        if bytes_of(&shape).max(bytes_of(&frame.padded())) > allowed {
+            return Err("it promises more values than the file can hold");
+        }
         let count = frame.grid().iter().try_fold(1usize, |n, &m| n.checked_mul(m)).ok_or(DAMAGED)?;
         let index = frame.data.get(compressed..).ok_or(DAMAGED)?;
         let length = count.checked_mul(8).filter(|&n| n / LZ_MAX_RATIO <= index.len()).ok_or(DAMAGED)?;
@@ -110,12 +123,6 @@ impl<'a> Frame<'a> {
 
     fn grid(&self) -> [usize; AXES] {
         std::array::from_fn(|axis| self.shape[axis].div_ceil(self.chunk[axis]))
-    }
-
-    /// Bytes of the whole array, or of one padded chunk if that is more.
-    fn bytes(&self) -> u64 {
-        let product = |extent: &[usize; AXES]| extent.iter().fold(4u64, |n, &m| n.saturating_mul(m as u64));
-        product(&self.shape).max(product(&self.padded()))
     }
 
     /// A chunk's extent in whole blocks.

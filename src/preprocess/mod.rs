@@ -7,14 +7,24 @@ mod crop;
 mod folder;
 mod normalize;
 mod npz;
+mod parallel;
+mod prepared;
+mod raw;
 pub mod resample;
 pub mod store;
 
 pub use b2nd::read_b2nd;
-pub use case::{PreprocessedCase, Preprocessor, Properties, RawCase};
+pub use case::{PreprocessedCase, Preprocessor, Properties};
 pub use class_locations::ClassLocations;
 pub use crop::{BoundingBox, crop_to_nonzero, nonzero_mask};
-pub use folder::{CaseReport, case_path, made_with, preprocess_folder};
+pub(crate) use folder::files_seen;
+pub use folder::{
+    CaseReport, OWN_FOLDER, case_path, cases_folder, made_with, move_stored, preprocess_folder, remove_stored,
+    stored_names,
+};
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
+pub use parallel::in_parallel;
+pub use prepared::{Opened, Opening, PreparedCase};
+pub use raw::{CaseHeaders, RawCase};
 pub use store::{StoredCase, label_counts};

@@ -69,9 +69,48 @@ impl Grid {
         self.from == self.to
     }
 
+    /// For every place along an axis of the shape after, its neighbours in the shape before and their weights: linear, or
+    /// the nearest slice along the separate axis.
+    pub(crate) fn taps(&self, axis: usize) -> Vec<Taps> {
+        let (from, to) = (self.from[axis], self.to[axis]);
+        if self.separate_axis == Some(axis) || from == to {
+            return nearest(from, to).into_iter().map(Taps::exactly).collect();
+        }
+        positions(from, to)
+            .map(|position| match linear_taps(position, from) {
+                [(first, _), (_, 0.0)] => Taps::exactly(first),
+                [(first, first_weight), (second, second_weight)] => Taps { first, second, first_weight, second_weight },
+            })
+            .collect()
+    }
+
     /// Axes along which slices or the volume are interpolated.
     fn interpolated_axes(&self) -> impl Iterator<Item = usize> + '_ {
         (0..3).filter(|&axis| Some(axis) != self.separate_axis && self.from[axis] != self.to[axis])
+    }
+}
+
+/// Two neighbours along an axis, and the share of each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Taps {
+    pub first: usize,
+    pub second: usize,
+    first_weight: f64,
+    second_weight: f64,
+}
+
+impl Taps {
+    fn exactly(place: usize) -> Self {
+        Taps { first: place, second: place, first_weight: 1.0, second_weight: 0.0 }
+    }
+
+    /// Whether the first neighbour is all that counts.
+    pub fn is_exact(&self) -> bool {
+        self.second_weight == 0.0
+    }
+
+    pub fn mean(&self, first: f64, second: f64) -> f64 {
+        if self.is_exact() { first } else { self.first_weight * first + self.second_weight * second }
     }
 }
 
@@ -164,9 +203,8 @@ fn along_axis(volume: Array3<f64>, axis: usize, length: usize, order: Order) -> 
     let lines = shape[..axis].iter().product::<usize>() * inner;
     shape[axis] = length;
     let mut resampled = Array3::zeros(shape);
-    let positions: Vec<f64> = (0..length).map(|i| (i as f64 + 0.5) * (from as f64 / length as f64) - 0.5).collect();
-    let linear: Vec<_> = positions.iter().map(|&p| linear_taps(p, from)).collect();
-    let cubic: Vec<_> = positions.iter().map(|&p| cubic_taps(p)).collect();
+    let linear: Vec<_> = positions(from, length).map(|p| linear_taps(p, from)).collect();
+    let cubic: Vec<_> = positions(from, length).map(cubic_taps).collect();
     let padding = if order == Order::Cubic { PADDING } else { 0 };
     let mut padded = vec![[0.0; LINES]; from + 2 * padding];
     let volume = volume.as_standard_layout();
@@ -209,6 +247,16 @@ fn along_axis(volume: Array3<f64>, axis: usize, length: usize, order: Order) -> 
         }
     }
     resampled
+}
+
+/// Where the voxels after resampling lie among those before it.
+fn positions(from: usize, to: usize) -> impl Iterator<Item = f64> {
+    (0..to).map(move |i| (i as f64 + 0.5) * (from as f64 / to as f64) - 0.5)
+}
+
+/// The nearest voxel before resampling, halves up.
+fn nearest(from: usize, to: usize) -> Vec<usize> {
+    positions(from, to).map(|p| ((p + 0.5).floor().max(0.0) as usize).min(from - 1)).collect()
 }
 
 fn linear_taps(position: f64, length: usize) -> [(usize, f64); 2] {
@@ -288,11 +336,5 @@ fn nearest_between_slices<T: Copy>(volume: Array3<T>, grid: &Grid) -> Array3<T> 
     if from == to {
         return volume;
     }
-    let slices: Vec<usize> = (0..to)
-        .map(|i| {
-            let position = (i as f64 + 0.5) * (from as f64 / to as f64) - 0.5;
-            ((position + 0.5).floor().max(0.0) as usize).min(from - 1)
-        })
-        .collect();
-    volume.select(Axis(axis), &slices)
+    volume.select(Axis(axis), &nearest(from, to))
 }

@@ -1,6 +1,5 @@
 //! A picture in memory: fonts, text, and writing it as PNG.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Once;
 
@@ -9,6 +8,7 @@ use plotters::prelude::*;
 use plotters::style::register_font;
 
 use crate::error::{Error, Result};
+use crate::io::write_atomically;
 
 /// Family name under which the embedded font is known to plotters.
 pub(super) const FONT: &str = "voxgrad-sans";
@@ -82,11 +82,6 @@ impl Canvas {
         PngEncoder::new(&mut png)
             .write_image(&picture, width, height, ExtendedColorType::Rgb8)
             .map_err(|error| failed(error.to_string()))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!("writing-{}-{name}", std::process::id()));
-        fs::write(&temporary, png).and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            Error::io(path, "write")(error)
-        })
+        write_atomically(path, &png)
     }
 }

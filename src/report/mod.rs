@@ -4,5 +4,5 @@ mod canvas;
 mod overlay;
 mod progress;
 
-pub use overlay::{Overlay, write_overlay};
+pub use overlay::{Overlay, write_annotation, write_overlay};
 pub use progress::write_progress;

@@ -45,7 +45,7 @@ pub struct Overlay<'a> {
     pub image: ArrayView3<'a, f32>,
     /// The annotation trained on, if the case has one.
     pub annotation: Option<ArrayView3<'a, i16>>,
-    /// The prediction.
+    /// The prediction; for [`write_annotation`] the dense labels that the annotation was made from.
     pub prediction: ArrayView3<'a, i16>,
     /// The complete reference, if there is one.
     pub reference: Option<ArrayView3<'a, i16>>,
@@ -57,11 +57,23 @@ pub struct Overlay<'a> {
     pub spacing: [f64; 3],
 }
 
-/// Writes the picture of a case, of the slice with most foreground.
+/// Writes the picture of a case, of the slice with most foreground: image, annotation, prediction, reference.
 ///
 /// # Errors
 /// [`Error::Figure`] if the volumes differ in shape or are empty; [`Error::Io`].
 pub fn write_overlay(path: &Path, overlay: &Overlay) -> Result<()> {
+    write_panels(path, overlay, "prediction")
+}
+
+/// Writes the picture of a sparse annotation, of the slice with most foreground: image, annotation, dense labels.
+///
+/// # Errors
+/// As [`write_overlay`].
+pub fn write_annotation(path: &Path, overlay: &Overlay) -> Result<()> {
+    write_panels(path, overlay, "dense labels")
+}
+
+fn write_panels(path: &Path, overlay: &Overlay, prediction: &'static str) -> Result<()> {
     let volumes = [overlay.annotation, Some(overlay.prediction), overlay.reference];
     let fits = volumes.into_iter().flatten().all(|v| v.dim() == overlay.image.dim());
     if !fits || overlay.image.is_empty() {
@@ -83,7 +95,7 @@ pub fn write_overlay(path: &Path, overlay: &Overlay) -> Result<()> {
         panels.push((caption, zoom.paint(&image, Some(labels.view()), overlay)));
     }
     let labels = slice(overlay.prediction);
-    panels.push(("prediction", zoom.paint(&image, Some(labels.view()), overlay)));
+    panels.push((prediction, zoom.paint(&image, Some(labels.view()), overlay)));
     if let Some(reference) = overlay.reference {
         let labels = slice(reference);
         panels.push(("dense reference", zoom.paint(&image, Some(labels.view()), overlay)));

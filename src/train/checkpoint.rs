@@ -2,7 +2,9 @@
 //! optimiser's momenta, and in its metadata everything else that training or prediction needs.
 
 use super::{Progress, Settings};
+use crate::compat::Compat;
 use crate::dataset::plans::{Configuration, Plans};
+use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{DatasetJson, LabelManager};
 use crate::error::{Error, Result};
 use crate::io::write_atomically;
@@ -46,23 +48,38 @@ impl Model {
         Ok(Self { plans, configuration_name: configuration_name.into(), configuration, dataset, labels })
     }
 
+    /// Whether everything that the plans ask for is supported.
+    ///
+    /// # Errors
+    /// [`Error::PlansUnsupported`] with all that is not.
+    pub fn check(&self) -> Result<()> {
+        self.plans.check_training(&self.configuration)
+    }
+
     /// The shape of the network.
     ///
     /// # Errors
-    /// [`Error::Architecture`] for what is not supported.
+    /// [`Error::PlansUnsupported`] or [`Error::Architecture`] for what is not supported.
     pub fn architecture(&self) -> Result<UNetShape> {
+        self.plans.check_network(&self.configuration)?;
         let arguments = &self.configuration.architecture.arch_kwargs;
-        let class = &self.configuration.architecture.network_class_name;
-        if !class.ends_with("PlainConvUNet") {
-            let problem = format!("{class} is not supported, only PlainConvUNet");
-            return Err(Error::Architecture { field: "network_class_name", problem });
-        }
         UNetShape::from_plans(
             arguments,
             self.configuration.normalization_schemes.len(),
             self.labels.num_segmentation_heads(),
         )
     }
+}
+
+/// Which cases a network trains on, and how they are prepared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingCases {
+    /// The fold that was asked for.
+    pub fold: Fold,
+    /// What it was when training began: a splits file may change.
+    pub split: Split,
+    /// How the cases were preprocessed; the other settings of that are in the plans.
+    pub compat: Compat,
 }
 
 /// One tensor of a checkpoint: shape and values in PyTorch's layout.
@@ -77,6 +94,8 @@ pub struct Checkpoint {
     pub settings: Settings,
     /// Where training stands.
     pub progress: Progress,
+    /// What it trains on. `None` unless whoever trains has set it; earlier versions did not keep it.
+    pub cases: Option<TrainingCases>,
     network: Stored,
     momentum: Stored,
 }
@@ -90,6 +109,8 @@ struct Description {
     dataset: serde_json::Value,
     settings: Settings,
     progress: Progress,
+    #[serde(default)]
+    cases: Option<TrainingCases>,
 }
 
 impl Checkpoint {
@@ -105,7 +126,7 @@ impl Checkpoint {
             Ok(named.into_iter().map(|(name, shape, values)| (name, (shape, values))).collect())
         };
         let (network, momentum) = (store(Slot::Value)?, store(Slot::Momentum)?);
-        Ok(Self { model, settings, progress, network, momentum })
+        Ok(Self { model, settings, progress, cases: None, network, momentum })
     }
 
     /// Loads weights and momenta into a network of the same shape.
@@ -127,12 +148,13 @@ impl Checkpoint {
     pub fn write(&self, path: &Path) -> Result<()> {
         let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
         let description = Description {
-            version: 1,
+            version: 2,
             plans: self.model.plans.clone(),
             configuration: self.model.configuration_name.clone(),
             dataset: serde_json::Value::Object(self.model.dataset.source().clone()),
             settings: self.settings,
             progress: self.progress.clone(),
+            cases: self.cases.clone(),
         };
         let description = serde_json::to_string(&description).map_err(|e| failed(e.to_string()))?;
         let stored = [(NETWORK, &self.network), (MOMENTUM, &self.momentum)];
@@ -164,6 +186,7 @@ impl Checkpoint {
             .and_then(|metadata| metadata.get(DESCRIPTION))
             .ok_or_else(|| failed("a safetensors file, but not of voxgrad".into()))?;
         let description: Description = serde_json::from_str(text).map_err(|e| failed(e.to_string()))?;
+        description.plans.check_names(path)?;
         let dataset = DatasetJson::parse(path, &description.dataset.to_string())?;
         let model = Model::new(description.plans, &description.configuration, dataset)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
@@ -179,7 +202,7 @@ impl Checkpoint {
                 momentum.insert(name.into(), stored);
             }
         }
-        let Description { settings, progress, .. } = description;
-        Ok(Self { model, settings, progress, network, momentum })
+        let Description { settings, progress, cases, .. } = description;
+        Ok(Self { model, settings, progress, cases, network, momentum })
     }
 }

@@ -1,11 +1,18 @@
 //! nnU-Net's training: epochs of SGD iterations on random patches, a validation of random patches after each, and a
 //! state that can be saved between any two iterations and continued to the same bits.
 
+mod asked;
 mod checkpoint;
+mod memory;
 mod precision;
+pub mod run;
+mod step;
 
-pub use checkpoint::{Checkpoint, Model};
+pub use asked::Asked;
+pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
+pub use step::Step;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
@@ -14,7 +21,7 @@ use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
-use crate::nn::{MemoryPlan, PlainConvUNet, UNetShape, planned_memory};
+use crate::nn::{Network, UNetShape};
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::{Batch, PatchSampler, PatchSource, RandomState, RawBatch};
 use crate::tape::{Fusion, Tape, Var};
@@ -27,6 +34,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Losses are read back after this many iterations: the device never waits for the host in between.
 const ITERATIONS_PER_READ: usize = 10;
+/// So many steps in a row without a finite loss and gradient end a training that has no loss scale to lower.
+const MOST_NOT_FINITE_IN_A_ROW: usize = 20;
+/// A gradient that overflows f16 without being scaled up is no matter of the scale any more.
+const LOWEST_LOSS_SCALE: f32 = 1.0;
 
 /// How long to train. The defaults are nnU-Net's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,8 +97,14 @@ pub struct Progress {
     pub epoch: usize,
     /// Iterations done in it.
     pub iteration: usize,
-    /// Their losses.
+    /// Their losses, as far as they are finite.
     pub losses: Vec<f32>,
+    /// How many of them had a loss or gradient that is not finite: such a gradient changes nothing.
+    #[serde(default)]
+    pub not_finite: usize,
+    /// Such iterations since the last usable one, of this epoch or earlier.
+    #[serde(default)]
+    pub not_finite_in_a_row: usize,
     /// Start of the epoch, seconds since 1970.
     pub started: f64,
     /// Generator of training patches.
@@ -112,6 +129,13 @@ pub struct Report {
     pub loss: Option<f32>,
 }
 
+/// What an iteration leaves on the device, to be read later.
+struct Unread {
+    loss: Buffer,
+    /// `[norm, 1 if not finite]` of the gradient.
+    norm: Buffer,
+}
+
 /// How an epoch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -129,12 +153,9 @@ pub struct Trainer {
     context: Context,
     model: Model,
     settings: Settings,
-    network: PlainConvUNet,
-    loss: NetworkLoss,
-    loss_scale: Option<LossScale>,
+    step: Step,
     sampler: PatchSampler,
     augmenter: Augmenter,
-    optimizer: Optimizer,
     random: ChaCha8Rng,
     progress: Progress,
     raw: RawBatch,
@@ -150,12 +171,14 @@ impl Trainer {
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
         check_memory(context, &model, &architecture, &settings)?;
-        let network = PlainConvUNet::new(context, architecture, settings.seed)?;
+        let network = Network::new(context, architecture, settings.seed)?;
         let random = ChaCha8Rng::seed_from_u64(settings.seed);
         let progress = Progress {
             epoch: 0,
             iteration: 0,
             losses: Vec::new(),
+            not_finite: 0,
+            not_finite_in_a_row: 0,
             started: now(),
             random: RandomState::of(&random),
             loss_scale: None,
@@ -171,7 +194,7 @@ impl Trainer {
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
         check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
-        let network = PlainConvUNet::new(context, architecture, checkpoint.settings.seed)?;
+        let network = Network::new(context, architecture, checkpoint.settings.seed)?;
         checkpoint.load_into(context, network.parameters())?;
         let Checkpoint { model, settings, progress, .. } = checkpoint;
         Self::assemble(context, model, settings, network, progress)
@@ -181,7 +204,7 @@ impl Trainer {
         context: &Context,
         model: Model,
         settings: Settings,
-        network: PlainConvUNet,
+        network: Network,
         progress: Progress,
     ) -> Result<Self> {
         settings.precision.check(context.caps())?;
@@ -194,19 +217,17 @@ impl Trainer {
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
+        let optimizer = Optimizer { momentum: settings.momentum, ..Default::default() };
         Ok(Self {
             context: context.clone(),
             sampler: PatchSampler::new(batch_size, patch),
             augmenter: augmenter(&model, &settings)?,
-            optimizer: Optimizer { momentum: settings.momentum, ..Default::default() },
             random: progress.random.restore(),
             raw: RawBatch::default(),
             batch: Batch::default(),
             model,
             settings,
-            network,
-            loss,
-            loss_scale,
+            step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale),
             progress,
         })
     }
@@ -217,8 +238,8 @@ impl Trainer {
     }
 
     /// The network as it is now.
-    pub fn network(&self) -> &PlainConvUNet {
-        &self.network
+    pub fn network(&self) -> &Network {
+        self.step.network()
     }
 
     /// What is being trained.
@@ -246,17 +267,17 @@ impl Trainer {
     /// # Errors
     /// If the device has failed.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        let state = self.loss_scale.as_ref().map(|scale| scale.state(&self.context)).transpose()?;
+        let state = self.step.loss_scale().map(|scale| scale.state(&self.context)).transpose()?;
         let loss_scale = state.map(|state| (state.scale, state.good_steps));
         let progress = Progress { random: RandomState::of(&self.random), loss_scale, ..self.progress.clone() };
-        Checkpoint::of(&self.context, self.network.parameters(), self.model.clone(), self.settings, progress)
+        Checkpoint::of(&self.context, self.network().parameters(), self.model.clone(), self.settings, progress)
     }
 
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`Error::NoCases`] without training cases, [`Error::Diverged`] if the loss is no longer finite, or what the
-    /// device reports.
+    /// [`Error::NoCases`] without training cases, or what the device reports. [`Error::Diverged`] once the loss scale
+    /// cannot be lowered any more, or, without one, after twenty steps in a row without a finite loss and gradient.
     pub fn epoch<S: PatchSource>(
         &mut self,
         training: &[S],
@@ -266,20 +287,21 @@ impl Trainer {
         let epoch = self.progress.epoch;
         if self.progress.iteration == 0 {
             self.progress.started = now();
+            self.progress.not_finite = 0;
         }
         let learning_rate = poly_learning_rate(self.settings.learning_rate, epoch, self.settings.epochs);
-        let mut unread: Vec<Buffer> = Vec::with_capacity(ITERATIONS_PER_READ);
+        let mut unread: Vec<Unread> = Vec::with_capacity(ITERATIONS_PER_READ);
         while self.progress.iteration < self.settings.iterations {
             unread.push(self.iteration(training, learning_rate as f32)?);
             self.progress.iteration += 1;
             let last = self.progress.iteration == self.settings.iterations;
             let mut loss = None;
             if unread.len() == ITERATIONS_PER_READ || last {
-                loss = Some(self.read_losses(&mut unread)?);
+                loss = self.read(&mut unread)?;
             }
             let report = Report { epoch, iteration: self.progress.iteration, validation: false, loss };
             if observe(report).is_break() {
-                self.read_losses(&mut unread)?;
+                self.read(&mut unread)?;
                 return Ok(Outcome::Interrupted);
             }
         }
@@ -301,44 +323,53 @@ impl Trainer {
         Ok(Outcome::Finished { best })
     }
 
-    /// One SGD step on one random batch; the loss stays on the device.
-    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Buffer> {
+    /// One SGD step on one random batch; loss and norm of the gradient stay on the device.
+    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Unread> {
         let sampler = PatchSampler { patch: self.augmenter.geometry().initial, ..self.sampler.clone() };
         sampler.fill_raw(cases, &mut self.random, &mut self.raw)?;
-        let (image, target) = self.augmenter.batch(&self.context, &self.raw, &mut self.random)?;
-        let x = Var::data(image);
-        let mut tape = Tape::new(&self.context);
-        let outputs = self.network.forward(&mut tape, &x, self.loss.levels())?;
-        let parameters = self.network.parameters();
-        match &self.loss_scale {
-            None => {
-                let (loss, seeds) = self.loss.value_and_gradient(&self.context, &target, outputs)?;
-                tape.backward(seeds)?;
-                self.optimizer.step(&self.context, parameters, learning_rate)?;
-                Ok(loss)
-            }
-            Some(scale) => {
-                let (loss, seeds) = self.loss.value_and_scaled_gradient(&self.context, &target, outputs, scale)?;
-                tape.backward(seeds)?;
-                self.optimizer.scaled_step(&self.context, parameters, learning_rate, scale)?;
-                Ok(loss)
-            }
-        }
+        let (x, target) = self.augmenter.batch(&self.context, &self.raw, &mut self.random)?;
+        let loss = self.step.gradients(&x, &target)?;
+        let norm = self.step.update(learning_rate)?;
+        Ok(Unread { loss, norm })
     }
 
-    /// Moves losses from the device to the record and returns their mean.
-    fn read_losses(&mut self, unread: &mut Vec<Buffer>) -> Result<f32> {
-        let mut sum = 0.0;
-        let count = unread.len();
-        for loss in unread.drain(..) {
-            let total = self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN);
-            if !total.is_finite() {
-                return Err(Error::Diverged { epoch: self.progress.epoch });
+    /// Moves losses from the device to the record and returns the mean of those that are finite.
+    fn read(&mut self, unread: &mut Vec<Unread>) -> Result<Option<f32>> {
+        let before = self.progress.losses.len();
+        let mut any_not_finite = false;
+        for Unread { loss, norm } in unread.drain(..) {
+            let loss = self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN);
+            let taken = self.context.download_f32(&norm)?.get(1) == Some(&0.0);
+            if loss.is_finite() {
+                self.progress.losses.push(loss);
             }
-            self.progress.losses.push(total);
-            sum += total;
+            if loss.is_finite() && taken {
+                self.progress.not_finite_in_a_row = 0;
+            } else {
+                self.progress.not_finite += 1;
+                self.progress.not_finite_in_a_row += 1;
+                any_not_finite = true;
+            }
         }
-        Ok(sum / count as f32)
+        if any_not_finite {
+            self.check_divergence()?;
+        }
+        let read = &self.progress.losses[before..];
+        Ok((!read.is_empty()).then(|| mean(read) as f32))
+    }
+
+    /// Whether it makes sense to go on after steps that could not be taken.
+    fn check_divergence(&self) -> Result<()> {
+        let in_a_row = self.progress.not_finite_in_a_row;
+        let scale = self.step.loss_scale().map(|scale| scale.state(&self.context)).transpose()?;
+        let diverged = match scale {
+            Some(state) => state.scale < LOWEST_LOSS_SCALE,
+            None => in_a_row >= MOST_NOT_FINITE_IN_A_ROW,
+        };
+        match diverged {
+            true => Err(Error::Diverged { epoch: self.progress.epoch, in_a_row }),
+            false => Ok(()),
+        }
     }
 
     /// Mean loss and pseudo Dice of random validation patches; `None` if interrupted. The patches of an epoch are the
@@ -356,8 +387,9 @@ impl Trainer {
         for iteration in 0..self.settings.validation_iterations {
             self.sampler.fill(cases, &mut random, &mut self.batch)?;
             let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
-            let outputs = self.network.forward(&mut Tape::inference(&self.context), &x, self.loss.levels())?;
-            let loss = self.loss.value(&self.context, &target, &outputs)?;
+            let (network, loss) = (self.step.network(), self.step.loss());
+            let outputs = network.forward(&mut Tape::inference(&self.context), &Var::data(x), loss.levels())?;
+            let loss = loss.value(&self.context, &target, &outputs)?;
             if let Some(finest) = outputs.first() {
                 dice.add_logits(&finest.value(&self.context)?.download(&self.context)?, &self.batch.target)?;
             }
@@ -377,7 +409,7 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
     let batch = model.configuration.batch_size;
     let context = &context.clone().with_exact(settings.exact || context.is_exact());
     let dtype = settings.precision.dtype();
-    let plan = planned_memory(context, architecture, batch, patch, dtype, Fusion::default());
+    let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
     // Augmentation is over before the step begins.
     let before = plan.parameters + plan.batch + augmenter(model, settings)?.bytes(batch, architecture.channels_in);
     MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
@@ -392,10 +424,10 @@ fn augmenter(model: &Model, settings: &Settings) -> Result<Augmenter> {
 }
 
 /// A batch on the device: the image, and the label map.
-fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Var, Buffer)> {
+fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Tensor, Buffer)> {
     let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
     let image = Tensor::upload(context, shape, &batch.image)?.cast(context, precision.dtype())?;
-    Ok((Var::data(image), context.upload(&batch.target, Dtype::U8)?))
+    Ok((image, context.upload(&batch.target, Dtype::U8)?))
 }
 
 fn mean(values: &[f32]) -> f64 {

@@ -1,8 +1,11 @@
 //! The device under test, comparisons with references, seeded test data, and where test data lies.
 
+pub mod loss_case;
 pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
+pub mod six_cases;
+pub mod sparse;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -14,18 +17,22 @@ static PANICKED: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
 /// The device that `VOXGRAD_TEST_DEVICE` names (cpu unless set). Tests that use it run one after the other: a
 /// device has one queue, and timings and memory of one test must not leak into another.
 pub fn device() -> (&'static Context, MutexGuard<'static, ()>) {
-    static CONTEXT: OnceLock<Context> = OnceLock::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let context = CONTEXT.get_or_init(|| {
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    (context(), guard)
+}
+
+/// The device of [`device`], for those who neither launch nor allocate on it.
+pub fn context() -> &'static Context {
+    static CONTEXT: OnceLock<Context> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
         watch_device_threads();
         let choice = std::env::var("VOXGRAD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
         let choice: DeviceChoice = choice.parse().expect("VOXGRAD_TEST_DEVICE");
         let device = device::open(choice).expect("the device under test");
         eprintln!("device under test: {} ({})", device.found.choice, device.found.name);
         device.context
-    });
-    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    (context, guard)
+    })
 }
 
 /// Whether the device under test interprets Vulkan on the CPU: test volumes must be tiny there.

@@ -48,7 +48,7 @@ use burn::tensor::{DType, Device, Int, Shape, Tensor};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use std::sync::Arc;
 use voxgrad_kernels::loss::{self, Gradient, Level, LossSettings, Problem};
-use voxgrad_kernels::{Buffer, Context, Dtype, KernelError};
+use voxgrad_kernels::{Buffer, Context, Dtype, KernelError, Scale};
 
 /// Why a loss was not computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -175,7 +175,7 @@ impl DiceEntropy {
         let gradient = context.empty(source.len(), source.dtype())?;
         let value = context.empty(problem.loss_len(), Dtype::F32)?;
         let into = [Gradient::Into(&gradient)];
-        loss::value_and_gradient(context, problem, &(&labels).into(), &[&source], &into, 1.0, &value)?;
+        loss::value_and_gradient(context, problem, &(&labels).into(), &[&source], &into, Scale::ONE, &value)?;
         Ok((self.first_of(&value), self.burn_tensor(&gradient, Shape::new(self.0.logits), logits.dtype)))
     }
 

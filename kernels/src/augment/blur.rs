@@ -1,7 +1,7 @@
 //! A Gaussian blur along one axis, with taps of its own for every channel. Reads each value once from memory and the
 //! neighbours from the caches, and writes it to another buffer.
 
-use super::{Extent, OPERATION, Patch, row_cubes, rows_and_voxels};
+use super::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
 use crate::{Buffer, Context, KernelError};
 use cubecl::prelude::*;
 
@@ -101,23 +101,23 @@ pub fn blur(
         row[radius - taps.len() / 2..][..taps.len()].copy_from_slice(taps);
     }
     let table = context.upload_f32(&table)?;
-    let (count, dim, by_row) = row_cubes(context, patch)?;
-    // SAFETY: `x` and `y` hold the patch, into which all indices are reflected; the table holds the taps of its channels.
-    unsafe {
-        blur_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            x.arg(),
-            y.arg(),
-            table.arg(),
-            radius,
-            patch.channels,
-            patch.extent(),
-            axis,
-            by_row,
-        );
-    }
-    context.launched();
-    Ok(())
+    let (work, by_row) = row_work(context, patch);
+    context.launch(OPERATION, work, |client, count, dim| {
+        // SAFETY: `x` and `y` hold the patch, into which all indices are reflected; the table holds the taps of its channels.
+        unsafe {
+            blur_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                x.arg(),
+                y.arg(),
+                table.arg(),
+                radius,
+                patch.channels,
+                patch.extent(),
+                axis,
+                by_row,
+            )
+        }
+    })
 }

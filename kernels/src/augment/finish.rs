@@ -1,7 +1,7 @@
 //! Copies between batches and single samples: the centre crop on the way in; mirroring, masking, the storage type and the
 //! codes' return to labels on the way out. Reads and writes the image once.
 
-use super::{Extent, OPERATION, Patch, Sample, row_cubes, rows_and_voxels};
+use super::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -88,36 +88,36 @@ fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_lab
         if with_mask { how.masked.iter().map(|&masked| u32::from(masked)).collect() } else { vec![0] };
     let masked = context.upload(&masked, Dtype::U32)?;
     let mirrored = (0..3).map(|axis| u32::from(how.mirror[axis]) << axis).sum::<u32>();
-    let (count, dim, by_row) = row_cubes(context, &to.patch)?;
-    // SAFETY: source and destination hold their samples; the box of the one lies inside of the other; there is a word of
-    // the mask for every channel where it is read.
-    unsafe {
-        transfer_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            source.image.arg(),
-            source.labels.arg(),
-            to.image.arg(),
-            to.labels.arg(),
-            masked.arg(),
-            source.first_voxel(),
-            to.first_voxel(),
-            start[0],
-            start[1],
-            start[2],
-            mirrored,
-            to.patch.channels,
-            source.patch.extent(),
-            to.patch.extent(),
-            by_row,
-            with_mask,
-            to_labels,
-            [to.image.dtype().elem(), source.labels.dtype().elem(), to.labels.dtype().elem()],
-        );
-    }
-    context.launched();
-    Ok(())
+    let (work, by_row) = row_work(context, &to.patch);
+    context.launch(OPERATION, work, |client, count, dim| {
+        // SAFETY: source and destination hold their samples; the box of the one lies inside of the other; there is a word of
+        // the mask for every channel where it is read.
+        unsafe {
+            transfer_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                source.image.arg(),
+                source.labels.arg(),
+                to.image.arg(),
+                to.labels.arg(),
+                masked.arg(),
+                source.first_voxel(),
+                to.first_voxel(),
+                start[0],
+                start[1],
+                start[2],
+                mirrored,
+                to.patch.channels,
+                source.patch.extent(),
+                to.patch.extent(),
+                by_row,
+                with_mask,
+                to_labels,
+                [to.image.dtype().elem(), source.labels.dtype().elem(), to.labels.dtype().elem()],
+            )
+        }
+    })
 }
 
 /// Copies the middle of a sample to `image` and `codes`, which hold one sample of `patch`.

@@ -15,9 +15,9 @@ use super::range::range;
 use super::{OPERATION, Patch};
 use crate::block::strip;
 use crate::instance_norm::{self, of_channels};
-use crate::reduce::{Path, Walk, check_count, cubes, rows_of, share};
+use crate::reduce::{Path, Walk, check_count, rows_of, share};
 use crate::vector_math::{exp, ln};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Where upstream divides by a range or a deviation, it is at least this.
@@ -165,48 +165,47 @@ fn apply(
 ) -> Result<(), KernelError> {
     check_count(context, OPERATION, image.len())?;
     let table = context.empty(COEFFICIENTS * patch.channels, Dtype::F32)?;
-    let (count, dim) = cubes(context, OPERATION, patch.channels)?;
-    // SAFETY: the table has five, what the change reads of the others at least two elements a channel, parameters one.
-    unsafe {
-        table_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            parameters.arg(),
-            known.before.arg(),
-            known.after.arg(),
-            known.bounds.arg(),
-            table.arg(),
-            patch.channels,
-            patch.voxels() as f32,
-            sign,
-            change,
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, Work::Items(patch.channels), |client, count, dim| {
+        // SAFETY: the table has five, what the change reads of the others at least two elements a channel, parameters one.
+        unsafe {
+            table_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                parameters.arg(),
+                known.before.arg(),
+                known.after.arg(),
+                known.bounds.arg(),
+                table.arg(),
+                patch.channels,
+                patch.voxels() as f32,
+                sign,
+                change,
+            )
+        }
+    })?;
     let walk = Walk::new(1, patch.voxels(), patch.channels, 1, context.caps());
     // As many coefficients as fit the registers; a tile is a power of two.
     let walk = Walk { tile: 1, ..walk }.with_longer_blocks(4);
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of the image; the table has five elements a channel.
-    unsafe {
-        change_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            image.arg(),
-            table.arg(),
-            patch.channels,
-            walk.arg(),
-            change == Change::Power,
-            walk.tile,
-            walk.chunked,
-            walk.cyclic(patch.channels),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of the image; the table has five elements a channel.
+        unsafe {
+            change_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                image.arg(),
+                table.arg(),
+                patch.channels,
+                walk.arg(),
+                change == Change::Power,
+                walk.tile,
+                walk.chunked,
+                walk.cyclic(patch.channels),
+            )
+        }
+    })
 }
 
 /// Mean and inverse deviation `[2, channels]`.

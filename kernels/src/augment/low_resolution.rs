@@ -4,7 +4,7 @@
 //! neighbours, which small tables list for every axis. PyTorch's `interpolate` twice: `nearest-exact` down, `trilinear` with
 //! `align_corners=False` up.
 
-use super::{Extent, OPERATION, Patch, row_cubes, rows_and_voxels};
+use super::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -108,24 +108,24 @@ pub fn low_resolution(
     }
     let places = context.upload(&places, Dtype::U32)?;
     let shares = context.upload_f32(&shares)?;
-    let (count, dim, by_row) = row_cubes(context, patch)?;
-    // SAFETY: `x` and `y` hold the patch; the tables have entries for every coordinate of every channel, all inside of it.
-    unsafe {
-        low_resolution_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            x.arg(),
-            y.arg(),
-            places.arg(),
-            shares.arg(),
-            patch.channels,
-            patch.extent(),
-            by_row,
-        );
-    }
-    context.launched();
-    Ok(())
+    let (work, by_row) = row_work(context, patch);
+    context.launch(OPERATION, work, |client, count, dim| {
+        // SAFETY: `x` and `y` hold the patch; the tables have entries for every coordinate of every channel, all inside of it.
+        unsafe {
+            low_resolution_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                x.arg(),
+                y.arg(),
+                places.arg(),
+                shares.arg(),
+                patch.channels,
+                patch.extent(),
+                by_row,
+            )
+        }
+    })
 }
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ pub use noise::noise;
 pub use spatial::{LabelRule, spatial};
 
 use crate::block::{only, strip};
-use crate::reduce::{check_count, cubes};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::reduce::check_count;
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "augmentation";
@@ -187,10 +187,8 @@ fn rows_and_voxels(rows: usize, width: usize, #[comptime] by_row: bool) -> (usiz
     }
 }
 
-/// The launch of a kernel that divides its work with [`rows_and_voxels`], and whether by rows.
-fn row_cubes(context: &Context, patch: &Patch) -> Result<(CubeCount, CubeDim, bool), KernelError> {
+/// The work of a kernel that divides it with [`rows_and_voxels`], and whether by rows.
+fn row_work(context: &Context, patch: &Patch) -> (Work, bool) {
     let by_row = context.caps().cores.is_some();
-    let items = if by_row { patch.rows() } else { patch.voxels() };
-    let (count, dim) = cubes(context, OPERATION, items)?;
-    Ok((count, dim, by_row))
+    (Work::Items(if by_row { patch.rows() } else { patch.voxels() }), by_row)
 }

@@ -8,9 +8,9 @@
 use super::{OPERATION, Patch};
 use crate::block::strip;
 use crate::elementwise::lanes_of;
-use crate::reduce::{check_count, cubes};
+use crate::reduce::check_count;
 use crate::vector_math::ln;
-use crate::{Buffer, Context, KernelError};
+use crate::{Buffer, Context, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Rotations of the rounds, which repeat after eight.
@@ -93,20 +93,19 @@ pub fn noise(
     check_count(context, OPERATION, image.len())?;
     let lanes = lanes_of(context, image.len());
     let key = context.upload(&key, crate::Dtype::U32)?;
-    let (count, dim) = cubes(context, OPERATION, image.len() / lanes)?;
-    // SAFETY: the strips cover the `len / lanes` vectors of the image; the key has two words.
-    unsafe {
-        noise_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            lanes,
-            image.arg(),
-            key.arg(),
-            deviation,
-            image.len() / lanes,
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(image.len() / lanes), |client, count, dim| {
+        // SAFETY: the strips cover the `len / lanes` vectors of the image; the key has two words.
+        unsafe {
+            noise_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                lanes,
+                image.arg(),
+                key.arg(),
+                deviation,
+                image.len() / lanes,
+            )
+        }
+    })
 }

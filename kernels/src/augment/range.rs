@@ -2,8 +2,8 @@
 
 use super::{OPERATION, Patch};
 use crate::block::strip;
-use crate::reduce::{Path, Walk, check_count, cubes, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::reduce::{Path, Walk, check_count, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Parts that one unit looks through in a row.
@@ -81,42 +81,42 @@ pub(super) fn range(context: &Context, patch: &Patch, image: &Buffer) -> Result<
     check_count(context, OPERATION, image.len())?;
     let walk = Walk::new(1, patch.voxels(), patch.channels, 1, context.caps());
     let mut partial = context.empty(walk.parts * 2 * walk.width, Dtype::F32)?;
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of the image, and `parts * 2 * width` of the partial results: their lengths.
-    unsafe {
-        range_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            image.arg(),
-            partial.arg(),
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of the image, and `parts * 2 * width` of the partial results: their lengths.
+        unsafe {
+            range_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                image.arg(),
+                partial.arg(),
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+            )
+        }
+    })?;
     let (mut parts, mut width) = (walk.parts, walk.width);
     loop {
         let kept = parts.div_ceil(FAN_IN);
         let out = context.empty(kept * 2 * patch.channels, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, kept * patch.channels)?;
-        // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
-        unsafe {
-            fold_range_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                partial.arg(),
-                out.arg(),
-                parts,
-                width,
-                patch.channels,
-                FAN_IN,
-            );
-        }
-        context.launched();
+        context.launch(OPERATION, Work::Items(kept * patch.channels), |client, count, dim| {
+            // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
+            unsafe {
+                fold_range_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    partial.arg(),
+                    out.arg(),
+                    parts,
+                    width,
+                    patch.channels,
+                    FAN_IN,
+                )
+            }
+        })?;
         if kept == 1 {
             return Ok(out);
         }

@@ -5,7 +5,7 @@
 //! them, times 1000 and rounded to 11 bits (half precision). A tie goes to the nearest voxel's label if that is among the
 //! tied ones, else to the smallest of them.
 
-use super::{Extent, OPERATION, Patch, Sample, row_cubes, rows_and_voxels};
+use super::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -194,28 +194,28 @@ pub fn spatial(
     patch.check_image("image", image)?;
     codes.check(OPERATION, "codes", patch.voxels(), source.labels.dtype())?;
     let map = context.upload(matrix.as_flattened(), Dtype::F32)?;
-    let (count, dim, by_row) = row_cubes(context, patch)?;
-    // SAFETY: the source holds the sample at `first`, whose voxels all indices are moved into; the destination holds the
-    // rows of `patch`, and the map nine values.
-    unsafe {
-        spatial_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            source.image.arg(),
-            source.labels.arg(),
-            image.arg(),
-            codes.arg(),
-            map.arg(),
-            source.first_voxel(),
-            patch.channels,
-            source.patch.extent(),
-            patch.extent(),
-            by_row,
-            rule == LabelRule::Vote,
-            codes.dtype().elem(),
-        );
-    }
-    context.launched();
-    Ok(())
+    let (work, by_row) = row_work(context, patch);
+    context.launch(OPERATION, work, |client, count, dim| {
+        // SAFETY: the source holds the sample at `first`, whose voxels all indices are moved into; the destination holds the
+        // rows of `patch`, and the map nine values.
+        unsafe {
+            spatial_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                source.image.arg(),
+                source.labels.arg(),
+                image.arg(),
+                codes.arg(),
+                map.arg(),
+                source.first_voxel(),
+                patch.channels,
+                source.patch.extent(),
+                patch.extent(),
+                by_row,
+                rule == LabelRule::Vote,
+                codes.dtype().elem(),
+            )
+        }
+    })
 }

@@ -133,6 +133,7 @@ pub fn forward(
     }
     y.check(OPERATION, "output", problem.output_len(), dtype)?;
     check_loads(context, problem, Pass::Forward, dtype, [Some(&x), second.as_ref(), None])?;
+    context.note(|| problem.clone());
     let (context, algorithm) = &chosen(context, problem, Pass::Forward, dtype);
     let out_dims = problem.out_dims();
     let method = problem.method(dtype, context.caps());

@@ -25,7 +25,7 @@ use crate::block::strip;
 use crate::conv3d::{igemm, tiled};
 use crate::instance_norm::Operand;
 use crate::instance_norm::epilogue::{Epilogue, Take, add_moments, clear_parts};
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 pub(super) const OPERATION: &str = "convolution";
@@ -632,7 +632,6 @@ impl Gather<'_> {
             Some(cores) => cores as usize,
             None => rows * blocks * self.positions() * tiles.div_ceil(tiles_in_segment),
         };
-        let count = context.grid(OPERATION, items, units)?;
         let plan = Plan {
             width: tile.width,
             vectors: tile.vectors,
@@ -656,25 +655,25 @@ impl Gather<'_> {
         let nothing = context.empty(tile.lanes, Dtype::F32)?;
         let (second, _) = self.second.unwrap_or((self.input, 0));
         let [moments, ..] = self.epilogue.buffers(&nothing);
-        gather_kernel::launch(
-            context.client(),
-            count,
-            CubeDim::new_1d(units),
-            tile.lanes * tile.split,
-            tile.split,
-            tile.lanes,
-            self.input.buffer().arg(),
-            second.buffer().arg(),
-            self.weights.arg(),
-            self.bias.unwrap_or(self.weights).arg(),
-            self.output.arg(),
-            moments.arg(),
-            self.shape_in_chunks(chunk, tiles_in_segment),
-            plan,
-            self.output.dtype().elem(),
-        );
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::units(items, units), |client, count, dim| {
+            gather_kernel::launch(
+                client,
+                count,
+                dim,
+                tile.lanes * tile.split,
+                tile.split,
+                tile.lanes,
+                self.input.buffer().arg(),
+                second.buffer().arg(),
+                self.weights.arg(),
+                self.bias.unwrap_or(self.weights).arg(),
+                self.output.arg(),
+                moments.arg(),
+                self.shape_in_chunks(chunk, tiles_in_segment),
+                plan,
+                self.output.dtype().elem(),
+            )
+        })
     }
 
     /// Parts of the moments of each sample: one of every unit on a CPU, of every segment or cube on a GPU.

@@ -11,7 +11,6 @@ pub(crate) mod pack;
 pub(crate) mod tiled;
 pub(crate) mod weight_gradient;
 mod winograd;
-mod workspace;
 
 use crate::instance_norm::Operand;
 use crate::{Buffer, Caps, Context, Dtype, KernelError};
@@ -19,8 +18,6 @@ use choices::tensor_cores_fit;
 pub use choices::{Choices, applicable};
 pub(crate) use fused::parities;
 use gather::Method;
-
-pub use workspace::{transposed_workspace_bytes, workspace_bytes};
 
 const OPERATION: &str = "conv3d";
 
@@ -225,6 +222,17 @@ pub fn forward(
 ) -> Result<(), KernelError> {
     let (x, second) = (Operand::Stored(x), second.map(Operand::Stored));
     fused::forward(context, problem, x, second, w, bias, y, false).map(|_| ())
+}
+
+/// The convolutions whose forward pass was asked for on a [`Context::dry`] one, each once, in the order of their first.
+pub fn computed(dry: &Context) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for problem in dry.noted::<Problem>() {
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+    problems
 }
 
 /// The gradient of the input: `dx` of the first, and `second_dx` of the second if there is one.

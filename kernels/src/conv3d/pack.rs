@@ -7,7 +7,7 @@
 //! and output channels. Weights are small: this costs one pass over them.
 
 use crate::block::strip;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// How the packed weights relate to the stored ones `[kd, kh, kw, rows, columns]`.
@@ -154,18 +154,23 @@ impl Packing {
             step(1),
             step(2),
         );
-        pack_kernel::launch(
-            context.client(),
-            context.grid("weight packing", caps.strips(length / run / piece, 1), units)?,
-            CubeDim::new_1d(units),
-            weights.arg(),
-            packed.arg(),
-            shape,
-            self.split,
-            self.transposed,
-            self.dtype.elem(),
-        );
-        context.launched();
+        context.launch(
+            "weight packing",
+            Work::units(caps.strips(length / run / piece, 1), units),
+            |client, count, dim| {
+                pack_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    weights.arg(),
+                    packed.arg(),
+                    shape,
+                    self.split,
+                    self.transposed,
+                    self.dtype.elem(),
+                )
+            },
+        )?;
         Ok(packed)
     }
 }

@@ -15,7 +15,7 @@ use super::igemm::load_vector;
 use crate::instance_norm::Operand;
 use crate::instance_norm::epilogue::{Take, gradient_terms, slope_of};
 use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
-use crate::{Caps, Context, Dtype, KernelError};
+use crate::{Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Units of a cube.
@@ -416,28 +416,29 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
     let nothing = context.empty(LANES, Dtype::F32)?;
     let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
-    tiled_kernel::launch(
-        context.client(),
-        context.grid(OPERATION, blocks, 1)?,
-        CubeDim::new_1d(UNITS as u32),
-        LANES,
-        gather.input.buffer().arg(),
-        second.buffer().arg(),
-        norm(&gather.input),
-        norm(&second),
-        gather.weights.arg(),
-        gather.bias.unwrap_or(gather.weights).arg(),
-        gather.output.arg(),
-        raw_output.arg(),
-        norm_of_output.arg(),
-        parts.arg(),
-        slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?,
-        blocks_of_sample,
-        gather.shape(1),
-        plan,
-        form,
-        gather.input.buffer().dtype().elem(),
-    );
-    context.launched();
-    Ok(())
+    let slope = slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?;
+    context.launch(OPERATION, Work::Cubes(blocks, CubeDim::new_1d(UNITS as u32)), |client, count, dim| {
+        tiled_kernel::launch(
+            client,
+            count,
+            dim,
+            LANES,
+            gather.input.buffer().arg(),
+            second.buffer().arg(),
+            norm(&gather.input),
+            norm(&second),
+            gather.weights.arg(),
+            gather.bias.unwrap_or(gather.weights).arg(),
+            gather.output.arg(),
+            raw_output.arg(),
+            norm_of_output.arg(),
+            parts.arg(),
+            slope,
+            blocks_of_sample,
+            gather.shape(1),
+            plan,
+            form,
+            gather.input.buffer().dtype().elem(),
+        )
+    })
 }

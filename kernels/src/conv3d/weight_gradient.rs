@@ -19,7 +19,7 @@ use crate::block::strip;
 use crate::conv3d::gather::{repeat, split_for, widest_vector};
 use crate::conv3d::igemm;
 use crate::instance_norm::Operand;
-use crate::{Buffer, Context, Dtype, KernelError, elementwise};
+use crate::{Buffer, Context, Dtype, KernelError, Work, elementwise};
 use cubecl::prelude::*;
 
 pub(super) const OPERATION: &str = "weight gradient";
@@ -572,21 +572,22 @@ impl WeightGradient<'_> {
             row_stride,
         );
         let units = caps.cube_units();
-        weight_gradient_kernel::launch(
-            context.client(),
-            context.grid(OPERATION, groups * splits, units)?,
-            CubeDim::new_1d(units),
-            lanes * split,
-            split,
-            lanes,
-            self.strided.buffer().arg(),
-            self.dense.buffer().arg(),
-            parts.as_ref().unwrap_or(self.gradient).arg(),
-            shape,
-            plan,
-            self.dense.buffer().dtype().elem(),
-        );
-        context.launched();
+        context.launch(OPERATION, Work::units(groups * splits, units), |client, count, dim| {
+            weight_gradient_kernel::launch(
+                client,
+                count,
+                dim,
+                lanes * split,
+                split,
+                lanes,
+                self.strided.buffer().arg(),
+                self.dense.buffer().arg(),
+                parts.as_ref().unwrap_or(self.gradient).arg(),
+                shape,
+                plan,
+                self.dense.buffer().dtype().elem(),
+            )
+        })?;
         match parts {
             Some(parts) => self.add_parts(context, &parts, splits),
             None => Ok(()),
@@ -597,22 +598,26 @@ impl WeightGradient<'_> {
     fn add_parts(&self, context: &Context, parts: &Buffer, splits: usize) -> Result<(), KernelError> {
         let taps: usize = self.taps.iter().product();
         let units = context.caps().cube_units();
-        add_parts_kernel::launch(
-            context.client(),
-            context.grid(OPERATION, context.caps().strips(taps * self.rows, 1), units)?,
-            CubeDim::new_1d(units),
-            parts.arg(),
-            self.gradient.arg(),
-            taps,
-            self.rows,
-            self.columns,
-            splits,
-            self.first,
-            self.tap_stride,
-            self.row_stride,
-            self.column_stride,
-        );
-        context.launched();
-        Ok(())
+        context.launch(
+            OPERATION,
+            Work::units(context.caps().strips(taps * self.rows, 1), units),
+            |client, count, dim| {
+                add_parts_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    parts.arg(),
+                    self.gradient.arg(),
+                    taps,
+                    self.rows,
+                    self.columns,
+                    splits,
+                    self.first,
+                    self.tap_stride,
+                    self.row_stride,
+                    self.column_stride,
+                )
+            },
+        )
     }
 }

@@ -95,29 +95,28 @@ pub fn apply(context: &Context, problem: &Problem, x: &Buffer, norm: &Norm, y: &
     y.check(OPERATION, "y", problem.elements(), problem.dtype)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?.with_longer_blocks(APPLY_BLOCKS);
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x` and `y`; the parameters have `channels`, and the statistics
-    // `batch * 2 * channels` elements.
-    unsafe {
-        apply_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            x.arg(),
-            norm.statistics.arg(),
-            norm.gamma.arg(),
-            norm.beta.arg(),
-            y.arg(),
-            problem.channels,
-            problem.slope,
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            walk.cyclic(problem.channels),
-            problem.dtype.elem(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of `x` and `y`; the parameters have `channels`, and the statistics
+        // `batch * 2 * channels` elements.
+        unsafe {
+            apply_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                x.arg(),
+                norm.statistics.arg(),
+                norm.gamma.arg(),
+                norm.beta.arg(),
+                y.arg(),
+                problem.channels,
+                problem.slope,
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                walk.cyclic(problem.channels),
+                problem.dtype.elem(),
+            )
+        }
+    })
 }

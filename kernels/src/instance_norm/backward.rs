@@ -4,8 +4,8 @@ use super::apply::{APPLY_BLOCKS, affine, leak, of_channels};
 use super::prologue::{Load, write_coefficients};
 use super::{Coefficients, GradientParts, Norm, NormGradient, OPERATION, Problem};
 use crate::block::strip;
-use crate::reduce::{Path, cubes, gather_parts, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::reduce::{Path, gather_parts, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// `partial` is `[tasks, 2, width]`: sum dz, sum dz * xhat.
@@ -271,31 +271,31 @@ pub fn gradient_parts(
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 2)?;
     let parts = GradientParts::new(context, walk.batch, walk.parts, walk.width)?;
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x` and `dy`, and `tasks * 2 * width` of the parts; the parameters have
-    // `channels`, and the statistics `batch * 2 * channels` elements.
-    unsafe {
-        backward_parts_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            x.arg(),
-            dy.arg(),
-            norm.statistics.arg(),
-            norm.gamma.arg(),
-            norm.beta.arg(),
-            parts.partial.arg(),
-            problem.channels,
-            problem.slope,
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            walk.cyclic(problem.channels),
-            problem.dtype.elem(),
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of `x` and `dy`, and `tasks * 2 * width` of the parts; the parameters have
+        // `channels`, and the statistics `batch * 2 * channels` elements.
+        unsafe {
+            backward_parts_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                x.arg(),
+                dy.arg(),
+                norm.statistics.arg(),
+                norm.gamma.arg(),
+                norm.beta.arg(),
+                parts.partial.arg(),
+                problem.channels,
+                problem.slope,
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                walk.cyclic(problem.channels),
+                problem.dtype.elem(),
+            )
+        }
+    })?;
     Ok(parts)
 }
 
@@ -318,31 +318,30 @@ fn add_parts(
         return Err(KernelError::shape(OPERATION, "batch and channels of gradient parts", expected, (batch, width)));
     }
     let (partial, parts) = gather_parts(context, OPERATION, partial, batch, parts, 2 * width)?;
-    let (count, dim) = cubes(context, OPERATION, problem.channels)?;
-    // SAFETY: `partial` holds `batch * parts * 2 * width` elements, the statistics `batch * 2 * channels`, `out` as many, or
-    // `batch * 6 * channels` as coefficients, the others `channels`.
-    unsafe {
-        backward_sums_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            partial.arg(),
-            norm.statistics.arg(),
-            norm.gamma.arg(),
-            norm.beta.arg(),
-            out.arg(),
-            gradient.gamma.arg(),
-            gradient.beta.arg(),
-            batch,
-            parts,
-            width,
-            problem.channels,
-            1.0 / problem.voxels as f32,
-            to_coefficients,
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(problem.channels), |client, count, dim| {
+        // SAFETY: `partial` holds `batch * parts * 2 * width` elements, the statistics `batch * 2 * channels`, `out` as many, or
+        // `batch * 6 * channels` as coefficients, the others `channels`.
+        unsafe {
+            backward_sums_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                partial.arg(),
+                norm.statistics.arg(),
+                norm.gamma.arg(),
+                norm.beta.arg(),
+                out.arg(),
+                gradient.gamma.arg(),
+                gradient.beta.arg(),
+                batch,
+                parts,
+                width,
+                problem.channels,
+                1.0 / problem.voxels as f32,
+                to_coefficients,
+            )
+        }
+    })
 }
 
 /// Writes `dx` from the sums.
@@ -362,32 +361,31 @@ pub fn backward_apply(
     sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
     problem.expect_norm(norm)?;
     let walk = problem.walk(context, 3)?.with_longer_blocks(APPLY_BLOCKS);
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x`, `dy` and `dx`; the parameters have `channels`, statistics and sums
-    // `batch * 2 * channels` elements.
-    unsafe {
-        backward_apply_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            x.arg(),
-            dy.arg(),
-            norm.statistics.arg(),
-            norm.gamma.arg(),
-            norm.beta.arg(),
-            sums.arg(),
-            dx.arg(),
-            problem.channels,
-            problem.slope,
-            1.0 / problem.voxels as f32,
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            walk.cyclic(problem.channels),
-            problem.dtype.elem(),
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of `x`, `dy` and `dx`; the parameters have `channels`, statistics and sums
+        // `batch * 2 * channels` elements.
+        unsafe {
+            backward_apply_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                x.arg(),
+                dy.arg(),
+                norm.statistics.arg(),
+                norm.gamma.arg(),
+                norm.beta.arg(),
+                sums.arg(),
+                dx.arg(),
+                problem.channels,
+                problem.slope,
+                1.0 / problem.voxels as f32,
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                walk.cyclic(problem.channels),
+                problem.dtype.elem(),
+            )
+        }
+    })
 }

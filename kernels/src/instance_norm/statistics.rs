@@ -4,8 +4,8 @@ use super::epilogue::add_moments;
 use super::prologue::{Load, write_coefficients};
 use super::{Coefficients, Moments, Norm, OPERATION, Problem};
 use crate::block::strip;
-use crate::reduce::{Path, cubes, rows_of, share};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::reduce::{Path, rows_of, share};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Partial moments that one unit merges in a row.
@@ -164,23 +164,23 @@ pub fn moments(context: &Context, problem: &Problem, x: &Buffer) -> Result<Momen
     x.check(OPERATION, "x", problem.elements(), problem.dtype)?;
     let walk = problem.walk(context, 1)?;
     let moments = Moments::new(context, walk.batch, walk.parts, walk.width)?;
-    let (count, dim) = walk.cubes(context, OPERATION)?;
-    // SAFETY: the walk covers the elements of `x`, and `tasks * 4 * width` of the moments: their lengths.
-    unsafe {
-        moments_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            walk.lanes,
-            x.arg(),
-            moments.partial.arg(),
-            walk.arg(),
-            walk.tile,
-            walk.chunked,
-            problem.dtype.elem(),
-        );
-    }
-    context.launched();
+    context.launch(OPERATION, walk.work(), |client, count, dim| {
+        // SAFETY: the walk covers the elements of `x`, and `tasks * 4 * width` of the moments: their lengths.
+        unsafe {
+            moments_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                walk.lanes,
+                x.arg(),
+                moments.partial.arg(),
+                walk.arg(),
+                walk.tile,
+                walk.chunked,
+                problem.dtype.elem(),
+            )
+        }
+    })?;
     Ok(moments)
 }
 
@@ -228,48 +228,47 @@ fn merge_all(
     while parts > FAN_IN {
         let kept = parts.div_ceil(FAN_IN);
         let out = context.empty(batch * kept * 4 * width, Dtype::F32)?;
-        let (count, dim) = cubes(context, OPERATION, batch * kept * width)?;
-        // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
-        unsafe {
-            merge_parts_kernel::launch_unchecked(
-                context.client(),
-                count,
-                dim,
-                partial.arg(),
-                out.arg(),
-                batch,
-                parts,
-                width,
-                FAN_IN,
-            );
-        }
-        context.launched();
+        context.launch(OPERATION, Work::Items(batch * kept * width), |client, count, dim| {
+            // SAFETY: `partial` and `out` have the lengths that the kernel derives from the same scalars.
+            unsafe {
+                merge_parts_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    partial.arg(),
+                    out.arg(),
+                    batch,
+                    parts,
+                    width,
+                    FAN_IN,
+                )
+            }
+        })?;
         (partial, parts) = (out, kept);
     }
-    let (count, dim) = cubes(context, OPERATION, batch * problem.channels)?;
     let with_coefficients = and.is_some();
     let nothing = context.empty(1, Dtype::F32)?;
     let (gamma, beta, coefficients) = and.unwrap_or((&partial, &partial, &nothing));
-    // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`, `gamma` and `beta`
-    // `channels`, and the coefficients `batch * 4 * channels`.
-    unsafe {
-        statistics_kernel::launch_unchecked(
-            context.client(),
-            count,
-            dim,
-            partial.arg(),
-            gamma.arg(),
-            beta.arg(),
-            statistics.arg(),
-            coefficients.arg(),
-            batch,
-            parts,
-            width,
-            problem.channels,
-            problem.epsilon,
-            with_coefficients,
-        );
-    }
-    context.launched();
-    Ok(())
+    context.launch(OPERATION, Work::Items(batch * problem.channels), |client, count, dim| {
+        // SAFETY: `partial` holds `batch * parts * 4 * width` elements, `statistics` `batch * 2 * channels`, `gamma` and `beta`
+        // `channels`, and the coefficients `batch * 4 * channels`.
+        unsafe {
+            statistics_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                partial.arg(),
+                gamma.arg(),
+                beta.arg(),
+                statistics.arg(),
+                coefficients.arg(),
+                batch,
+                parts,
+                width,
+                problem.channels,
+                problem.epsilon,
+                with_coefficients,
+            )
+        }
+    })
 }

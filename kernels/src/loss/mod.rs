@@ -50,21 +50,19 @@
 //! up in up to 15 KiB of shared memory. On Vulkan drivers whose shared memory CubeCL's compiler breaks
 //! ([`Caps::shared_memory`](crate::Caps) is 0: software drivers of old) a unit takes a chunk, as a thread does, but a
 //! shorter one: up to 4 classes less than a hundredth of f32 logits, with 5 to 16 `40 (classes + 1) / 65536` of them,
-//! and twice that of 16-bit logits. With more than 16 classes a unit owns a channel there, and softmax takes two
-//! launches more, and two f32 a voxel (three with missing classes).
+//! and twice that of 16-bit logits. More than 16 classes are refused there.
 //!
 //! Where only the k largest cross-entropies count, they are stored, an f32 a voxel, and read three times to find the k-th
 //! and once more to write the gradient. Results repeat bit for bit, and on the CPU runtime they do not depend on the
 //! number of cores.
 
+mod channels;
 mod cube;
 mod cube_sigmoid;
 #[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod cube_softmax;
 #[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
 mod finish;
-#[allow(clippy::collapsible_if, reason = "conditions of compile time and of run time stay apart")]
-mod owned;
 mod pass;
 mod plan;
 mod problem;
@@ -76,7 +74,7 @@ mod walk;
 
 pub use problem::{Annotation, DiceSettings, Entropy, Level, LossSettings, Problem, Target};
 
-use crate::{Buffer, Context, Dtype, KernelError, LossScale};
+use crate::{Buffer, Context, Dtype, KernelError, Scale};
 use pass::Pass;
 
 const OPERATION: &str = "loss";
@@ -95,7 +93,7 @@ pub enum Gradient<'a> {
 /// * `annotation`: labels, and what else is known of the voxels; a buffer of labels alone by `(&labels).into()`.
 /// * `logits`, `gradients`: one for each level of the problem, `[batch, depth, height, width, classes]` of that
 ///   level; those of a level of weight 0 are neither checked nor touched.
-/// * `scale`: factor on the gradient alone, for f16 training; else 1.
+/// * `scale`: factor on the gradient alone, for f16 training; else [`Scale::ONE`].
 /// * `loss`: f32, [`Problem::loss_len`] values, overwritten, each summed over the levels with their weights:
 ///   `[total, ce or bce, dice, Dice coefficient of each Dice class.., cross-entropy part of each channel..]`.
 ///   `ce` and `dice` (negative, -1 at best) are without `weight_ce` and `weight_dice`. For labels the coefficients
@@ -105,42 +103,14 @@ pub enum Gradient<'a> {
 ///
 /// # Errors
 /// [`KernelError::Shape`] or [`KernelError::Dtype`] for a buffer that does not fit, [`KernelError::Unsupported`]
-/// for f16 or bf16 logits on a device without.
+/// for f16 or bf16 logits on a device without, and for [`Scale::Dynamic`] with [`Entropy::TopK`].
 pub fn value_and_gradient(
     context: &Context,
     problem: &Problem,
     annotation: &Annotation,
     logits: &[&Buffer],
     gradients: &[Gradient],
-    scale: f32,
-    loss: &Buffer,
-) -> Result<(), KernelError> {
-    run(context, problem, annotation, logits, gradients, (scale, None), loss)
-}
-
-/// The same with the factor of a [`LossScale`], which stays on the device.
-///
-/// # Errors
-/// As [`value_and_gradient`].
-pub fn value_and_scaled_gradient(
-    context: &Context,
-    problem: &Problem,
-    annotation: &Annotation,
-    logits: &[&Buffer],
-    gradients: &[Gradient],
-    scale: &LossScale,
-    loss: &Buffer,
-) -> Result<(), KernelError> {
-    run(context, problem, annotation, logits, gradients, (1.0, Some(scale)), loss)
-}
-
-fn run(
-    context: &Context,
-    problem: &Problem,
-    annotation: &Annotation,
-    logits: &[&Buffer],
-    gradients: &[Gradient],
-    (scale, dynamic): (f32, Option<&LossScale>),
+    scale: Scale,
     loss: &Buffer,
 ) -> Result<(), KernelError> {
     if gradients.len() != problem.levels.len() {
@@ -153,7 +123,7 @@ fn run(
             buffer.check(OPERATION, "gradient", problem.logits_len(*level), logits[*level].dtype())?;
         }
     }
-    if dynamic.is_some() && matches!(problem.settings.entropy, Entropy::TopK { .. }) {
+    if scale.is_dynamic() && matches!(problem.settings.entropy, Entropy::TopK { .. }) {
         // The coefficients then hold more than factors of the gradient.
         let feature = "a loss scale on the device for the largest cross-entropies";
         return Err(KernelError::Unsupported { operation: OPERATION, feature });
@@ -161,10 +131,6 @@ fn run(
     let pass = Pass::new(context, problem, annotation, logits)?;
     let sums = pass.sums()?;
     let coefficients = pass.finish(&sums, loss, scale)?;
-    if let Some(dynamic) = dynamic {
-        // The gradient is linear in them.
-        dynamic.apply(context, &coefficients)?;
-    }
     pass.gradient(&sums, &coefficients, gradients)
 }
 
@@ -182,7 +148,7 @@ pub fn value(
     check_buffers(context, problem, annotation, logits, loss)?;
     let pass = Pass::new(context, problem, annotation, logits)?;
     let sums = pass.sums()?;
-    pass.finish(&sums, loss, 1.0)?;
+    pass.finish(&sums, loss, Scale::ONE)?;
     Ok(())
 }
 

@@ -4,16 +4,40 @@ use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_k
 use super::plan::{Plan, TAIL, Weighting};
 use super::problem::Reduction;
 use super::walk::GridLaunch;
-use super::{
-    Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, owned, sigmoid, softmax, top_k,
-};
-use crate::{Buffer, Context, Dtype, KernelError};
-use cubecl::ir::ElemType;
+use super::{Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
+use crate::{Buffer, Context, Dtype, KernelError, Scale, Work};
 use cubecl::prelude::*;
 
 /// More units than cores, since chunks without annotation are done at once: the runtime gives the next unit to
 /// the core that is free.
 const UNITS_PER_CORE: u32 = 4;
+
+/// Launches one of the kernels over chunks. All of them begin with logits, what is known about the voxels, and how units
+/// walk over them, and are compiled for a plan and the types of logits, labels and weights. A macro, since CubeCL gives the
+/// arguments of each kernel types of their own.
+macro_rules! over_chunks {
+    ($pass:expr, $width:expr, $file:ident::$kernel:ident, $($argument:expr),+) => {{
+        let pass: &Pass = $pass;
+        pass.context.launch(OPERATION, pass.chunk_work(pass.plan.walkers), |client, count, dim| {
+            let [e, l, w] = [pass.logits[0], pass.labels, pass.weights].map(|buffer| buffer.dtype().elem());
+            $file::$kernel::launch(
+                client,
+                count,
+                dim,
+                $width,
+                pass.logits(),
+                pass.labels.arg(),
+                pass.weights.arg(),
+                pass.grid(),
+                $($argument,)+
+                pass.plan,
+                e,
+                l,
+                w,
+            );
+        })
+    }};
+}
 
 /// The launches for one batch.
 pub(super) struct Pass<'a> {
@@ -33,8 +57,6 @@ pub(super) struct Pass<'a> {
 pub(super) struct Sums {
     /// `[levels, batch]` rows.
     totals: Buffer,
-    /// Where units own channels, `log sum exp` of every voxel.
-    normalisers: Buffer,
     /// Where only the largest cross-entropies count: that of every voxel, their sums by label and what was selected.
     entropies: Buffer,
     largest: Buffer,
@@ -79,7 +101,6 @@ impl<'a> Pass<'a> {
             problem.batch,
             problem.dims.iter().product(),
             problem.chunks,
-            problem.voxels,
         )
     }
 
@@ -89,32 +110,14 @@ impl<'a> Pass<'a> {
         sequence
     }
 
-    fn types(&self) -> (ElemType, ElemType, ElemType) {
-        (self.logits[0].dtype().elem(), self.labels.dtype().elem(), self.weights.dtype().elem())
-    }
-
-    /// Cubes and units of the kernels over chunks, of which a unit or a cube takes one.
-    fn chunk_cubes(&self, walkers: usize) -> Result<(CubeCount, CubeDim), KernelError> {
+    /// The work of the kernels over chunks, of which a unit or a cube takes one.
+    fn chunk_work(&self, walkers: usize) -> Work {
         match self.context.caps().cores {
             // As many units for few chunks too: kernels are compiled for a number of units.
-            Some(cores) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(cores * UNITS_PER_CORE))),
-            None if walkers == 1 => self.cubes_of_items(self.problem.chunks),
-            None => self.cubes(self.problem.chunks * walkers, walkers as u32),
+            Some(cores) => Work::Cubes(1, CubeDim::new_1d(cores * UNITS_PER_CORE)),
+            None if walkers == 1 => Work::Items(self.problem.chunks),
+            None => Work::units(self.problem.chunks * walkers, walkers as u32),
         }
-    }
-
-    /// Cubes and units for `items` small pieces of work: a unit an item, or all cores.
-    fn cubes_of_items(&self, items: usize) -> Result<(CubeCount, CubeDim), KernelError> {
-        let units = self.context.caps().cube_units();
-        match self.context.caps().cores {
-            Some(_) => Ok((CubeCount::Static(1, 1, 1), CubeDim::new_1d(units))),
-            None => self.cubes(items, units),
-        }
-    }
-
-    /// Cubes of `units` for one item a unit.
-    fn cubes(&self, items: usize, units: u32) -> Result<(CubeCount, CubeDim), KernelError> {
-        Ok((self.context.grid(OPERATION, items, units)?, CubeDim::new_1d(units)))
     }
 
     /// A buffer of `len` values where a kernel needs it, else something to pass.
@@ -127,165 +130,29 @@ impl<'a> Pass<'a> {
         let (problem, plan) = (self.problem, self.plan);
         let rows = self.context.empty(problem.chunks * plan.slots(), Dtype::F32)?;
         let entropies = self.scratch(plan.top_k, problem.voxels)?;
-        let normalisers = self.scratch(plan.owned && !plan.regions, problem.voxels)?;
-        if plan.owned {
-            self.owned_sums(&rows, &normalisers, &entropies)?;
-        } else if plan.walkers > 1 {
-            self.cube_sums(&rows, &entropies)?;
-        } else {
-            self.chunk_sums(&rows, &entropies)?;
-        }
+        let width = plan.lanes(self.context.caps());
+        // A unit takes chunks of its own, or a cube of units shares one.
+        match (plan.regions, plan.walkers) {
+            (true, 1) => over_chunks!(self, width, sigmoid::sigmoid_sums_kernel, rows.arg()),
+            (false, 1) => over_chunks!(self, width, softmax::softmax_sums_kernel, rows.arg(), entropies.arg()),
+            (true, _) => over_chunks!(self, plan.vector, cube_sigmoid::cube_sigmoid_sums_kernel, rows.arg()),
+            (false, _) => {
+                over_chunks!(self, plan.vector, cube_softmax::cube_softmax_sums_kernel, rows.arg(), entropies.arg())
+            }
+        }?;
         let totals = self.reduce(rows, plan.slots(), &problem.reduction)?;
         let (largest, selection) = if plan.top_k { self.select_largest(&entropies)? } else { self.nothing_selected()? };
-        Ok(Sums { totals, normalisers, entropies, largest, selection })
-    }
-
-    fn chunk_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
-    }
-
-    fn cube_sums(&self, rows: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                rows.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
-    }
-
-    fn owned_sums(&self, rows: &Buffer, normalisers: &Buffer, entropies: &Buffer) -> Result<(), KernelError> {
-        let (client, plan) = (self.context.client(), self.plan);
-        let (e, l, w) = self.types();
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(self.problem.voxels)?;
-            owned::normaliser_kernel::launch(
-                client,
-                count,
-                dim,
-                self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
-                self.grid(),
-                normalisers.arg(),
-                entropies.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-            self.context.launched();
-        }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        owned::owned_sums_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            normalisers.arg(),
-            rows.arg(),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
+        Ok(Sums { totals, entropies, largest, selection })
     }
 
     /// Adds rows up until one is left for each level and sample.
     fn reduce(&self, mut rows: Buffer, slots: usize, steps: &[Reduction]) -> Result<Buffer, KernelError> {
         for step in steps {
             let totals = self.context.empty(step.count * slots, Dtype::F32)?;
-            let (count, dim) = self.cubes_of_items(step.count * slots)?;
-            reduce_kernel::launch(
-                self.context.client(),
-                count,
-                dim,
-                rows.arg(),
-                step.ranges.arg(),
-                totals.arg(),
-                step.count,
-                slots,
-            );
-            self.context.launched();
+            self.context.launch(OPERATION, Work::Items(step.count * slots), |client, count, dim| {
+                let (rows, ranges) = (rows.arg(), step.ranges.arg());
+                reduce_kernel::launch(client, count, dim, rows, ranges, totals.arg(), step.count, slots);
+            })?;
             rows = totals;
         }
         Ok(rows)
@@ -297,7 +164,7 @@ impl<'a> Pass<'a> {
 
     /// The sums of the largest cross-entropies by level, sample and label, and which they are.
     fn select_largest(&self, entropies: &Buffer) -> Result<(Buffer, Buffer), KernelError> {
-        let (context, client, plan) = (self.context, self.context.client(), self.plan);
+        let (context, plan) = (self.context, self.plan);
         let histograms = context.upload(&vec![0u32; plan.levels * top_k::BINS], Dtype::U32)?;
         let state = context.upload(&self.problem.searches, Dtype::U32)?;
         let selection = context.empty(2 * plan.levels, Dtype::U32)?;
@@ -305,55 +172,41 @@ impl<'a> Pass<'a> {
         let threads = context.caps().cores.is_some();
         let counting = Plan { walkers: if threads { 1 } else { context.caps().cube_units() as usize }, ..plan };
         for shift in top_k::SHIFTS {
-            let (count, dim) = self.chunk_cubes(counting.walkers)?;
-            top_k::histogram_kernel::launch(
-                client,
-                count,
-                dim,
-                entropies.arg(),
-                self.grid(),
-                state.arg(),
-                histograms.arg(),
-                shift,
-                counting,
-            );
-            context.launched();
-            let (count, dim) = self.cubes_of_items(plan.levels)?;
-            top_k::select_kernel::launch(
-                client,
-                count,
-                dim,
-                histograms.arg(),
-                state.arg(),
-                selection.arg(),
-                shift,
-                plan.levels,
-            );
-            context.launched();
+            context.launch(OPERATION, self.chunk_work(counting.walkers), |client, count, dim| {
+                let (state, histograms) = (state.arg(), histograms.arg());
+                let (entropies, grid) = (entropies.arg(), self.grid());
+                top_k::histogram_kernel::launch(
+                    client, count, dim, entropies, grid, state, histograms, shift, counting,
+                );
+            })?;
+            context.launch(OPERATION, Work::Items(plan.levels), |client, count, dim| {
+                let (histograms, state, selection) = (histograms.arg(), state.arg(), selection.arg());
+                top_k::select_kernel::launch(client, count, dim, histograms, state, selection, shift, plan.levels);
+            })?;
         }
         let rows = context.empty(self.problem.chunks * plan.classes, Dtype::F32)?;
-        let (count, dim) = self.cubes_of_items(self.problem.chunks)?;
-        let (_, l, w) = self.types();
-        top_k::largest_kernel::launch(
-            client,
-            count,
-            dim,
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            entropies.arg(),
-            selection.arg(),
-            rows.arg(),
-            plan,
-            l,
-            w,
-        );
-        context.launched();
+        let [l, w] = [self.labels, self.weights].map(|buffer| buffer.dtype().elem());
+        context.launch(OPERATION, Work::Items(self.problem.chunks), |client, count, dim| {
+            top_k::largest_kernel::launch(
+                client,
+                count,
+                dim,
+                self.labels.arg(),
+                self.weights.arg(),
+                self.grid(),
+                entropies.arg(),
+                selection.arg(),
+                rows.arg(),
+                plan,
+                l,
+                w,
+            );
+        })?;
         Ok((self.reduce(rows, plan.classes, &self.problem.reduction)?, selection))
     }
 
     /// The second half of pass 2: the loss, and the coefficients of the gradient.
-    pub(super) fn finish(&self, sums: &Sums, loss: &Buffer, scale: f32) -> Result<Buffer, KernelError> {
+    pub(super) fn finish(&self, sums: &Sums, loss: &Buffer, scale: Scale) -> Result<Buffer, KernelError> {
         let (context, problem, plan) = (self.context, self.problem, self.plan);
         let settings = &problem.settings;
         let of_level = 2 * problem.batch * plan.classes + TAIL;
@@ -365,29 +218,34 @@ impl<'a> Pass<'a> {
             clip: settings.dice.clip_tp.is_some(),
             over_regions: plan.regions && (settings.ignore.is_empty() || settings.entropy == Entropy::MeanOverRegions),
         };
-        let numbers = NumbersLaunch::new(
-            problem.batch,
-            settings.weight_ce,
-            settings.weight_dice,
-            settings.dice.smooth,
-            settings.dice.clip_tp.unwrap_or(0.0),
-            scale,
-        );
-        let totals = TotalsLaunch::new(
-            sums.totals.arg(),
-            sums.largest.arg(),
-            sums.selection.arg(),
-            problem.level_numbers.arg(),
-            self.acting.arg(),
-        );
-        // A thread is faster than two for so little.
-        let (count, dim) = match context.caps().cores {
-            Some(_) => (CubeCount::Static(1, 1, 1), CubeDim::new_1d(1)),
+        let work = match context.caps().cores {
+            // A thread is faster than two for so little.
+            Some(_) => Work::Cubes(1, CubeDim::new_1d(1)),
             // Small cubes: for larger ones NVIDIA's assembler keeps to half of the registers and spills.
-            None => self.cubes(plan.classes + 1, 32)?,
+            None => Work::units(plan.classes + 1, 32),
         };
-        finish_kernel::launch(context.client(), count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
-        context.launched();
+        context.launch(OPERATION, work, |client, count, dim| {
+            let numbers = NumbersLaunch::new(
+                problem.batch,
+                settings.weight_ce,
+                settings.weight_dice,
+                settings.dice.smooth,
+                settings.dice.clip_tp.unwrap_or(0.0),
+                if let Scale::Fixed(scale) = scale { scale } else { 1.0 },
+            );
+            let totals = TotalsLaunch::new(
+                sums.totals.arg(),
+                sums.largest.arg(),
+                sums.selection.arg(),
+                problem.level_numbers.arg(),
+                self.acting.arg(),
+            );
+            finish_kernel::launch(client, count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
+        })?;
+        if let Scale::Dynamic(scale) = scale {
+            // The gradient is linear in them.
+            scale.apply(context, &coefficients)?;
+        }
         Ok(coefficients)
     }
 
@@ -398,55 +256,41 @@ impl<'a> Pass<'a> {
         coefficients: &Buffer,
         gradients: &[Gradient],
     ) -> Result<(), KernelError> {
-        let plan = self.plan;
-        if plan.owned {
-            return self.owned_gradient(sums, coefficients, gradients);
-        }
-        if plan.walkers > 1 {
-            return self.cube_gradient(sums, coefficients, gradients);
-        }
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let (client, lanes) = (self.context.client(), plan.lanes(self.context.caps()));
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            sigmoid::sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            softmax::softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
+        let (plan, width) = (self.plan, self.plan.lanes(self.context.caps()));
+        match (plan.regions, plan.walkers) {
+            (true, 1) => {
+                over_chunks!(
+                    self,
+                    width,
+                    sigmoid::sigmoid_gradient_kernel,
+                    coefficients.arg(),
+                    self.gradients(gradients)
+                )
+            }
+            (false, 1) => over_chunks!(
+                self,
+                width,
+                softmax::softmax_gradient_kernel,
                 coefficients.arg(),
                 sums.entropies.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
+                self.gradients(gradients)
+            ),
+            (true, _) => over_chunks!(
+                self,
+                plan.vector,
+                cube_sigmoid::cube_sigmoid_gradient_kernel,
+                coefficients.arg(),
+                self.gradients(gradients)
+            ),
+            (false, _) => over_chunks!(
+                self,
+                plan.vector,
+                cube_softmax::cube_softmax_gradient_kernel,
+                coefficients.arg(),
+                sums.entropies.arg(),
+                self.gradients(gradients)
+            ),
         }
-        self.context.launched();
-        Ok(())
     }
 
     /// The buffers of the active levels' gradients.
@@ -460,99 +304,6 @@ impl<'a> Pass<'a> {
             });
         }
         sequence
-    }
-
-    fn owned_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let (client, plan, voxels) = (self.context.client(), self.plan, self.problem.voxels);
-        let (e, l, w) = self.types();
-        let means = self.scratch(!plan.regions, if plan.missing { 2 * voxels } else { voxels })?;
-        if !plan.regions {
-            let (count, dim) = self.cubes_of_items(voxels)?;
-            owned::mean_kernel::launch(
-                client,
-                count,
-                dim,
-                self.logits(),
-                self.labels.arg(),
-                self.weights.arg(),
-                self.grid(),
-                sums.normalisers.arg(),
-                coefficients.arg(),
-                means.arg(),
-                plan,
-                e,
-                l,
-                w,
-            );
-            self.context.launched();
-        }
-        let (count, dim) = self.cubes_of_items(voxels * plan.classes)?;
-        owned::owned_gradient_kernel::launch(
-            client,
-            count,
-            dim,
-            self.logits(),
-            self.labels.arg(),
-            self.weights.arg(),
-            self.grid(),
-            sums.normalisers.arg(),
-            means.arg(),
-            coefficients.arg(),
-            sums.entropies.arg(),
-            self.gradients(gradients),
-            plan,
-            e,
-            l,
-            w,
-        );
-        self.context.launched();
-        Ok(())
-    }
-
-    fn cube_gradient(&self, sums: &Sums, coefficients: &Buffer, gradients: &[Gradient]) -> Result<(), KernelError> {
-        let plan = self.plan;
-        let (count, dim) = self.chunk_cubes(plan.walkers)?;
-        let client = self.context.client();
-        let (e, l, w) = self.types();
-        let (labels, weights) = (self.labels.arg(), self.weights.arg());
-        if plan.regions {
-            cube_sigmoid::cube_sigmoid_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        } else {
-            cube_softmax::cube_softmax_gradient_kernel::launch(
-                client,
-                count,
-                dim,
-                plan.vector,
-                self.logits(),
-                labels,
-                weights,
-                self.grid(),
-                coefficients.arg(),
-                sums.entropies.arg(),
-                self.gradients(gradients),
-                plan,
-                e,
-                l,
-                w,
-            );
-        }
-        self.context.launched();
-        Ok(())
     }
 }
 

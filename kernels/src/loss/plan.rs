@@ -1,7 +1,7 @@
 //! What the kernels of a loss are compiled for, and how the rows of their partial sums look.
 
-use super::{Entropy, LossSettings, Target};
-use crate::Caps;
+use super::{Entropy, LossSettings, OPERATION, Target};
+use crate::{Caps, KernelError};
 
 /// Voxels in a chunk. A chunk lies in one sample of one level and is what one partial sum covers: short enough that
 /// its f32 sums lose nothing (256 terms a lane with eight lanes), long enough that the partial sums are few.
@@ -19,14 +19,14 @@ const LARGEST_SHARED: usize = 16 << 10;
 /// Up to this many classes the loops of threads over classes are unrolled: four of sixteen lanes are about 300
 /// operations; more only cost compile time.
 const UNROLLED_CLASSES: usize = 4;
-/// With more classes than these a unit without shared memory owns a channel: longer arrays of its own take minutes to
+/// The most classes of a GPU's unit that walks alone, without shared memory: longer arrays of its own take minutes to
 /// compile.
 const ARRAY_CLASSES: usize = 16;
+/// What is missing where there are more classes than that, and what to do about it.
+const WANTED: &str = "shared memory that CubeCL can use, which a loss of more than 16 classes or regions needs; use the \
+                      CPU, or a Vulkan driver with VK_KHR_workgroup_memory_explicit_layout (Mesa 26 or later has it)";
 /// Voxels of a chunk that a unit without shared memory walks over alone, one by one.
 const SINGLE_CHUNK: usize = 512;
-/// Voxels of a chunk where units own channels, and units of a cube.
-const OWNED_CHUNK: usize = 1024;
-const OWNING_UNITS: usize = 256;
 /// Turns of all loops together after which Mesa's old software driver, which is what such units run on, leaves them.
 const MOST_TURNS: usize = (1 << 16) - 1;
 /// Logits of a vector that a GPU reads at once.
@@ -64,8 +64,6 @@ pub(super) struct Plan {
     pub(super) chunk: usize,
     /// Units that share a chunk: 1 where units are threads, else a cube of them.
     pub(super) walkers: usize,
-    /// A unit owns a channel, and there is no shared memory.
-    pub(super) owned: bool,
     /// Units of a cube that share a voxel, a power of two.
     pub(super) team: usize,
     /// Neighbouring channels that a unit of a team reads at once.
@@ -90,25 +88,29 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The plan for annotations without weights and missing classes.
-    pub(super) fn new(settings: &LossSettings, levels: usize, coarse: bool, caps: &Caps) -> Self {
+    ///
+    /// # Errors
+    /// [`KernelError::Unsupported`] for more than 16 classes or regions on a GPU without shared memory.
+    pub(super) fn new(settings: &LossSettings, levels: usize, coarse: bool, caps: &Caps) -> Result<Self, KernelError> {
         let target = &settings.target;
         let classes = target.channels();
         let regions = matches!(target, Target::Regions { .. });
         let threads = caps.cores.is_some() || caps.shared_memory < LARGEST_SHARED;
         let software = threads && caps.cores.is_none();
-        let owned = software && classes > ARRAY_CLASSES;
-        let (chunk, walkers) = match (owned, threads) {
-            (true, _) => (OWNED_CHUNK, classes.next_multiple_of(64).min(OWNING_UNITS).min(caps.max_units as usize)),
+        if software && classes > ARRAY_CLASSES {
+            return Err(KernelError::Unsupported { operation: OPERATION, feature: WANTED });
+        }
+        let (chunk, walkers) = match threads {
             // A voxel takes at most ten loops over the classes.
-            (_, true) if software && classes > UNROLLED_CLASSES => (MOST_TURNS / (10 * classes + 10), 1),
+            true if software && classes > UNROLLED_CLASSES => (MOST_TURNS / (10 * classes + 10), 1),
             // One sum of more voxels would round too much.
-            (_, true) if software => (SINGLE_CHUNK, 1),
-            (_, true) => (CHUNK, 1),
-            (_, false) => (CHUNK, 1 << caps.cube_units().ilog2()),
+            true if software => (SINGLE_CHUNK, 1),
+            true => (CHUNK, 1),
+            false => (CHUNK, 1 << caps.cube_units().ilog2()),
         };
         let of_unit = if regions { REGIONS_OF_UNIT } else { CLASSES_OF_UNIT };
         let top_k = matches!(settings.entropy, Entropy::TopK { .. });
-        Self {
+        Ok(Self {
             classes,
             labels: target.labels(),
             regions,
@@ -116,7 +118,6 @@ impl Plan {
             coarse,
             chunk,
             walkers,
-            owned,
             team: if threads { 1 } else { classes.div_ceil(of_unit).next_power_of_two().min(walkers) },
             vector: 1 << classes.trailing_zeros().min(LARGEST_VECTOR.ilog2()),
             skip: !settings.ignore.is_empty(),
@@ -127,7 +128,7 @@ impl Plan {
             dice: settings.weight_dice != 0.0,
             weighting: Weighting::None,
             missing: false,
-        }
+        })
     }
 
     /// The same for annotations with weights or missing classes.
@@ -231,7 +232,7 @@ mod tests {
     }
 
     fn plan(classes: usize, caps: &Caps) -> Plan {
-        Plan::new(&LossSettings::new(Target::Labels { classes }, None, false), 1, false, caps)
+        Plan::new(&LossSettings::new(Target::Labels { classes }, None, false), 1, false, caps).unwrap()
     }
 
     fn gpu() -> Caps {
@@ -254,12 +255,24 @@ mod tests {
         }
         // So do units of a GPU whose shared memory does not work, with few classes and not for too long.
         let caps = caps(None, 4);
-        for classes in 1..=1024 {
+        for classes in 1..=16 {
             let plan = plan(classes, &caps);
-            assert_eq!(plan.owned, classes > 16);
-            assert!(plan.owned || (plan.walkers, plan.lanes(&caps)) == (1, 1));
+            assert_eq!((plan.walkers, plan.lanes(&caps)), (1, 1));
             let turns = plan.chunk * (9 * classes + 2) + 4 * classes;
-            assert!(plan.owned || plan.unroll || turns <= MOST_TURNS, "{plan:?}");
+            assert!(plan.unroll || turns <= MOST_TURNS, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn many_classes_without_shared_memory_are_refused_with_the_remedy() {
+        for settings in [LossSettings::new(Target::Labels { classes: 17 }, None, false), regions(17)] {
+            let refused = Plan::new(&settings, 1, false, &caps(None, 4)).unwrap_err();
+            assert!(matches!(refused, KernelError::Unsupported { .. }));
+            let words = refused.to_string();
+            assert!(["16 classes", "use the CPU", "Mesa 26"].iter().all(|part| words.contains(part)), "{words}");
+            for caps in [gpu(), caps(Some(2), 8)] {
+                Plan::new(&settings, 1, false, &caps).unwrap();
+            }
         }
     }
 
@@ -267,7 +280,7 @@ mod tests {
     fn a_cube_s_units_share_all_channels_in_few_registers_and_little_memory() {
         for classes in 1..=1024 {
             for settings in [LossSettings::new(Target::Labels { classes }, None, false), regions(classes)] {
-                let plan = Plan::new(&settings, 1, false, &gpu()).annotated(Weighting::None, true);
+                let plan = Plan::new(&settings, 1, false, &gpu()).unwrap().annotated(Weighting::None, true);
                 assert_eq!(plan.teams() * plan.team, 64);
                 assert_eq!(plan.vectors() * plan.vector, classes);
                 assert!(plan.mine() * plan.team >= plan.vectors());
@@ -300,7 +313,7 @@ mod tests {
     fn what_is_off_has_no_sums() {
         let caps = caps(Some(2), 16);
         let mut settings = LossSettings::new(Target::Labels { classes: 5 }, None, false);
-        let slots = |settings: &LossSettings| Plan::new(settings, 1, false, &caps).slots();
+        let slots = |settings: &LossSettings| Plan::new(settings, 1, false, &caps).unwrap().slots();
         assert_eq!(slots(&settings), 21);
         settings.weight_dice = 0.0;
         assert_eq!(slots(&settings), 6);

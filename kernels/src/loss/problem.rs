@@ -185,7 +185,8 @@ impl Problem {
     ///
     /// # Errors
     /// [`KernelError::Shape`] for what does not fit together, [`KernelError::Limit`] for more elements than the
-    /// kernels can index.
+    /// kernels can index, [`KernelError::Unsupported`] for more than 16 classes or regions on a GPU whose shared memory
+    /// does not work.
     pub fn new(
         context: &Context,
         settings: &LossSettings,
@@ -214,7 +215,7 @@ impl Problem {
         check_count("logits of all levels", batch, &sizes, settings.target.channels())?;
 
         let coarse = sizes.iter().any(|size| *size != dims);
-        let plan = Plan::new(settings, active.len(), coarse, context.caps());
+        let plan = Plan::new(settings, active.len(), coarse, context.caps())?;
         let (mut rows, mut axes, mut numbers, mut searches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut of_sample = Vec::new();
         let (mut chunks, mut voxels) = (0, 0);

@@ -1,5 +1,6 @@
 //! Overlapping regions: a sigmoid each, soft Dice of all regions, binary cross-entropy.
 
+use super::channels::*;
 use super::plan::{Plan, Weighting};
 use super::walk::*;
 use crate::block::strip;

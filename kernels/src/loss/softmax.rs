@@ -4,6 +4,7 @@
 //! logarithms and divisions in vectors, needs no sum across lanes per voxel, and lets any number of classes
 //! use the same few registers. On a GPU `N` is 1: a unit's group is one voxel.
 
+use super::channels::*;
 use super::plan::Plan;
 use super::walk::*;
 use crate::block::strip;

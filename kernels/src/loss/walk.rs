@@ -1,5 +1,6 @@
 //! How units walk over the voxels of all levels, and how they read what is known about a group of voxels.
 
+use super::channels::split;
 use super::plan::{Plan, TAIL, Weighting};
 use cubecl::prelude::*;
 
@@ -53,8 +54,6 @@ pub(super) struct Grid {
     pub(super) label_voxels: usize,
     /// Chunks of all levels and samples.
     pub(super) chunks: usize,
-    /// Voxels of all levels and samples.
-    pub(super) voxels: usize,
 }
 
 /// A level and a sample, and what of it is walked over.
@@ -76,14 +75,14 @@ pub(super) struct Place {
     full: bool,
 }
 
-/// The level that holds an item, by the number of items before each.
+/// The level that holds a chunk.
 #[cube]
-fn level_of(grid: &Grid, item: usize, #[comptime] word: usize, #[comptime] levels: usize) -> usize {
+fn level_of(grid: &Grid, chunk: usize, #[comptime] levels: usize) -> usize {
     let mut level = 0usize;
     #[unroll]
     for later in 1..levels {
-        let first = grid.levels[comptime!(later * LEVEL_WORDS + word)] as usize;
-        level = select(item >= first, later, level);
+        let first = grid.levels[comptime!(later * LEVEL_WORDS + FIRST_CHUNK)] as usize;
+        level = select(chunk >= first, later, level);
     }
     level
 }
@@ -109,24 +108,13 @@ fn place(grid: &Grid, level: usize, sample: usize, start: usize, end: usize) -> 
 /// The `item`-th chunk.
 #[cube]
 pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
-    let level = level_of(grid, item, FIRST_CHUNK, plan.levels);
+    let level = level_of(grid, item, plan.levels);
     let row = level * LEVEL_WORDS;
     let in_level = item - grid.levels[row + FIRST_CHUNK] as usize;
     let chunks = grid.levels[row + 2] as usize;
     let start = (in_level % chunks) * plan.chunk;
     let end = (start + plan.chunk).min(grid.levels[row + 3] as usize);
     place(grid, level, in_level / chunks, start, end)
-}
-
-/// The `item`-th voxel.
-#[cube]
-pub(super) fn voxel_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
-    let level = level_of(grid, item, FIRST_VOXEL, plan.levels);
-    let row = level * LEVEL_WORDS;
-    let in_level = item - grid.levels[row + FIRST_VOXEL] as usize;
-    let voxels = grid.levels[row + 3] as usize;
-    let start = in_level % voxels;
-    place(grid, level, in_level / voxels, start, start + 1)
 }
 
 /// Label and weight of the `N` voxels from `voxel` of a sample on. A voxel that does not count has the label
@@ -211,235 +199,6 @@ pub(super) fn any_counts<N: Size>(label: Vector<u32, N>, #[comptime] plan: Plan)
     }
 }
 
-/// Reads all channels of `N` neighbouring voxels in f32, zeros where a voxel does not count (a select and not a
-/// product: what an ignored voxel holds may be NaN), and returns the largest. `first` is the first logit.
-#[cube]
-pub(super) fn load_group<E: Float, N: Size>(
-    logits: &Sequence<Box<[E]>>,
-    level: usize,
-    first: usize,
-    counts: Vector<bool, N>,
-    values: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
-) -> Vector<f32, N> {
-    let lanes = N::value();
-    let mut top = Vector::<f32, N>::new(f32::MIN);
-    #[unroll]
-    for candidate in 0..plan.levels {
-        if comptime!(plan.levels == 1) || level == candidate {
-            let buffer = &logits[candidate];
-            if comptime!(lanes == 1) {
-                #[unroll(plan.unroll)]
-                for channel in 0..plan.classes {
-                    let stored = Vector::<E, N>::new(buffer[first + channel]);
-                    let z = select_many(counts, Vector::cast_from(stored), Vector::new(0.0f32));
-                    values[channel] = z;
-                    top = select_many(z.greater_than(&top), z, top);
-                }
-            } else if comptime!(plan.classes <= BLOCK) {
-                load_span::<E, N>(buffer, first, values, plan.classes);
-            } else {
-                for block in 0..comptime!(plan.classes.div_ceil(BLOCK)) {
-                    let channel = (block * BLOCK).min(comptime!(plan.classes - BLOCK));
-                    load_block::<E, N>(buffer, first + channel, values, channel, plan.classes);
-                }
-            }
-        }
-    }
-    if comptime!(lanes > 1) {
-        #[unroll(plan.unroll)]
-        for channel in 0..plan.classes {
-            let z = select_many(counts, values[channel], Vector::new(0.0f32));
-            values[channel] = z;
-            top = select_many(z.greater_than(&top), z, top);
-        }
-    }
-    top
-}
-
-/// Stores all channels of `N` neighbouring voxels.
-#[cube]
-pub(super) fn store_group<E: Float, N: Size>(
-    gradients: &mut Sequence<Box<[E]>>,
-    level: usize,
-    first: usize,
-    values: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
-) {
-    let lanes = N::value();
-    #[unroll]
-    for candidate in 0..plan.levels {
-        if comptime!(plan.levels == 1) || level == candidate {
-            let buffer = &mut gradients[candidate];
-            if comptime!(lanes == 1) {
-                #[unroll(plan.unroll)]
-                for channel in 0..plan.classes {
-                    buffer[first + channel] = E::cast_from(values[channel].extract(0usize));
-                }
-            } else if comptime!(plan.classes <= BLOCK) {
-                store_span::<E, N>(buffer, first, values, plan.classes);
-            } else {
-                for block in 0..comptime!(plan.classes.div_ceil(BLOCK)) {
-                    let channel = (block * BLOCK).min(comptime!(plan.classes - BLOCK));
-                    store_block::<E, N>(buffer, first + channel, values, channel, plan.classes);
-                }
-            }
-        }
-    }
-}
-
-/// Reads the `N` voxels of a group whose few channels fill whole vectors: `channels` aligned loads, and shuffles.
-#[cube]
-fn load_span<E: Float, N: Size>(
-    buffer: &[E],
-    first: usize,
-    values: &mut Array<Vector<f32, N>>,
-    #[comptime] channels: usize,
-) {
-    let lanes = N::value();
-    let vectors = buffer.as_vectorized().with_vector_size::<N>();
-    let mut span = Array::<Vector<f32, N>>::new(channels);
-    #[unroll]
-    for part in 0..channels {
-        span[part] = Vector::cast_from(vectors[first / lanes + part]);
-    }
-    #[unroll]
-    for channel in 0..channels {
-        let mut value = Vector::<f32, N>::empty();
-        #[unroll]
-        for lane in 0..lanes {
-            let place = comptime!(lane * channels + channel);
-            value.insert(lane, span[comptime!(place / lanes)].extract(comptime!(place % lanes)));
-        }
-        values[channel] = value;
-    }
-}
-
-/// The reverse of `load_span`.
-#[cube]
-fn store_span<E: Float, N: Size>(
-    buffer: &mut [E],
-    first: usize,
-    values: &mut Array<Vector<f32, N>>,
-    #[comptime] channels: usize,
-) {
-    let lanes = N::value();
-    let size!(Two) = comptime!(2 * lanes);
-    let size!(Four) = comptime!(4 * lanes);
-    let buffer = buffer.as_vectorized_mut();
-    if comptime!(channels == 1) {
-        buffer.with_vector_size_mut::<N>()[first / lanes] = Vector::cast_from(values[0]);
-    } else if comptime!(channels == 2) {
-        let both = join::<N, Two>(values[0], values[1]);
-        buffer.with_vector_size_mut::<Two>()[first / comptime!(2 * lanes)] = Vector::cast_from(both);
-    } else {
-        // With a fourth channel that is left out again if there are three.
-        let fourth = values[comptime!(channels - 1)];
-        let quads = join_four::<N, Two, Four>(values[0], values[1], values[2], fourth);
-        if comptime!(channels == 4) {
-            buffer.with_vector_size_mut::<Four>()[first / comptime!(4 * lanes)] = Vector::cast_from(quads);
-        } else {
-            let vectors = buffer.with_vector_size_mut::<N>();
-            #[unroll]
-            for part in 0..channels {
-                let mut span = Vector::<f32, N>::empty();
-                #[unroll]
-                for lane in 0..lanes {
-                    let place = comptime!(part * lanes + lane);
-                    span.insert(lane, quads.extract(comptime!(place / channels * 4 + place % channels)));
-                }
-                vectors[first / lanes + part] = Vector::cast_from(span);
-            }
-        }
-    }
-}
-
-/// Channels that a group of many is read and stored by: a load for each voxel, instead of one for each value.
-const BLOCK: usize = 4;
-
-/// Reads `BLOCK` neighbouring channels of `N` voxels, of which `first` is the first value, into `values` from `channel`
-/// on.
-#[cube]
-fn load_block<E: Float, N: Size>(
-    buffer: &[E],
-    first: usize,
-    values: &mut Array<Vector<f32, N>>,
-    channel: usize,
-    #[comptime] channels: usize,
-) {
-    let lanes = N::value();
-    let size!(All) = comptime!(BLOCK * lanes);
-    let size!(Half) = comptime!(BLOCK / 2 * lanes);
-    let mut stored = Vector::<E, All>::empty();
-    #[unroll]
-    for lane in 0..lanes {
-        #[unroll]
-        for i in 0..BLOCK {
-            stored.insert(comptime!(lane * BLOCK + i), buffer[first + comptime!(lane * channels + i)]);
-        }
-    }
-    let (even, odd) = split::<All, Half>(Vector::cast_from(stored));
-    let (zero, two) = split::<Half, N>(even);
-    let (one, three) = split::<Half, N>(odd);
-    values[channel] = zero;
-    values[channel + 1] = one;
-    values[channel + 2] = two;
-    values[channel + 3] = three;
-}
-
-/// The reverse of `load_block`.
-#[cube]
-fn store_block<E: Float, N: Size>(
-    buffer: &mut [E],
-    first: usize,
-    values: &mut Array<Vector<f32, N>>,
-    channel: usize,
-    #[comptime] channels: usize,
-) {
-    let lanes = N::value();
-    let size!(All) = comptime!(BLOCK * lanes);
-    let size!(Half) = comptime!(BLOCK / 2 * lanes);
-    let quads =
-        join_four::<N, Half, All>(values[channel], values[channel + 1], values[channel + 2], values[channel + 3]);
-    let stored = Vector::<E, All>::cast_from(quads);
-    #[unroll]
-    for lane in 0..lanes {
-        #[unroll]
-        for i in 0..BLOCK {
-            buffer[first + comptime!(lane * channels + i)] = stored.extract(comptime!(lane * BLOCK + i));
-        }
-    }
-}
-
-/// The even and the odd lanes. Shifts and narrowing say so in few operations, which an extraction of every lane does
-/// not.
-#[cube]
-fn split<Both: Size, One: Size>(v: Vector<f32, Both>) -> (Vector<f32, One>, Vector<f32, One>) {
-    let pairs = Vector::<u64, One>::reinterpret(v);
-    let even = Vector::<u32, One>::cast_from(pairs);
-    let odd = Vector::<u32, One>::cast_from(pairs >> Vector::new(32u64));
-    (Vector::reinterpret(even), Vector::reinterpret(odd))
-}
-
-/// The reverse of `split`.
-#[cube]
-fn join<One: Size, Both: Size>(even: Vector<f32, One>, odd: Vector<f32, One>) -> Vector<f32, Both> {
-    let even = Vector::<u64, One>::cast_from(Vector::<u32, One>::reinterpret(even));
-    let odd = Vector::<u64, One>::cast_from(Vector::<u32, One>::reinterpret(odd));
-    Vector::reinterpret(even | (odd << Vector::new(32u64)))
-}
-
-/// Four channels of each voxel side by side.
-#[cube]
-fn join_four<N: Size, Two: Size, Four: Size>(
-    zero: Vector<f32, N>,
-    one: Vector<f32, N>,
-    two: Vector<f32, N>,
-    three: Vector<f32, N>,
-) -> Vector<f32, Four> {
-    join::<Two, Four>(join::<N, Two>(zero, two), join::<N, Two>(one, three))
-}
-
 /// Whole groups of a place: the first voxel of the first one, and their number. They begin at multiples of `N` voxels of
 /// the level's buffer, so that what they hold is aligned vectors; the voxels before and behind them are walked over one
 /// by one, see `voxel_beside`.
@@ -460,62 +219,6 @@ pub(super) fn groups_of<N: Size>(place: &Place) -> (usize, usize) {
 pub(super) fn voxel_beside(place: &Place, start: usize, covered: usize, i: usize) -> usize {
     let voxel = place.start + i;
     select(voxel < start, voxel, voxel + covered)
-}
-
-/// Zeroes `len` values of a gradient.
-#[cube]
-pub(super) fn clear<E: Float>(
-    gradients: &mut Sequence<Box<[E]>>,
-    level: usize,
-    first: usize,
-    #[comptime] len: usize,
-    #[comptime] plan: Plan,
-) {
-    #[unroll]
-    for candidate in 0..plan.levels {
-        if comptime!(plan.levels == 1) || level == candidate {
-            let buffer = &mut gradients[candidate];
-            for i in 0..len {
-                buffer[first + i] = E::from_int(0);
-            }
-        }
-    }
-}
-
-/// One logit.
-#[cube]
-pub(super) fn load_one<E: Float>(
-    logits: &Sequence<Box<[E]>>,
-    level: usize,
-    index: usize,
-    #[comptime] plan: Plan,
-) -> f32 {
-    let mut value = 0.0f32;
-    #[unroll]
-    for candidate in 0..plan.levels {
-        if comptime!(plan.levels == 1) || level == candidate {
-            value = f32::cast_from(logits[candidate][index]);
-        }
-    }
-    value
-}
-
-/// One value of a gradient.
-#[cube]
-pub(super) fn store_one<E: Float>(
-    gradients: &mut Sequence<Box<[E]>>,
-    level: usize,
-    index: usize,
-    value: f32,
-    #[comptime] plan: Plan,
-) {
-    #[unroll]
-    for candidate in 0..plan.levels {
-        if comptime!(plan.levels == 1) || level == candidate {
-            let buffer = &mut gradients[candidate];
-            buffer[index] = E::cast_from(value);
-        }
-    }
 }
 
 /// Where the coefficients of a level's gradient begin.

@@ -7,7 +7,7 @@ use crate::conv3d::gather::{Gather, OPERATION, Shape};
 use crate::instance_norm::Operand;
 use crate::instance_norm::epilogue::{Merged, Take, gradient_terms, merge, slope_of};
 use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
-use crate::{Context, Dtype, KernelError};
+use crate::{Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// One cube computes one block. Blocks of the same voxels follow each other, so that their input stays in the cache. Where a
@@ -375,30 +375,31 @@ pub(crate) fn launch(gather: &Gather, plan: Plan, context: &Context) -> Result<(
     let nothing = context.empty(SKEW, Dtype::F32)?;
     let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
-    tensor_core_gather_kernel::launch(
-        context.client(),
-        context.grid(OPERATION, blocks, 1)?,
-        plan.cube(),
-        load_lanes(context.caps(), &[gather.channels_in, second_channels]),
-        load_lanes(context.caps(), &[gather.channels_out]),
-        1,
-        gather.input.buffer().arg(),
-        second.buffer().arg(),
-        norm(&gather.input),
-        norm(&second),
-        gather.weights.arg(),
-        gather.bias.unwrap_or(gather.weights).arg(),
-        gather.output.arg(),
-        raw_output.arg(),
-        norm_of_output.arg(),
-        parts.arg(),
-        slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?,
-        blocks_of_sample,
-        gather.shape(1),
-        plan,
-        form,
-        gather.input.buffer().dtype().elem(),
-    );
-    context.launched();
-    Ok(())
+    let slope = slope_of(OPERATION, [Some(&gather.input), Some(&second), None], &gather.epilogue)?;
+    context.launch(OPERATION, Work::Cubes(blocks, plan.cube()), |client, count, dim| {
+        tensor_core_gather_kernel::launch(
+            client,
+            count,
+            dim,
+            load_lanes(context.caps(), &[gather.channels_in, second_channels]),
+            load_lanes(context.caps(), &[gather.channels_out]),
+            1,
+            gather.input.buffer().arg(),
+            second.buffer().arg(),
+            norm(&gather.input),
+            norm(&second),
+            gather.weights.arg(),
+            gather.bias.unwrap_or(gather.weights).arg(),
+            gather.output.arg(),
+            raw_output.arg(),
+            norm_of_output.arg(),
+            parts.arg(),
+            slope,
+            blocks_of_sample,
+            gather.shape(1),
+            plan,
+            form,
+            gather.input.buffer().dtype().elem(),
+        )
+    })
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::conv3d::weight_gradient::{OPERATION, WeightGradient};
 use crate::instance_norm::epilogue::{Epilogue, slope_of};
 use crate::instance_norm::prologue::{Load, coefficients_at};
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// Cubes that keep a GPU busy, and voxels that are worth a part of their own.
@@ -238,25 +238,27 @@ pub(crate) fn launch(gradient: &WeightGradient, plan: Plan, context: &Context) -
     let nothing = context.empty(SKEW, Dtype::F32)?;
     let [strided_norm, dense_norm] =
         operands.map(|operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg());
-    tensor_core_weight_gradient_kernel::launch(
-        context.client(),
-        context.grid(OPERATION, blocks * splits, 1)?,
-        plan.cube(),
-        load_lanes(context.caps(), &[gradient.rows]),
-        load_lanes(context.caps(), &[gradient.columns]),
-        gradient.strided.buffer().arg(),
-        gradient.dense.buffer().arg(),
-        gradient.dense.raw().arg(),
-        strided_norm,
-        dense_norm,
-        parts.arg(),
-        slope_of(OPERATION, [Some(&gradient.strided), Some(&gradient.dense), None], &Epilogue::Nothing)?,
-        shape,
-        plan,
-        gradient.strided.load(),
-        gradient.dense.load(),
-        gradient.dense.buffer().dtype().elem(),
-    );
-    context.launched();
+    let slope = slope_of(OPERATION, [Some(&gradient.strided), Some(&gradient.dense), None], &Epilogue::Nothing)?;
+    context.launch(OPERATION, Work::Cubes(blocks * splits, plan.cube()), |client, count, dim| {
+        tensor_core_weight_gradient_kernel::launch(
+            client,
+            count,
+            dim,
+            load_lanes(context.caps(), &[gradient.rows]),
+            load_lanes(context.caps(), &[gradient.columns]),
+            gradient.strided.buffer().arg(),
+            gradient.dense.buffer().arg(),
+            gradient.dense.raw().arg(),
+            strided_norm,
+            dense_norm,
+            parts.arg(),
+            slope,
+            shape,
+            plan,
+            gradient.strided.load(),
+            gradient.dense.load(),
+            gradient.dense.buffer().dtype().elem(),
+        )
+    })?;
     Ok((parts, splits))
 }

@@ -11,7 +11,7 @@ use crate::conv3d::pack::Packing;
 use crate::instance_norm::Operand;
 use crate::instance_norm::epilogue::{Epilogue, Take, add_moments, clear_parts, gradient_terms, slope_of};
 use crate::instance_norm::prologue::{Load, RSTD, coefficients_at};
-use crate::{Buffer, Caps, Context, Dtype, KernelError};
+use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "winograd convolution";
@@ -553,32 +553,32 @@ impl Convolution<'_> {
         let [parts, raw_output, norm_of_output] = self.epilogue.buffers(&nothing);
         let slope = slope_of(OPERATION, [Some(&self.input), Some(&second), None], &self.epilogue)?;
         let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
-        convolution_kernel::launch(
-            context.client(),
-            context.grid(OPERATION, units, units as u32)?,
-            CubeDim::new_1d(units as u32),
-            lanes_in,
-            lanes_out,
-            self.input.buffer().arg(),
-            if self.second.is_some() { second.buffer() } else { self.input.raw() }.arg(),
-            norm(&self.input),
-            norm(&second),
-            points.arg(),
-            self.bias.unwrap_or(&points).arg(),
-            self.output.arg(),
-            input_points.arg(),
-            products.arg(),
-            sums.arg(),
-            raw_output.arg(),
-            norm_of_output.arg(),
-            parts.arg(),
-            slope,
-            extents.launch(),
-            shape,
-            plan,
-        );
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
+            convolution_kernel::launch(
+                client,
+                count,
+                dim,
+                lanes_in,
+                lanes_out,
+                self.input.buffer().arg(),
+                if self.second.is_some() { second.buffer() } else { self.input.raw() }.arg(),
+                norm(&self.input),
+                norm(&second),
+                points.arg(),
+                self.bias.unwrap_or(&points).arg(),
+                self.output.arg(),
+                input_points.arg(),
+                products.arg(),
+                sums.arg(),
+                raw_output.arg(),
+                norm_of_output.arg(),
+                parts.arg(),
+                slope,
+                extents.launch(),
+                shape,
+                plan,
+            )
+        })
     }
 }
 

@@ -40,7 +40,6 @@ pub(crate) mod convolution;
 mod tiles;
 pub(crate) mod weight_gradient;
 mod weights;
-pub(crate) mod workspace;
 
 use cubecl::prelude::*;
 

@@ -10,7 +10,7 @@ use crate::conv3d::gather::widest_vector;
 use crate::instance_norm::Operand;
 use crate::instance_norm::epilogue::{Epilogue, slope_of};
 use crate::instance_norm::prologue::Load;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "winograd weight gradient";
@@ -382,42 +382,43 @@ impl WeightGradient<'_> {
             gradient_stride,
             sums_stride,
         );
-        weight_sums_kernel::launch(
-            context.client(),
-            context.grid(OPERATION, units, units as u32)?,
-            CubeDim::new_1d(units as u32),
-            lanes_in,
-            lanes_out,
-            self.input.buffer().arg(),
-            second.buffer().arg(),
-            self.output_gradient.buffer().arg(),
-            self.output_gradient.raw().arg(),
-            norm(&self.input),
-            norm(&second),
-            norm(&self.output_gradient),
-            slope,
-            input_points.arg(),
-            gradient_points.arg(),
-            sums.arg(),
-            extents.launch(),
-            shape,
-            plan,
-        );
-        context.launched();
-        weights_of_sums_kernel::launch(
-            context.client(),
-            context.grid(OPERATION, caps.strips(pairs, 1), units as u32)?,
-            CubeDim::new_1d(units as u32),
-            lanes_out,
-            sums.arg(),
-            self.gradient.arg(),
-            pairs,
-            splits,
-            sums_stride,
-            self.deep,
-        );
-        context.launched();
-        Ok(())
+        context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
+            weight_sums_kernel::launch(
+                client,
+                count,
+                dim,
+                lanes_in,
+                lanes_out,
+                self.input.buffer().arg(),
+                second.buffer().arg(),
+                self.output_gradient.buffer().arg(),
+                self.output_gradient.raw().arg(),
+                norm(&self.input),
+                norm(&second),
+                norm(&self.output_gradient),
+                slope,
+                input_points.arg(),
+                gradient_points.arg(),
+                sums.arg(),
+                extents.launch(),
+                shape,
+                plan,
+            )
+        })?;
+        context.launch(OPERATION, Work::units(caps.strips(pairs, 1), units as u32), |client, count, dim| {
+            weights_of_sums_kernel::launch(
+                client,
+                count,
+                dim,
+                lanes_out,
+                sums.arg(),
+                self.gradient.arg(),
+                pairs,
+                splits,
+                sums_stride,
+                self.deep,
+            )
+        })
     }
 }
 

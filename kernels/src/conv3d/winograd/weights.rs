@@ -3,7 +3,7 @@
 use super::{A, A2, B, B2, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
 use crate::block::strip;
 use crate::conv3d::pack::Packing;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 /// From weights, tap `t` of channel in `c` and vector `v` of block `b` at `b * block_stride + t * tap_stride + c *
@@ -114,23 +114,28 @@ impl WeightPoints<'_> {
         let stride = channels_in * vectors + 1;
         let transformed = context.empty(blocks * points * stride * lanes, Dtype::F32)?;
         let units = context.caps().cube_units();
-        weight_points_kernel::launch(
-            context.client(),
-            context.grid("weight points", context.caps().strips(blocks * channels_in * vectors, 1), units)?,
-            CubeDim::new_1d(units),
-            lanes,
-            packed.as_ref().unwrap_or(self.weights).arg(),
-            transformed.arg(),
-            blocks,
-            channels_in,
-            block_stride,
-            tap_stride,
-            channel_stride,
-            stride,
-            vectors,
-            self.deep,
-        );
-        context.launched();
+        context.launch(
+            "weight points",
+            Work::units(context.caps().strips(blocks * channels_in * vectors, 1), units),
+            |client, count, dim| {
+                weight_points_kernel::launch(
+                    client,
+                    count,
+                    dim,
+                    lanes,
+                    packed.as_ref().unwrap_or(self.weights).arg(),
+                    transformed.arg(),
+                    blocks,
+                    channels_in,
+                    block_stride,
+                    tap_stride,
+                    channel_stride,
+                    stride,
+                    vectors,
+                    self.deep,
+                )
+            },
+        )?;
         Ok((transformed, stride))
     }
 }

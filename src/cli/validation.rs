@@ -1,0 +1,169 @@
+//! The validation cases of a trained network: predicted as whole images, scored, drawn.
+
+use super::job::Job;
+use super::train::Train;
+use super::{evaluate, predict};
+use anyhow::Context as _;
+use std::path::{Path, PathBuf};
+use voxgrad::dataset::{CaseFiles, LabelManager};
+use voxgrad::report::{Overlay, write_overlay};
+use voxgrad::train::Trainer;
+use voxgrad::{io, predict as inference};
+
+/// The labels that validation cases are scored with.
+pub enum References {
+    /// Files named after their cases.
+    Folder(PathBuf),
+    /// Files of any name, each with the name that its case gives it.
+    Files(Vec<(PathBuf, PathBuf)>),
+}
+
+impl References {
+    /// Where the labels are that the validation cases are scored with; `None` without raw files. Everything that
+    /// validation will read is looked for now: training takes long.
+    pub fn find(given: Option<&Path>, job: &Job) -> anyhow::Result<Option<Self>> {
+        let files = job.files(&job.split.val);
+        if files.iter().all(|case| case.images.is_empty()) {
+            return Ok(None);
+        }
+        let ending = &job.model.dataset.file_ending;
+        let raw = job.dataset.folder.join("labelsTr");
+        let expected = |folder: &Path, case: &CaseFiles| folder.join(format!("{}{ending}", case.name));
+        let references = match given {
+            Some(folder) => References::Folder(folder.into()),
+            None if files.iter().all(|case| case.label.as_ref() == Some(&expected(&raw, case))) => {
+                References::Folder(raw)
+            }
+            None => {
+                let labels = files.iter().filter_map(|case| Some((expected(Path::new(""), case), case.label.clone()?)));
+                References::Files(labels.collect())
+            }
+        };
+        let labels: Vec<PathBuf> = match &references {
+            References::Folder(folder) => files.iter().map(|case| expected(folder, case)).collect(),
+            References::Files(files) => files.iter().map(|(_, label)| label.clone()).collect(),
+        };
+        let images = files.iter().flat_map(|case| case.images.iter().cloned());
+        let missing: Vec<String> = labels
+            .iter()
+            .cloned()
+            .chain(images)
+            .filter(|path| !path.is_file())
+            .map(|path| path.display().to_string())
+            .collect();
+        anyhow::ensure!(missing.is_empty(), "validation will need files that are not there: {}", missing.join(", "));
+        let other: Vec<String> = labels
+            .iter()
+            .filter(|path| !path.to_string_lossy().ends_with(ending.as_str()))
+            .map(|path| path.display().to_string())
+            .collect();
+        anyhow::ensure!(
+            other.is_empty(),
+            "labels of validation cases must end in {ending}, which `file_ending` in dataset.json says: {}",
+            other.join(", ")
+        );
+        Ok(Some(references))
+    }
+
+    /// A folder in which they are named after their cases: a copy in the output folder if there is none yet.
+    fn folder(&self, output: &Path) -> anyhow::Result<PathBuf> {
+        let files = match self {
+            References::Folder(folder) => return Ok(folder.clone()),
+            References::Files(files) => files,
+        };
+        let folder = output.join("validation_references");
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        for (name, label) in files {
+            let bytes = std::fs::read(label).with_context(|| format!("reading {}", label.display()))?;
+            io::write_atomically(&folder.join(name), &bytes)?;
+        }
+        Ok(folder)
+    }
+}
+
+/// What is validated, and on what.
+pub struct Validation<'a> {
+    /// The cases and the output folder.
+    pub job: &'a Job,
+    /// The trained network.
+    pub trainer: &'a Trainer,
+    /// What to score with.
+    pub references: References,
+    /// What was typed.
+    pub typed: &'a Train,
+}
+
+impl Validation<'_> {
+    /// Predicts and scores the validation cases, and draws them.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let (job, trainer) = (self.job, self.trainer);
+        let files: Vec<CaseFiles> = job.files(&job.split.val).into_iter().cloned().collect();
+        let folder = job.output.join("validation");
+        let mirror = if self.typed.disable_tta { [false; 3] } else { trainer.settings().mirror };
+        let dtype = trainer.settings().precision.dtype();
+        let settings = inference::Settings { mirror, dtype, ..Default::default() };
+        predict::predict_cases(
+            trainer.context(),
+            trainer.network(),
+            trainer.model(),
+            &files,
+            &folder,
+            &settings,
+            false,
+        )?;
+        let (labels, ending) = (&trainer.model().labels, &job.dataset.json.file_ending);
+        let references = self.references.folder(&job.output)?;
+        // In nnU-Net's layout the scores lie beside the predictions.
+        let summary = if self.typed.output.is_some() { &job.output } else { &folder }.join("summary.json");
+        // The references may hold more cases than this fold's.
+        let result = evaluate::score(&references, &folder, ending, labels, true, &summary)?;
+        evaluate::print(&result, labels);
+        let pictures = job.output.join("overlays");
+        std::fs::create_dir_all(&pictures).with_context(|| format!("creating {}", pictures.display()))?;
+        for case in &files {
+            self.draw(case, &folder, ending, labels, &pictures)?;
+        }
+        println!("pictures in {}, scores in {}", pictures.display(), summary.display());
+        Ok(())
+    }
+
+    fn draw(
+        &self,
+        case: &CaseFiles,
+        predictions: &Path,
+        ending: &str,
+        labels: &LabelManager,
+        pictures: &Path,
+    ) -> anyhow::Result<()> {
+        let file = format!("{}{ending}", case.name);
+        let first = case.images.first().context("a case without images")?;
+        let image = io::read_image(first)?;
+        let prediction = io::read_labels(&predictions.join(&file))?;
+        let annotation = case.label.as_deref().map(io::read_labels).transpose()?;
+        let reference = self.typed.reference.as_ref().map(|folder| io::read_labels(&folder.join(&file))).transpose()?;
+        write_overlay(
+            &pictures.join(format!("{}.png", case.name)),
+            &Overlay {
+                case: &case.name,
+                image: image.data.view(),
+                annotation: annotation.as_ref().map(|labels| labels.data.view()),
+                prediction: prediction.data.view(),
+                reference: reference.as_ref().map(|labels| labels.data.view()),
+                ignore: labels.ignore_label(),
+                labels: &legend(labels),
+                spacing: image.geometry.spacing,
+            },
+        )?;
+        Ok(())
+    }
+}
+
+/// What the label values of a segmentation mean: for regions, the region that is decoded to the value.
+fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
+    let names = labels.foreground_names();
+    let values: Vec<i16> = match labels.regions_class_order() {
+        Some(order) => order.to_vec(),
+        None => labels.foreground().iter().flat_map(|group| group.members().to_vec()).collect(),
+    };
+    values.into_iter().zip(names.into_iter().map(String::from)).collect()
+}

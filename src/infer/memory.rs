@@ -1,0 +1,22 @@
+//! What predicting a case takes of the host's memory, beside what the device takes.
+
+use super::SlidingWindow;
+
+/// Bytes that the host holds at once while a case is predicted: the case itself, one window, the sums of the slices that
+/// windows still reach, a slice that waits for the next one, and the labels of the whole image `raw` (depth, height,
+/// width). `threads` rows are resampled at a time.
+pub fn planned_host(window: &SlidingWindow, channels: usize, heads: usize, raw: [usize; 3], threads: usize) -> u64 {
+    let product = |factors: &[usize]| factors.iter().fold(1u64, |product, &n| product.saturating_mul(n as u64));
+    let ([depth, height, width], [_, image_height, image_width]) = (window.image, window.image);
+    let [patch_depth, padded_height, padded_width] = [window.patch[0], window.padded[1], window.padded[2]];
+    // Channels in f32, labels in two bytes.
+    let case = product(&[depth, height, width, 4 * channels + 2]);
+    // The image and its mirrored copy; logits, their mean over mirrored copies, and the weights.
+    let patch = product(&[window.patch_voxels(), 8 * channels + 8 * heads + 4]);
+    let sums = product(&[patch_depth, padded_height, padded_width, 4 * heads + 4]);
+    let waiting = product(&[image_height, image_width, 4 * heads]);
+    let rows = product(&[threads, image_width * 8 + raw.into_iter().max().unwrap_or(0) * 4, heads]);
+    // In the order of the network's axes, and in the image's.
+    let labels = product(&[raw[0], raw[1], raw[2], 2]);
+    [patch, sums, waiting, rows, labels].into_iter().fold(case, u64::saturating_add)
+}

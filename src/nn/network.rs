@@ -1,0 +1,49 @@
+//! A network of any architecture, as training, prediction and checkpoints see it.
+
+use super::{PlainConvUNet, UNetShape};
+use crate::error::Result;
+use crate::kernels::Context;
+use crate::parameters::Parameters;
+use crate::tape::{Tape, Var};
+
+/// A network with its parameters on a device.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Network {
+    /// nnU-Net's default.
+    Plain(PlainConvUNet),
+}
+
+impl Network {
+    /// Allocates the network of a shape and initialises it from a seed.
+    ///
+    /// # Errors
+    /// As [`PlainConvUNet::new`].
+    pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
+        Ok(Self::Plain(PlainConvUNet::new(context, shape, seed)?))
+    }
+
+    /// The network's shape.
+    pub fn shape(&self) -> &UNetShape {
+        match self {
+            Self::Plain(network) => network.shape(),
+        }
+    }
+
+    /// The parameters under nnU-Net's names.
+    pub fn parameters(&self) -> &Parameters {
+        match self {
+            Self::Plain(network) => network.parameters(),
+        }
+    }
+
+    /// Logits of the `levels` finest resolutions, full resolution first: `[batch, depth, height, width, heads]`.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`](crate::Error::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
+    pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
+        match self {
+            Self::Plain(network) => network.forward(tape, x, levels),
+        }
+    }
+}

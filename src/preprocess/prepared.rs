@@ -1,0 +1,291 @@
+//! Cases that are ready for training: stored by voxgrad, by nnU-Net, or preprocessed on the spot.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::folder::{case_path, cases_folder, made_with, preprocess_raw, recipe};
+use super::parallel::in_parallel;
+use super::{PreprocessedCase, Preprocessor, StoredCase, label_counts, read_b2nd, read_npz};
+use crate::compat::Compat;
+use crate::dataset::CaseFiles;
+use crate::error::{Error, Result};
+
+/// How to open the cases of a configuration.
+#[derive(Debug, Clone)]
+pub struct Opening<'a> {
+    /// The folder of plans and splits.
+    pub prepared: &'a Path,
+    /// The configuration's name for its data.
+    pub data_identifier: &'a str,
+    /// Its preprocessing. What is not stored is preprocessed so, if the treatment of ignored voxels is not that of other
+    /// cases.
+    pub preprocessor: &'a Preprocessor,
+    /// The treatment of ignored voxels that the cases must have.
+    pub compat: Option<Compat>,
+    /// Cases that are read at a time.
+    pub workers: usize,
+    /// Bytes that cases may take which are not read piece by piece.
+    pub memory: u64,
+}
+
+/// The opened cases, in the order in which they were asked for.
+#[derive(Debug)]
+pub struct Opened {
+    /// The cases.
+    pub cases: Vec<PreparedCase>,
+    /// The treatment of ignored voxels that they have in common.
+    pub compat: Compat,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// A case that patches can be cut from.
+#[derive(Debug)]
+pub enum PreparedCase {
+    /// On disk: parts are read as they are needed.
+    Stored(Box<StoredCase>),
+    /// In memory.
+    InMemory(Box<PreprocessedCase>),
+}
+
+impl PreparedCase {
+    /// Case identifier.
+    pub fn name(&self) -> &str {
+        match self {
+            PreparedCase::Stored(case) => case.name(),
+            PreparedCase::InMemory(case) => &case.name,
+        }
+    }
+
+    /// How many voxels have each label that occurs.
+    pub fn label_counts(&self) -> BTreeMap<i16, u64> {
+        match self {
+            PreparedCase::Stored(case) => case.label_counts(),
+            PreparedCase::InMemory(case) => label_counts(case.seg.view()),
+        }
+    }
+}
+
+/// Where a case is to be had.
+enum Place {
+    Stored { case: Box<StoredCase>, compat: Option<Compat>, stale: bool, among_nnunets: bool },
+    B2nd { path: PathBuf, older: bool },
+    Npz { path: PathBuf, older: bool },
+    Raw,
+    Nowhere,
+}
+
+impl Opening<'_> {
+    /// Opens cases, those of voxgrad first, then nnU-Net's, then the raw files. `on_case` is called after each, from
+    /// several threads.
+    ///
+    /// Stored cases are compared with their raw files by size and time where the raw files are there.
+    ///
+    /// # Errors
+    /// [`Error::StoredCases`] if some are made with other settings, from other files, or in two ways;
+    /// [`Error::CaseMemory`] if those that are not stored piece by piece are too large together; and what reading gives.
+    pub fn open(&self, files: &[&CaseFiles], on_case: impl Fn(&str) + Sync) -> Result<Opened> {
+        let places = in_parallel(files, self.workers, |files| self.place(files));
+        let places: Vec<Place> = places.into_iter().collect::<Result<_>>()?;
+        let compat = self.common(files, &places)?;
+        let mut notes = notes(files, &places);
+        let preprocessor = Preprocessor { compat, ..self.preprocessor.clone() };
+        let whole = places.iter().filter(|place| !matches!(place, Place::Stored { .. })).count();
+        let held = Held { limit: self.memory, whole, cases: AtomicUsize::new(0), bytes: AtomicU64::new(0) };
+        let work: Vec<_> = files.iter().zip(places).collect();
+        let opened = in_parallel(&work, self.workers, |(files, place)| {
+            let case = read(files, place, &preprocessor, &held);
+            on_case(&files.name);
+            case
+        });
+        let mut cases = Vec::with_capacity(opened.len());
+        for case in opened {
+            let (case, warnings) = case?;
+            cases.push(case);
+            notes.extend(warnings);
+        }
+        if whole > 0 {
+            let mebibytes = held.bytes.into_inner() as f64 / (1u64 << 20) as f64;
+            notes.push(format!("{whole} cases are kept in memory as a whole: {mebibytes:.1} MiB"));
+        }
+        Ok(Opened { cases, compat, notes })
+    }
+
+    fn place(&self, files: &CaseFiles) -> Result<Place> {
+        let theirs = self.prepared.join(self.data_identifier);
+        let own = case_path(&cases_folder(self.prepared, self.data_identifier), &files.name);
+        let earlier = case_path(&theirs, &files.name);
+        for (path, among_nnunets) in [(own, false), (earlier, true)] {
+            if path.exists() {
+                let case = Box::new(StoredCase::open(&path)?);
+                let compat = made_with(&case, self.preprocessor);
+                let stale = match compat {
+                    Some(compat) if !files.images.is_empty() => {
+                        let preprocessor = Preprocessor { compat, ..self.preprocessor.clone() };
+                        case.recipe() != recipe(files, &preprocessor)?
+                    }
+                    _ => false,
+                };
+                return Ok(Place::Stored { case, compat, stale, among_nnunets });
+            }
+        }
+        let path = |ending: &str| Some(theirs.join(format!("{}{ending}", files.name))).filter(|path| path.exists());
+        Ok(match (path(".b2nd"), path(".npz")) {
+            (Some(path), _) => Place::B2nd { older: older(&path, files), path },
+            (None, Some(path)) => Place::Npz { older: older(&path, files), path },
+            (None, None) if files.images.is_empty() => Place::Nowhere,
+            (None, None) => Place::Raw,
+        })
+    }
+
+    /// The treatment of ignored voxels that all cases have, or everything that is wrong with them.
+    fn common(&self, files: &[&CaseFiles], places: &[Place]) -> Result<Compat> {
+        let named = |wanted: &dyn Fn(&Place) -> bool| -> Vec<&str> {
+            let pairs = files.iter().zip(places);
+            pairs.filter(|(_, place)| wanted(place)).map(|(files, _)| files.name.as_str()).collect()
+        };
+        let other = named(&|place| matches!(place, Place::Stored { compat: None, .. }));
+        let stale = named(&|place| matches!(place, Place::Stored { stale: true, .. }));
+        let nowhere = named(&|place| matches!(place, Place::Nowhere));
+        let mut problems = Vec::new();
+        let mut list = |names: &[&str], problem: &str| {
+            if !names.is_empty() {
+                problems.push(format!("{} {problem}", names.join(", ")));
+            }
+        };
+        list(&other, "made with other settings than the plans'");
+        list(&stale, "made before the raw images or labels changed");
+        list(&nowhere, "not preprocessed, and the raw files are not there");
+        // Without an ignore label the two treatments are one.
+        let differ = self.preprocessor.labels.ignore_label().is_some();
+        let made = |compat: Compat| {
+            named(&|place| match place {
+                Place::Stored { compat: Some(made), .. } => *made == compat,
+                Place::B2nd { .. } | Place::Npz { .. } => compat == Compat::Nnunet,
+                _ => false,
+            })
+        };
+        let (corrected, nnunets) = (made(Compat::Corrected), made(Compat::Nnunet));
+        let found = match (corrected.is_empty(), nnunets.is_empty()) {
+            (true, true) => None,
+            (false, _) => Some(Compat::Corrected),
+            (true, false) => Some(Compat::Nnunet),
+        };
+        if differ && !corrected.is_empty() && !nnunets.is_empty() {
+            list(
+                &nnunets,
+                "made with nnU-Net's treatment of ignored voxels, the others with the corrected one (--compat)",
+            );
+        }
+        if let (true, Some(wanted), Some(found)) = (differ, self.compat, found)
+            && wanted != found
+        {
+            problems.push(format!("all made with --compat {found} where training began with --compat {wanted}"));
+        }
+        match problems.is_empty() {
+            true => Ok(if differ { found.or(self.compat) } else { self.compat }.unwrap_or(self.preprocessor.compat)),
+            false => {
+                let folder = cases_folder(self.prepared, self.data_identifier);
+                Err(Error::StoredCases { folder, problems: problems.join("; ") })
+            }
+        }
+    }
+}
+
+/// The memory of the cases that stay in it as a whole.
+struct Held {
+    limit: u64,
+    /// How many there are to be.
+    whole: usize,
+    /// How many there are.
+    cases: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+impl Held {
+    /// Counts a case, or refuses it.
+    fn add(&self, bytes: u64) -> Result<()> {
+        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let cases = self.cases.fetch_add(1, Ordering::Relaxed) + 1;
+        match held > self.limit {
+            true => Err(self.too_much(held, cases)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether there is room for another: what is too much is not added to while other threads come to their end.
+    fn check(&self) -> Result<()> {
+        match self.bytes.load(Ordering::Relaxed) {
+            held if held > self.limit => Err(self.too_much(held, self.cases.load(Ordering::Relaxed))),
+            _ => Ok(()),
+        }
+    }
+
+    fn too_much(&self, held: u64, cases: usize) -> Error {
+        let expected = held / cases.max(1) as u64 * self.whole as u64;
+        Error::CaseMemory { cases, whole: self.whole, held, expected, limit: self.limit }
+    }
+}
+
+/// Opens one case, with what is odd about it.
+fn read(
+    files: &CaseFiles,
+    place: &Place,
+    preprocessor: &Preprocessor,
+    held: &Held,
+) -> Result<(PreparedCase, Vec<String>)> {
+    let (labels, spacing) = (&preprocessor.labels, preprocessor.spacing);
+    if let Place::Stored { case, .. } = place {
+        return Ok((PreparedCase::Stored(case.clone()), Vec::new()));
+    }
+    held.check()?;
+    let (case, warnings) = match place {
+        Place::B2nd { path, .. } => (read_b2nd(path, labels, spacing)?, Vec::new()),
+        Place::Npz { path, .. } => (read_npz(path, labels, spacing)?, Vec::new()),
+        _ => preprocess_raw(files, labels, preprocessor)?,
+    };
+    held.add(bytes(&case))?;
+    Ok((PreparedCase::InMemory(Box::new(case)), warnings))
+}
+
+/// What a case takes in memory.
+fn bytes(case: &PreprocessedCase) -> u64 {
+    let locations = &case.class_locations;
+    let listed = locations.foreground.iter().map(|(_, list)| list).chain(&locations.annotated).map(Vec::len);
+    (4 * case.data.len() + 2 * case.seg.len() + 12 * listed.sum::<usize>()) as u64
+}
+
+/// Whether a file is older than the newest of a case's raw files.
+fn older(path: &Path, files: &CaseFiles) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let newest = files.images.iter().chain(&files.label).filter_map(|path| modified(path)).max();
+    newest.zip(modified(path)).is_some_and(|(raw, made)| raw > made)
+}
+
+/// What is used although something else may have been meant.
+fn notes(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut list = |what: &dyn Fn(&Place) -> bool, note: &str| {
+        let pairs = files.iter().zip(places).filter(|(_, place)| what(place));
+        let names: Vec<&str> = pairs.map(|(files, _)| files.name.as_str()).collect();
+        if !names.is_empty() {
+            notes.push(format!("{} {note}: {}", names.len(), names.join(", ")));
+        }
+    };
+    let among = |place: &Place| matches!(place, Place::Stored { among_nnunets: true, .. });
+    list(
+        &among,
+        "cases lie where nnU-Net's own belong, which stops nnU-Net; `voxgrad preprocess` moves them to a folder of their \
+         own",
+    );
+    let older = |place: &Place| matches!(place, Place::B2nd { older: true, .. } | Place::Npz { older: true, .. });
+    list(&older, "cases that nnU-Net has preprocessed are older than their raw files, and are used as they are");
+    let raw = places.iter().filter(|place| matches!(place, Place::Raw)).count();
+    if raw > 0 && raw < places.len() {
+        let is_raw = |place: &Place| matches!(place, Place::Raw);
+        list(&is_raw, "cases are not preprocessed: that is done now, `voxgrad preprocess` would do it once");
+    }
+    notes
+}

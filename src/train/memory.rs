@@ -1,0 +1,89 @@
+//! The memory of a training step, as a step on a dry context counts it.
+
+use super::Step;
+use crate::dataset::LabelManager;
+use crate::error::{Error, Result};
+use crate::kernels::{Caps, Context, Dtype, LossScale, LossScaleState};
+use crate::loss::NetworkLoss;
+use crate::nn::{Network, UNetShape};
+use crate::optim::Optimizer;
+use crate::tape::{Fusion, Tape, Var};
+use crate::tensor::{Shape, Tensor};
+
+/// Bytes of one training step. All but `parameters` are gone when the step is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights, their gradients and momenta.
+    pub parameters: u64,
+    /// The image and the label map.
+    pub batch: u64,
+    /// What forward keeps for backward.
+    pub activations: u64,
+    /// What the fullest moment holds beyond these: gradients, values computed again, packed weights, partial sums.
+    pub temporaries: u64,
+    /// The largest single buffer.
+    pub largest_buffer: u64,
+    /// The most that is held at once.
+    pub total: u64,
+}
+
+impl MemoryPlan {
+    /// Refuses what the device cannot hold, before anything is launched.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMemory`].
+    pub fn check(&self, caps: &Caps) -> Result<()> {
+        let too_large = |what, needed, limit| Err(Error::DeviceMemory { what, needed, limit });
+        if self.largest_buffer > caps.max_buffer {
+            return too_large("its largest tensor", self.largest_buffer, caps.max_buffer);
+        }
+        match caps.memory {
+            Some(memory) if self.total > memory => too_large("a training step", self.total, memory),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The memory of a training step on `batch` patches of `patch` voxels (depth, height, width) with activations of type
+/// `dtype`, with the algorithms that `context` chooses. Nothing is launched or allocated.
+///
+/// # Errors
+/// If the network cannot be run on such a patch, or a tensor has more elements than the kernels count.
+pub fn planned_memory(
+    context: &Context,
+    labels: &LabelManager,
+    shape: &UNetShape,
+    batch: usize,
+    patch: [usize; 3],
+    dtype: Dtype,
+    fusion: Fusion,
+) -> Result<MemoryPlan> {
+    let dry = context.dry();
+    let network = Network::new(&dry, shape.clone(), 0)?;
+    let parameters = dry.held_bytes();
+    let loss = NetworkLoss::new(&dry, labels, shape, batch, patch, false)?;
+    let scale = (dtype == Dtype::F16).then(|| LossScale::new(&dry, LossScaleState::default())).transpose()?;
+    let step = Step::new(&dry, network, loss, Optimizer::default()).with_loss_scale(scale).with_fusion(fusion);
+
+    let before = dry.held_bytes();
+    let input = Shape { batch, dims: patch, channels: shape.channels_in };
+    let image = Tensor::empty(&dry, input, Dtype::F32)?.cast(&dry, dtype)?;
+    let target = dry.empty(input.voxels(), Dtype::U8)?;
+    let batch = dry.held_bytes() - before;
+    let activations = kept_by_forward(&dry, &step, &image, fusion)?;
+
+    step.gradients(&image, &target)?;
+    step.update(0.0)?;
+    let total = dry.peak_bytes();
+    let temporaries = total - parameters - batch - activations;
+    Ok(MemoryPlan { parameters, batch, activations, temporaries, largest_buffer: dry.largest_bytes(), total })
+}
+
+/// Bytes that a forward pass leaves behind for backward, without the logits.
+fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<u64> {
+    let before = dry.held_bytes();
+    let mut tape = Tape::new(dry).with_fusion(fusion);
+    let outputs = step.network().forward(&mut tape, &Var::data(image.clone()), step.loss().levels())?;
+    let logits: usize = outputs.iter().map(|output| output.shape().len() * output.dtype().size()).sum();
+    Ok(dry.held_bytes() - before - logits as u64)
+}
