@@ -177,3 +177,11 @@ pub fn host_memory() -> Option<u64> {
     let total = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
     (total > 0).then_some(total)
 }
+
+/// Bytes of memory that no program uses; 16 GiB where the system does not tell.
+pub fn free_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let free = system.cgroup_limits().map_or(system.available_memory(), |limits| limits.free_memory);
+    if free > 0 { free } else { 16 << 30 }
+}

@@ -673,6 +673,18 @@ pub enum Error {
         problem: String,
     },
 
+    /// No training case has a voxel to learn from.
+    #[error(
+        "every voxel of all {cases} training cases has the ignore label {ignore}: annotate some, or correct the value of \
+         `ignore` in dataset.json"
+    )]
+    NothingAnnotated {
+        /// Number of training cases.
+        cases: usize,
+        /// The ignore label.
+        ignore: i16,
+    },
+
     // ---- splits and plans ---------------------------------------------------------------------------------------------
     /// Fewer cases than folds.
     #[error("{cases} training cases cannot be split into {folds} folds; add cases, or train with fold `all`")]

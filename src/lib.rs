@@ -8,8 +8,10 @@ pub use voxgrad_kernels as kernels;
 // The network's side.
 pub mod device;
 pub mod error;
+mod fusion;
 pub mod loss;
 pub mod nn;
+mod normalised;
 pub mod ops;
 pub mod optim;
 pub mod parameters;
@@ -26,6 +28,7 @@ pub mod infer;
 pub mod io;
 pub mod numpy_random;
 mod patch;
+pub mod plan;
 pub mod preprocess;
 #[cfg(feature = "cli")]
 pub mod report;

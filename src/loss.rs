@@ -80,8 +80,7 @@ impl NetworkLoss {
         scale: Scale,
     ) -> Result<(Buffer, Vec<(Var, Tensor)>)> {
         let value = context.empty(self.problem.loss_len(), Dtype::F32)?;
-        let logits = outputs.iter().map(|output| output.value(context)).collect::<Result<Vec<_>>>()?;
-        let logits: Vec<&Buffer> = logits.iter().map(Tensor::buffer).collect();
+        let logits: Vec<&Buffer> = outputs.iter().map(|output| output.value().buffer()).collect();
         let gradients = (outputs.iter())
             .map(|output| Tensor::empty(context, output.shape(), output.dtype()))
             .collect::<Result<Vec<_>>>()?;
@@ -96,8 +95,7 @@ impl NetworkLoss {
     /// If outputs or target have other shapes than the loss was made for.
     pub fn value(&self, context: &Context, target: &Buffer, outputs: &[Var]) -> Result<Buffer> {
         let value = context.empty(self.problem.loss_len(), Dtype::F32)?;
-        let logits = outputs.iter().map(|output| output.value(context)).collect::<Result<Vec<_>>>()?;
-        let logits: Vec<&Buffer> = logits.iter().map(Tensor::buffer).collect();
+        let logits: Vec<&Buffer> = outputs.iter().map(|output| output.value().buffer()).collect();
         loss::value(context, &self.problem, &target.into(), &logits, &value)?;
         Ok(value)
     }

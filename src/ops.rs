@@ -2,11 +2,11 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::conv3d::{Pass, fused};
-use crate::kernels::instance_norm::{self, Coefficients, GradientParts, Moments, Operand};
+use crate::kernels::instance_norm::{self, Moments};
 use crate::kernels::{Context, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
+use crate::normalised::{Gradient, Kept, Normalised, Value};
 use crate::parameters::Parameter;
-use crate::tape::{Fusion, Gradient, Kept, Normalised, Read, Tape, Var};
+use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
 use std::sync::Arc;
 
@@ -35,9 +35,7 @@ pub fn conv3d(
     let Convolved { output, inputs, backward, .. } =
         convolve(tape, x, second, (weight, bias), channels_out, shape, false)?;
     let context = tape.context().clone();
-    Ok(tape.record_with_parts(output, &inputs, move |gradient, sole| {
-        backward.run(&context, OutputGradient::Stored(gradient.tensor), sole)
-    }))
+    Ok(tape.record_value(output.into(), &inputs, move |gradient, sole| backward.run(&context, gradient.tensor, sole)))
 }
 
 /// What `nn` makes its blocks of: convolution, instance norm (epsilon 1e-5, affine, biased variance) and leaky ReLU, fused as
@@ -58,20 +56,12 @@ pub fn conv3d_norm_leaky_relu(
         convolve(tape, x, second, convolution, channels_out, shape, true)?;
     let context = tape.context().clone();
     let normalised = normalise(tape, output, moments, norm)?;
-    let kept = normalised.clone();
-    tape.record_normalised(&normalised, &inputs, move |gradient, sole| {
-        let gradient = if backward.loads_gradient(&context) {
-            let parts = gradient_parts(&context, &kept, &gradient.tensor, gradient.parts)?;
-            let by =
-                instance_norm::gradient_coefficients(&context, &kept.problem, parts, &kept.norm(), &kept.gradient())?;
-            OutputGradient::BeforeNorm { gradient: gradient.tensor, normalised: kept, by }
-        } else {
-            let dy = norm_gradient(&context, &kept, gradient)?;
-            drop(kept);
-            OutputGradient::Stored(dy)
-        };
-        backward.run(&context, gradient, sole)
-    })
+    let output = activated(tape, &normalised)?;
+    Ok(tape.record_value(output, &inputs, move |gradient, sole| {
+        let dy = norm_gradient(&context, &normalised, gradient)?;
+        drop(normalised);
+        backward.run(&context, dy, sole)
+    }))
 }
 
 /// A convolution that was launched.
@@ -99,19 +89,14 @@ fn convolve<'a>(
     }
     let out_shape = Shape { batch, dims: problem.out_dims(), channels: channels_out };
     let output = Tensor::empty(context, out_shape, x.dtype())?;
-    let loads = fusion.normalise_on_load && fused::loads(context, &problem, Pass::Forward, x.dtype());
-    let first = x.read(context, loads)?;
-    let behind = second.map(|second| second.read(context, loads)).transpose()?;
-    let moments = fused::forward(
-        context,
-        &problem,
-        first.operand(),
-        behind.as_ref().map(Read::operand),
-        weight.value(),
-        bias.map(Parameter::value),
-        output.buffer(),
-        before_norm && fusion.moments_by_convolution,
-    )?;
+    let (first, behind) = (x.value().buffer(), second.map(|second| second.value().buffer()));
+    let (w, b, y) = (weight.value(), bias.map(Parameter::value), output.buffer());
+    let moments = if before_norm && fusion.moments_by_convolution {
+        conv3d::forward_with_moments(context, &problem, first, behind, w, b, y)?
+    } else {
+        conv3d::forward(context, &problem, first, behind, w, b, y)?;
+        None
+    };
     let backward = ConvolutionBackward {
         problem,
         fusion,
@@ -121,9 +106,9 @@ fn convolve<'a>(
         bias: bias.cloned(),
         zero_bias_gradient: before_norm && fusion.no_bias_gradient_before_norm,
         needs_gradient: x.needs_gradient(),
-        x: (x.keep(), x.shape()),
-        second: second.map(|second| (second.keep(), second.shape())),
-        norm_before: x.normalised(),
+        x: (x.known().keep(), x.shape()),
+        second: second.map(|second| (second.known().keep(), second.shape())),
+        norm_before: x.known().norm.clone(),
     };
     let inputs = std::iter::once(x).chain(second).collect();
     Ok(Convolved { output, moments, inputs, backward })
@@ -146,57 +131,22 @@ struct ConvolutionBackward {
     norm_before: Option<Arc<Normalised>>,
 }
 
-/// The gradient of what a convolution has put out.
-enum OutputGradient {
-    Stored(Tensor),
-    /// Its norm and activation have yet to be gone back through.
-    BeforeNorm {
-        gradient: Tensor,
-        normalised: Arc<Normalised>,
-        by: Coefficients,
-    },
-}
-
-impl OutputGradient {
-    fn operand(&self) -> Operand<'_> {
-        match self {
-            Self::Stored(tensor) => Operand::Stored(tensor.buffer()),
-            Self::BeforeNorm { gradient, normalised, by } => {
-                Operand::NormGradient { gradient: gradient.buffer(), raw: normalised.raw.buffer(), by }
-            }
-        }
-    }
-}
-
 impl ConvolutionBackward {
-    fn loads(&self, context: &Context, pass: Pass) -> bool {
-        fused::loads(context, &self.problem, pass, self.dtype)
-    }
-
-    /// Whether all that reads the gradient of the output can take it back through the norm on its own.
-    fn loads_gradient(&self, context: &Context) -> bool {
-        self.fusion.norm_gradient_on_load
-            && (self.bias.is_none() || self.zero_bias_gradient)
-            && self.loads(context, Pass::WeightGradient)
-            && (!self.needs_gradient || self.loads(context, Pass::DataGradient))
-    }
-
     /// Launches the gradients of weights, bias and inputs. `sole`: nobody else reads the first input.
-    fn run(self, context: &Context, gradient: OutputGradient, sole: bool) -> Result<Vec<Option<Gradient>>> {
-        let dy = gradient.operand();
+    fn run(self, context: &Context, dy: Tensor, sole: bool) -> Result<Vec<Option<Gradient>>> {
+        let dy = dy.buffer();
         {
             // Values computed again live no longer than the weight gradient takes.
-            let loads = self.fusion.normalise_on_load && self.loads(context, Pass::WeightGradient);
-            let x = self.x.0.read(context, loads)?;
-            let second = self.second.as_ref().map(|(kept, _)| kept.read(context, loads)).transpose()?;
-            let second = second.as_ref().map(Read::operand);
-            fused::backward_weight(context, &self.problem, x.operand(), second, dy, self.weight.gradient())?;
+            let x = self.x.0.tensor(context)?;
+            let second = self.second.as_ref().map(|(kept, _)| kept.tensor(context)).transpose()?;
+            let second = second.as_ref().map(Tensor::buffer);
+            conv3d::backward_weight(context, &self.problem, x.buffer(), second, dy, self.weight.gradient())?;
         }
         match &self.bias {
             Some(bias) if self.zero_bias_gradient => elementwise::fill(context, bias.gradient(), 0.0)?,
             Some(bias) => {
                 let Shape { channels, .. } = self.out_shape;
-                reduce::channel_sum(context, self.out_shape.voxels(), channels, dy.buffer(), bias.gradient())?;
+                reduce::channel_sum(context, self.out_shape.voxels(), channels, dy, bias.gradient())?;
             }
             None => {}
         }
@@ -211,7 +161,15 @@ impl ConvolutionBackward {
         let second_dx = second_shape.map(|shape| Tensor::empty(context, shape, self.dtype)).transpose()?;
         let second_buffer = second_dx.as_ref().map(Tensor::buffer);
         let w = self.weight.value();
-        let parts = fused::backward_data(context, &self.problem, w, dy, dx.buffer(), second_buffer, before)?;
+        let parts = match before {
+            Some(before) => {
+                conv3d::backward_data_with_sums(context, &self.problem, w, dy, dx.buffer(), second_buffer, before)?
+            }
+            None => {
+                conv3d::backward_data(context, &self.problem, w, dy, dx.buffer(), second_buffer)?;
+                None
+            }
+        };
         Ok(vec![Some(Gradient { tensor: dx, parts }), second_dx.map(Gradient::from)])
     }
 }
@@ -233,16 +191,15 @@ pub fn conv_transpose3d(
     let problem = conv_transpose3d::Problem::new(batch, dims, channels, channels_out, stride)?;
     let out_shape = Shape { batch, dims: problem.out_dims(), channels: channels_out };
     let output = Tensor::empty(&context, out_shape, x.dtype())?;
-    let (value, bias_value) = (x.value(&context)?, bias.map(Parameter::value));
-    conv_transpose3d::forward(&context, &problem, value.buffer(), weight.value(), bias_value, output.buffer())?;
-    drop(value);
+    let bias_value = bias.map(Parameter::value);
+    conv_transpose3d::forward(&context, &problem, x.value().buffer(), weight.value(), bias_value, output.buffer())?;
 
     let inputs = [x];
-    let (x, x_shape) = (x.keep(), x.shape());
+    let (x, x_shape) = (x.known().keep(), x.shape());
     let (weight, bias) = (weight.clone(), bias.cloned());
     Ok(tape.record(output, &inputs, move |gradient| {
         let dy = gradient.buffer();
-        let value = x.stored(&context)?;
+        let value = x.tensor(&context)?;
         conv_transpose3d::backward_weight(&context, &problem, value.buffer(), dy, weight.gradient())?;
         drop(value);
         drop(x);
@@ -264,12 +221,18 @@ const LEAKY_RELU_SLOPE: f32 = 0.01;
 /// If shapes do not fit or the device is out of memory.
 pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bias: &Parameter) -> Result<Var> {
     let context = tape.context().clone();
-    let normalised = normalise(tape, x.value(&context)?, None, (weight, bias))?;
-    let kept = normalised.clone();
-    tape.record_normalised(&normalised, &[x], move |gradient, _| {
-        let dx = norm_gradient(&context, &kept, gradient)?;
+    let normalised = normalise(tape, x.value().clone(), None, (weight, bias))?;
+    let output = activated(tape, &normalised)?;
+    Ok(tape.record_value(output, &[x], move |gradient, _| {
+        let dx = norm_gradient(&context, &normalised, gradient)?;
         Ok(vec![Some(dx.into())])
-    })
+    }))
+}
+
+/// Launches norm and activation.
+fn activated(tape: &Tape, normalised: &Arc<Normalised>) -> Result<Value> {
+    let output = normalised.activate(tape.context())?;
+    Ok(Value::normalised(output, normalised.clone(), tape.fusion().recompute_activations))
 }
 
 /// Launches the statistics of `raw`, of its moments where they were taken.
@@ -290,8 +253,7 @@ fn normalise(
     };
     let (weight, bias) = (weight.clone(), bias.clone());
     let mut normalised = Normalised { problem, raw, statistics, weight, bias, coefficients: None };
-    let Fusion { normalise_on_load, norm_sums_by_convolution, .. } = tape.fusion();
-    if normalise_on_load || norm_sums_by_convolution {
+    if tape.fusion().norm_sums_by_convolution {
         let coefficients = instance_norm::coefficients(context, &problem, moments, &normalised.norm())?;
         normalised.coefficients = Some(coefficients);
     } else {
@@ -300,27 +262,16 @@ fn normalise(
     Ok(Arc::new(normalised))
 }
 
-/// What the gradients of a norm begin with, unless it has come with the gradient.
-fn gradient_parts(
-    context: &Context,
-    normalised: &Normalised,
-    dy: &Tensor,
-    parts: Option<GradientParts>,
-) -> Result<GradientParts> {
-    let Normalised { problem, raw, .. } = normalised;
-    match parts {
-        Some(parts) => Ok(parts),
-        None => Ok(instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?),
-    }
-}
-
 /// The gradient of a norm's input, and those of its parameters.
 fn norm_gradient(context: &Context, normalised: &Normalised, gradient: Gradient) -> Result<Tensor> {
     let Normalised { problem, raw, .. } = normalised;
     let (norm, dy) = (normalised.norm(), &gradient.tensor);
     let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
-    let parts = gradient_parts(context, normalised, dy, gradient.parts)?;
-    instance_norm::backward_sums_of_parts(context, problem, parts, &norm, &sums, &normalised.gradient())?;
+    let parts = match gradient.parts {
+        Some(parts) => parts,
+        None => instance_norm::gradient_parts(context, problem, raw.buffer(), &norm, dy.buffer())?,
+    };
+    instance_norm::backward_sums_of_parts(context, problem, parts, &sums, &normalised.gradient())?;
     let dx = Tensor::empty(context, raw.shape(), dy.buffer().dtype())?;
     instance_norm::backward_apply(context, problem, raw.buffer(), &norm, dy.buffer(), &sums, dx.buffer())?;
     Ok(dx)

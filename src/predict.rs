@@ -118,7 +118,7 @@ fn slices(
             let x = Var::data(Tensor::upload(context, shape, &mirrored)?.cast(context, settings.dtype)?);
             let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
             for output in &outputs {
-                let mut logits = output.value(context)?.download(context)?;
+                let mut logits = output.value().download(context)?;
                 flip(&mut logits, patch, heads, axes);
                 sum.iter_mut().zip(&logits).for_each(|(s, l)| *s += l / subsets.len() as f32);
             }

@@ -1,13 +1,13 @@
-//! Choosing by measurement: which algorithm is the fastest for each convolution of a network on this device. What was
+//! Choosing by measurement: which route is the fastest for each convolution of a network on this device. What was
 //! measured is kept in a small file for later runs.
 //!
-//! Algorithms round differently, so results of a tuned run repeat bit for bit with the same file only. Untuned runs follow
+//! Routes round differently, so results of a tuned run repeat bit for bit with the same file only. Untuned runs follow
 //! a fixed rule.
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::io::write_atomically;
-use crate::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem, applicable};
+use crate::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use crate::kernels::{Buffer, Context, Dtype, elementwise};
 use crate::loss::deep_supervision_weights;
 use crate::nn::{Network, UNetShape};
@@ -18,15 +18,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Each algorithm is timed this often, and the shortest time counts.
+/// Each route is timed this often, and the shortest time counts.
 const RUNS: usize = 5;
 /// Measurements of another version are not used: its kernels may be others.
 const MADE_BY: &str = concat!("voxgrad ", env!("CARGO_PKG_VERSION"));
 
 const PASSES: [(Pass, &str); 3] =
     [(Pass::Forward, "forward"), (Pass::DataGradient, "data gradient"), (Pass::WeightGradient, "weight gradient")];
-const ALGORITHMS: [(Algorithm, &str); 3] =
-    [(Algorithm::Direct, "direct"), (Algorithm::Winograd, "winograd"), (Algorithm::TensorCores, "tensor cores")];
+const ROUTES: [(Route, &str); 4] = [
+    (Route::Direct, "direct"),
+    (Route::Tiled, "tiled"),
+    (Route::Winograd, "winograd"),
+    (Route::TensorCores, "tensor cores"),
+];
 const DTYPES: [(Dtype, &str); 3] = [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")];
 
 /// What was measured on one device.
@@ -104,8 +108,8 @@ impl Table {
         write_atomically(path, text.as_bytes())
     }
 
-    /// Measures what is missing of `problems` with tensors of `dtype`, where there is more than one algorithm. `observe` is
-    /// told the shape, the pass, and the algorithms with their milliseconds. Returns how many were measured.
+    /// Measures what is missing of `problems` with tensors of `dtype`, where there is more than one route. `observe` is
+    /// told the shape, the pass, and the routes with their milliseconds. Returns how many were measured.
     ///
     /// # Errors
     /// If the device fails.
@@ -116,15 +120,16 @@ impl Table {
         dtype: Dtype,
         mut observe: impl FnMut(&Problem, &str, &BTreeMap<String, f64>),
     ) -> Result<usize> {
-        let known = self.choices();
+        let known = self.policy();
         let mut count = 0;
         for problem in problems {
             for (pass, name) in PASSES {
-                let algorithms = applicable(problem, pass, dtype, context.caps());
-                if algorithms.len() < 2 || known.get(problem, pass, dtype).is_some() {
+                let routes = Route::applicable(problem, pass, dtype, context.caps());
+                let is_known = known.choice(problem, pass, dtype).is_some_and(|route| routes.contains(&route));
+                if routes.len() < 2 || is_known {
                     continue;
                 }
-                let milliseconds = measure(context, problem, pass, dtype, &algorithms)?;
+                let milliseconds = measure(context, problem, pass, dtype, &routes)?;
                 observe(problem, name, &milliseconds);
                 self.measured.push(Entry {
                     batch: problem.batch(),
@@ -142,15 +147,15 @@ impl Table {
         Ok(count)
     }
 
-    /// The fastest algorithms, for [`Context::with_choices`].
-    pub fn choices(&self) -> Choices {
-        let mut choices = Choices::default();
+    /// The policy that chooses the fastest routes.
+    pub fn policy(&self) -> Policy {
+        let mut policy = Policy::default();
         for entry in &self.measured {
-            if let (Some((problem, pass, dtype)), Some(algorithm)) = (entry.key(), entry.fastest()) {
-                choices.insert(problem, pass, dtype, algorithm);
+            if let (Some((problem, pass, dtype)), Some(route)) = (entry.key(), entry.fastest()) {
+                policy.choose(problem, pass, dtype, route);
             }
         }
-        choices
+        policy
     }
 }
 
@@ -162,9 +167,9 @@ impl Entry {
         Some((problem, named(&PASSES, &self.pass)?, named(&DTYPES, &self.dtype)?))
     }
 
-    fn fastest(&self) -> Option<Algorithm> {
+    fn fastest(&self) -> Option<Route> {
         let (name, _) = self.milliseconds.iter().min_by(|a, b| a.1.total_cmp(b.1))?;
-        named(&ALGORITHMS, name)
+        named(&ROUTES, name)
     }
 }
 
@@ -176,13 +181,13 @@ fn named<T: Copy>(names: &[(T, &str)], name: &str) -> Option<T> {
     names.iter().find(|(_, n)| *n == name).map(|(value, _)| *value)
 }
 
-/// Milliseconds of each algorithm: the shortest of a few runs, compilation not counted.
+/// Milliseconds of each route: the shortest of a few runs, compilation not counted.
 fn measure(
     context: &Context,
     problem: &Problem,
     pass: Pass,
     dtype: Dtype,
-    algorithms: &[Algorithm],
+    routes: &[Route],
 ) -> Result<BTreeMap<String, f64>> {
     let filled = |len: usize, dtype: Dtype| -> Result<Buffer> {
         let ones = context.empty(len, Dtype::F32)?;
@@ -200,10 +205,10 @@ fn measure(
     let w = filled(problem.weight_len(), Dtype::F32)?;
     let y = filled(problem.output_len(), dtype)?;
     let mut milliseconds = BTreeMap::new();
-    for &algorithm in algorithms {
-        let mut only = Choices::default();
-        only.insert(problem.clone(), pass, dtype, algorithm);
-        let context = &context.clone().with_exact(false).with_choices(only);
+    for &route in routes {
+        let mut only = Policy::default();
+        only.choose(problem.clone(), pass, dtype, route);
+        let context = &only.on(context);
         let run = || -> Result<f64> {
             let start = Instant::now();
             let written = match pass {
@@ -228,7 +233,7 @@ fn measure(
         for _ in 0..RUNS {
             shortest = shortest.min(run()?);
         }
-        milliseconds.insert(name_of(&ALGORITHMS, algorithm).into(), shortest);
+        milliseconds.insert(name_of(&ROUTES, route).into(), shortest);
     }
     Ok(milliseconds)
 }

@@ -41,6 +41,15 @@ fn leftovers_of_the_dead_are_removed() {
     assert_eq!(remove_leftovers(&dir.path().join("missing")).unwrap(), 0);
 }
 
+/// Whatever command writes there next, its first file takes the leftovers along.
+#[test]
+fn the_first_write_to_a_folder_removes_leftovers() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join(".voxgrad-1-0.partial")).unwrap();
+    write_atomically(&dir.path().join("plans.json"), b"{}").unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
 /// While one thread looks for leftovers, others write: no file may get lost.
 #[test]
 fn what_is_being_written_is_no_leftover() {

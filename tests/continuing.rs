@@ -89,7 +89,7 @@ fn what_is_not_typed_comes_from_the_checkpoint() {
     let place = Place::new(6);
     place.edit("nnUNetPlans.json", |plans| {
         plans["configurations"]["3d_lowres"] = serde_json::json!({
-            "inherits_from": "3d_fullres", "spacing": [2.0, 1.0, 1.0], "data_identifier": "nnUNetPlans_3d_lowres"
+            "inherits_from": "3d_fullres", "spacing": [1.0, 1.0, 2.0], "data_identifier": "nnUNetPlans_3d_lowres"
         });
     });
     let cases: Vec<String> = (0..6).map(|case| format!("case_{case:03}")).collect();
@@ -223,7 +223,9 @@ fn labels_that_the_dataset_lists_elsewhere() {
 #[cfg(unix)]
 fn stopped(mut command: Command, line: &str, signal: &str) -> Option<i32> {
     use std::io::BufRead;
-    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // On a terminal the progress bar would take the lines.
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
     let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
     let mut lines = lines.map(|line| line.unwrap());
     assert!(lines.any(|found| found.starts_with(line)), "no `{line}`");

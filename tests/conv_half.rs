@@ -3,6 +3,7 @@
 
 use crate::common::{assert_no_device_panic, device, is_slow, uniform};
 use crate::conv3d::Case;
+use voxgrad::kernels::conv3d::{Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Buffer, Context, Dtype, conv_transpose3d, conv3d, elementwise};
 
 /// The types that the device under test stores.
@@ -143,12 +144,14 @@ fn tensor_cores_are_used_where_they_are() {
     let (context, _guard) = device();
     let caps = context.caps();
     let problem = |ci, co| conv3d::Problem::new(1, [4; 3], ci, co, [3; 3], [1; 3]).unwrap();
+    let rule = Policy::default();
+    let route = |problem: &Problem, dtype| Route::choose(problem, Pass::Forward, dtype, caps, &rule);
     for dtype in [Dtype::F16, Dtype::Bf16] {
         let tile = (caps.tensor_cores.iter()).any(|t| t.input == dtype.elem() && t.accumulator == Dtype::F32.elem());
-        assert_eq!(problem(32, 32).uses_tensor_cores(dtype, caps), tile, "{dtype:?}");
-        assert!(!problem(1, 32).uses_tensor_cores(dtype, caps));
+        assert_eq!(route(&problem(32, 32), dtype) == Route::TensorCores, tile, "{dtype:?}");
+        assert_ne!(route(&problem(1, 32), dtype), Route::TensorCores);
     }
-    assert!(!problem(32, 32).uses_tensor_cores(Dtype::F32, caps));
+    assert_ne!(route(&problem(32, 32), Dtype::F32), Route::TensorCores);
 }
 
 fn check_transposed(batch: usize, dims: [usize; 3], ci: usize, co: usize, stride: [usize; 3]) {

@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use voxgrad::dataset::fingerprint::Fingerprint;
 use voxgrad::dataset::{Dataset, DatasetJson, LabelManager, splits, verify};
+use voxgrad::plan::fingerprint::Fingerprint;
 use voxgrad::{Compat, Error};
 
 fn put_f32(bytes: &mut [u8], at: usize, values: &[f32]) {

@@ -6,7 +6,7 @@ use voxgrad::Error;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::infer::SlidingWindow;
 use voxgrad::infer::memory::planned_host;
-use voxgrad::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem};
+use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Caps, Context, Dtype};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{Network, Stage, UNetShape, planned_prediction, pytorch_kept_bytes};
@@ -102,7 +102,7 @@ fn every_type_and_algorithm_takes_what_is_planned() {
                     println!("skipped: no f16 on this device");
                     continue;
                 }
-                let context = &context.clone().with_exact(exact);
+                let context = &Policy::default().with_exact(exact).on(context);
                 for fusion in [RECOMPUTE, Fusion::ALL] {
                     let (_, peak, _) = step_in(context, &shape, *dims, dtype, fusion);
                     let plan = planned_memory(context, &shape, BATCH, *dims, dtype, fusion);
@@ -130,18 +130,18 @@ fn one_convolution_takes_the_scratch_that_a_dry_one_counts() {
         if second_channels > 0 {
             problem = problem.with_second_input(second_channels).unwrap();
         }
-        for (pass, dtype, algorithm) in
+        for (pass, dtype, route) in
             [Pass::Forward, Pass::DataGradient, Pass::WeightGradient].into_iter().flat_map(|pass| {
-                [(Dtype::F32, Algorithm::Direct), (Dtype::F32, Algorithm::Winograd), (Dtype::F16, Algorithm::Direct)]
+                [(Dtype::F32, Route::Direct), (Dtype::F32, Route::Winograd), (Dtype::F16, Route::Direct)]
                     .map(|(d, a)| (pass, d, a))
             })
         {
             if dtype == Dtype::F16 && !context.caps().f16 {
                 continue;
             }
-            let mut choices = Choices::default();
-            choices.insert(problem.clone(), pass, dtype, algorithm);
-            let context = &context.clone().with_choices(choices);
+            let mut policy = Policy::default();
+            policy.choose(problem.clone(), pass, dtype, route);
+            let context = &policy.on(context);
             let scratch = |context: &Context| {
                 let buffer = |len| context.empty(len, dtype).unwrap();
                 let second = (second_channels > 0).then(|| buffer(problem.second_len()));
@@ -159,7 +159,7 @@ fn one_convolution_takes_the_scratch_that_a_dry_one_counts() {
                 (context.peak_bytes() - before, context.launches() - launches)
             };
             let counted = scratch(&context.dry());
-            assert_eq!(scratch(context), counted, "{channels:?} {pass:?} {algorithm:?} {dtype:?}");
+            assert_eq!(scratch(context), counted, "{channels:?} {pass:?} {route:?} {dtype:?}");
         }
     }
 }
@@ -181,7 +181,7 @@ fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
         let x = Var::data(image_tensor.cast(context, dtype).unwrap());
         drop(image_tensor);
         let outputs = network.forward(&mut Tape::inference(context), &x, 1).unwrap();
-        outputs[0].value(context).unwrap().download(context).unwrap();
+        outputs[0].value().download(context).unwrap();
         let plan = planned_prediction(context, &shape, patch, dtype, 1 << 20).unwrap();
         check_plan(&format!("prediction in {dtype:?}"), context.peak_bytes() - held_before, plan.device);
         plan.check(context.caps(), None).unwrap();

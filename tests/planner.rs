@@ -2,11 +2,11 @@
 
 use approx::assert_relative_eq;
 use serde_json::Value;
-use voxgrad::dataset::fingerprint::Fingerprint;
-use voxgrad::dataset::planner::{Planner, PlannerKind};
 use voxgrad::dataset::plans::{Configuration, Plans};
-use voxgrad::dataset::topology::{Encoder, Topology};
 use voxgrad::dataset::{Dataset, DatasetJson};
+use voxgrad::plan::fingerprint::Fingerprint;
+use voxgrad::plan::planner::{Planner, PlannerKind};
+use voxgrad::plan::topology::{Encoder, Topology};
 use voxgrad::{Compat, Error};
 
 use crate::common::data;

@@ -169,8 +169,11 @@ fn cases_in_no_fold_are_named_when_planning() {
 fn a_class_that_resampling_removes_is_named() {
     let place = Place::with_spheres(NAME, 2);
     let raw = place.path("raw").join(NAME);
+    let half = Array3::from_shape_fn((16, 16, 16), |p| u8::from(p.0 < 8));
     let one = Array3::from_shape_fn((16, 16, 16), |p| u8::from(p == (5, 5, 5)));
-    io::write_labels(&phantom::label_path(&raw, 1), one.view(), &Geometry::new([1.0; 3])).unwrap();
+    for (case, labels) in [half, one].iter().enumerate() {
+        io::write_labels(&phantom::label_path(&raw, case), labels.view(), &Geometry::new([1.0; 3])).unwrap();
+    }
     let plans = prepared(&place).join("nnUNetPlans.json");
     let mut coarse = json(&plans);
     coarse["configurations"]["3d_fullres"]["spacing"] = serde_json::json!([2.0, 2.0, 2.0]);

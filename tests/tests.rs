@@ -104,6 +104,9 @@ mod atomic;
 /// Metrics and `summary.json`, byte for byte against nnU-Net's.
 mod eval;
 
+/// Distances between surfaces, lesions, volumes.
+mod measures;
+
 /// Training, interruption, continuation.
 mod train;
 
@@ -164,3 +167,6 @@ mod tune;
 /// Fused operations against unfused ones.
 mod fused_norm;
 mod fusion;
+
+/// Which room may import from which.
+mod imports;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use voxgrad::augment::Recipe;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
+use voxgrad::kernels::conv3d::Policy;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
@@ -176,7 +177,7 @@ fn exact_training_is_training_without_winograd() {
         weights(context, &trainer)
     };
     let exact = train(context, true);
-    assert_eq!(exact, train(&context.clone().with_exact(true), false));
+    assert_eq!(exact, train(&Policy::default().with_exact(true).on(context), false));
     assert_ne!(exact, train(context, false));
 }
 

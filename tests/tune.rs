@@ -1,8 +1,8 @@
-//! Algorithms chosen by shape: a choice is obeyed, an impossible one is not, and what was measured survives in its file.
+//! Routes chosen by shape: a choice is obeyed, an impossible one is not, and what was measured survives in its file.
 
 use crate::common::{assert_no_device_panic, device, read, uniform};
 use voxgrad::Error;
-use voxgrad::kernels::conv3d::{self, Algorithm, Choices, Pass, Problem, algorithm, applicable};
+use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::{Stage, UNetShape};
 use voxgrad::tune::{Table, convolutions};
@@ -19,34 +19,35 @@ fn results(context: &Context, problem: &Problem) -> [Vec<f32>; 3] {
     [y, dx, dw].map(|buffer| read(context, &buffer))
 }
 
-fn with(context: &Context, problem: &Problem, algorithm: Algorithm) -> Context {
-    let mut choices = Choices::default();
+fn with(context: &Context, problem: &Problem, route: Route) -> Context {
+    let mut policy = Policy::of(context).clone();
     for pass in [Pass::Forward, Pass::DataGradient, Pass::WeightGradient] {
-        choices.insert(problem.clone(), pass, Dtype::F32, algorithm);
+        policy.choose(problem.clone(), pass, Dtype::F32, route);
     }
-    context.clone().with_choices(choices)
+    policy.on(context)
 }
 
 #[test]
 fn choices_are_obeyed_where_they_are_possible() {
     let (context, _guard) = device();
-    let exact = context.clone().with_exact(true);
+    let exact = Policy::default().with_exact(true).on(context);
     // The rule takes Winograd's algorithm for 32 channels on a CPU, and the direct one for 16.
     for channels in [16, 32] {
         let problem = Problem::new(1, [6, 7, 8], channels, channels, [3; 3], [1; 3]).unwrap();
         let direct = results(&exact, &problem);
-        assert_eq!(results(&with(context, &problem, Algorithm::Direct), &problem), direct);
-        let winograd = results(&with(context, &problem, Algorithm::Winograd), &problem);
-        let possible = applicable(&problem, Pass::Forward, Dtype::F32, context.caps());
-        assert_eq!(possible.contains(&Algorithm::Winograd), context.caps().cores.is_some());
+        let by_definition = Route::choose(&problem, Pass::Forward, Dtype::F32, context.caps(), Policy::of(&exact));
+        assert_eq!(results(&with(context, &problem, by_definition), &problem), direct);
+        let winograd = results(&with(context, &problem, Route::Winograd), &problem);
+        let possible = Route::applicable(&problem, Pass::Forward, Dtype::F32, context.caps());
+        assert_eq!(possible.contains(&Route::Winograd), context.caps().cores.is_some());
         for (direct, winograd) in direct.iter().zip(&winograd) {
-            assert_eq!(direct != winograd, possible.contains(&Algorithm::Winograd), "{channels} channels");
+            assert_eq!(direct != winograd, possible.contains(&Route::Winograd), "{channels} channels");
         }
         // An exact context is exact whatever was chosen.
-        assert_eq!(results(&with(&exact, &problem, Algorithm::Winograd), &problem), direct);
+        assert_eq!(results(&with(&exact, &problem, Route::Winograd), &problem), direct);
         // Choices for other shapes say nothing about this one.
         let other = Problem::new(2, [6, 7, 8], channels, channels, [3; 3], [1; 3]).unwrap();
-        assert_eq!(results(&with(context, &other, Algorithm::Direct), &problem), results(context, &problem));
+        assert_eq!(results(&with(context, &other, Route::Direct), &problem), results(context, &problem));
     }
     assert_no_device_panic();
 }
@@ -55,17 +56,19 @@ fn choices_are_obeyed_where_they_are_possible() {
 fn impossible_choices_follow_the_rule() {
     let (context, _guard) = device();
     let strided = Problem::new(1, [6, 8, 8], 32, 32, [3; 3], [2; 3]).unwrap();
-    assert_eq!(applicable(&strided, Pass::Forward, Dtype::F32, context.caps()), [Algorithm::Direct]);
+    let applicable = |problem, pass, dtype| Route::applicable(problem, pass, dtype, context.caps());
+    let possible = applicable(&strided, Pass::Forward, Dtype::F32);
+    assert!(matches!(possible[..], [Route::Direct | Route::Tiled]), "{possible:?}");
     let ruled = results(context, &strided);
-    for algorithm in [Algorithm::Winograd, Algorithm::TensorCores] {
-        assert_eq!(results(&with(context, &strided, algorithm), &strided), ruled, "{algorithm:?}");
+    for route in [Route::Winograd, Route::TensorCores] {
+        assert_eq!(results(&with(context, &strided, route), &strided), ruled, "{route:?}");
     }
     // The rule's own choice is always possible.
     for (channels, dtype) in [(32, Dtype::F32), (16, Dtype::F16), (4, Dtype::F16)] {
         let problem = Problem::new(1, [8; 3], channels, 32, [3; 3], [1; 3]).unwrap();
         for pass in [Pass::Forward, Pass::DataGradient, Pass::WeightGradient] {
-            let caps = context.caps();
-            assert!(applicable(&problem, pass, dtype, caps).contains(&algorithm(&problem, pass, dtype, caps)));
+            let ruled = Route::choose(&problem, pass, dtype, context.caps(), &Policy::default());
+            assert!(applicable(&problem, pass, dtype).contains(&ruled));
         }
     }
     assert_no_device_panic();
@@ -101,7 +104,7 @@ fn measurements_survive_in_their_file_and_foreign_files_are_refused() {
     });
     // Winograd's algorithm is for CPUs, stride 1, and channels that are multiples of 8.
     let expected = if context.caps().cores.is_some() { 9 } else { 0 };
-    assert_eq!((measured.unwrap(), seen, table.choices().len()), (expected, expected, expected));
+    assert_eq!((measured.unwrap(), seen, table.policy().choices()), (expected, expected, expected));
     assert_eq!(table.complete(context, &problems, Dtype::F32, |_, _, _| ()).unwrap(), 0, "measured twice");
     table.write(&path).unwrap();
     assert_eq!(Table::read(&path, "cpu, test").unwrap(), table);

@@ -2,7 +2,7 @@
 //! former may be no more than four times the latter's.
 
 use crate::common::{device, is_slow, read, uniform};
-use voxgrad::kernels::conv3d::{self, Algorithm, Pass, Problem, algorithm};
+use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Buffer, Caps, Context, Dtype};
 
 struct Case {
@@ -102,9 +102,27 @@ fn error(actual: &[f32], expected: &[f64]) -> f64 {
     (square / norm.max(1e-30)).sqrt()
 }
 
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::DataGradient, Pass::WeightGradient];
+
+/// The context on which all passes of the problem go by Winograd's route, also those for which the rule prefers another; `None`,
+/// and says why, where the device or the shape has none.
+fn by_winograd(context: &Context, name: &str, problem: &Problem) -> Option<Context> {
+    let mut policy = Policy::default();
+    for pass in PASSES {
+        if !Route::applicable(problem, pass, Dtype::F32, context.caps()).contains(&Route::Winograd) {
+            eprintln!("skipped: {name}: Winograd's kernels are for CPUs, and for channels that are multiples of 8");
+            return None;
+        }
+        policy.choose(problem.clone(), pass, Dtype::F32, Route::Winograd);
+    }
+    Some(policy.on(context))
+}
+
 fn check(case: &Case) {
     let (context, _guard) = device();
     let problem = case.problem();
+    let name = format!("batch {} {:?} channels {:?} {:?}", case.batch, case.dims, case.channels, case.kernel);
+    let Some(chosen) = by_winograd(context, &name, &problem) else { return };
     let (ca, cb, co) = case.channels;
     let ci = ca + cb;
     let (xa, xb) = (uniform(1, problem.input_len()), uniform(2, problem.second_len()));
@@ -146,19 +164,19 @@ fn check(case: &Case) {
 
     let up = |v: &[f32]| context.upload_f32(v).unwrap();
     let inputs = Inputs { x: up(&xa), second: (cb > 0).then(|| up(&xb)), w: up(&w), bias: up(&bias), dy: up(&dy) };
-    let winograd = run(context, &problem, &inputs);
-    let direct = run(&context.clone().with_exact(true), &problem, &inputs);
-    for (what, pass, winograd, direct, expected) in [
-        ("y", Pass::Forward, &winograd.y, &direct.y, &with_bias),
-        ("y without bias", Pass::Forward, &winograd.y_without_bias, &direct.y_without_bias, &y_ref),
-        ("dx", Pass::DataGradient, &winograd.dx, &direct.dx, &of_input(0, ca)),
-        ("second dx", Pass::DataGradient, &winograd.second_dx, &direct.second_dx, &of_input(ca, ci)),
-        ("dw", Pass::WeightGradient, &winograd.dw, &direct.dw, &dw_ref),
+    let winograd = run(&chosen, &problem, &inputs);
+    let direct = run(&Policy::default().with_exact(true).on(context), &problem, &inputs);
+    for (what, winograd, direct, expected) in [
+        ("y", &winograd.y, &direct.y, &with_bias),
+        ("y without bias", &winograd.y_without_bias, &direct.y_without_bias, &y_ref),
+        ("dx", &winograd.dx, &direct.dx, &of_input(0, ca)),
+        ("second dx", &winograd.second_dx, &direct.second_dx, &of_input(ca, ci)),
+        ("dw", &winograd.dw, &direct.dw, &dw_ref),
     ] {
-        let chosen = algorithm(&problem, pass, Dtype::F32, context.caps());
+        // The other algorithm rounds otherwise: equal bits of more than a few sums are the same one twice.
+        assert!(expected.len() < 256 || winograd != direct, "{name}: {what}: the same algorithm twice");
         let (winograd, direct) = (error(winograd, expected), error(direct, expected));
-        let name = format!("batch {} {:?} channels {:?} {:?}", case.batch, case.dims, case.channels, case.kernel);
-        println!("{name}: {what} {chosen:?} {winograd:.2e}, direct {direct:.2e}");
+        println!("{name}: {what} {winograd:.2e}, direct {direct:.2e}");
         assert!(winograd <= 4.0 * direct + 1e-12, "{name}: {what}: {winograd:.3e} where direct has {direct:.3e}");
         assert!(direct < 2e-6, "{name}: {what}: direct {direct:.3e}");
     }
@@ -175,14 +193,14 @@ fn ragged_sizes() {
 
 #[test]
 fn every_kind_of_channel_count() {
-    for (ci, co) in [(8, 8), (8, 16), (24, 8), (16, 48), (32, 24), (40, 80), (12, 16), (16, 3), (1, 32), (64, 32)] {
+    for (ci, co) in [(8, 8), (8, 16), (24, 8), (16, 48), (32, 24), (40, 80), (64, 32)] {
         check(&Case { batch: 1, dims: [3, 4, 5], channels: (ci, 0, co), kernel: [3, 3, 3] });
     }
 }
 
 #[test]
 fn two_inputs_are_read_as_their_concatenation() {
-    for channels in [(8, 8, 8), (16, 16, 16), (16, 8, 32), (32, 32, 32), (3, 5, 16)] {
+    for channels in [(8, 8, 8), (16, 16, 16), (16, 8, 32), (32, 32, 32)] {
         for kernel in [[3, 3, 3], [1, 3, 3]] {
             check(&Case { batch: 2, dims: [3, 4, 7], channels, kernel });
         }
@@ -206,6 +224,7 @@ fn results_repeat_bit_for_bit() {
     let (context, _guard) = device();
     let case = Case { batch: 2, dims: [6, 7, 9], channels: (16, 16, 32), kernel: [3, 3, 3] };
     let problem = case.problem();
+    let Some(context) = &by_winograd(context, "repetition", &problem) else { return };
     let up = |seed, len| context.upload_f32(&uniform(seed, len)).unwrap();
     let inputs = Inputs {
         x: up(1, problem.input_len()),
@@ -222,25 +241,25 @@ fn results_repeat_bit_for_bit() {
 }
 
 #[test]
-fn the_algorithm_is_chosen_by_shape_type_and_device() {
+fn the_route_is_chosen_by_shape_type_and_device() {
     let (context, _guard) = device();
     let cpu = Caps { cores: Some(2), lanes: 16, registers: 32, tensor_cores: vec![], ..context.caps().clone() };
-    let gpu = Caps { cores: None, ..cpu.clone() };
-    let of = |problem: &Problem, dtype, caps: &Caps| algorithm(problem, Pass::Forward, dtype, caps);
+    let rule = Policy::default();
+    let gpu = Caps { cores: None, lanes: 4, max_units: 1024, shared_memory: 0, ..cpu.clone() };
+    let sharing = Caps { shared_memory: 48 << 10, ..gpu.clone() };
+    let of = |problem: &Problem, dtype, caps: &Caps| Route::choose(problem, Pass::Forward, dtype, caps, &rule);
     let problem = Problem::new(1, [16; 3], 32, 32, [3; 3], [1; 3]).unwrap();
-    assert_eq!(of(&problem, Dtype::F32, &cpu), Algorithm::Winograd);
-    assert_eq!(of(&problem, Dtype::F16, &cpu), Algorithm::Direct);
-    assert_eq!(of(&problem, Dtype::F32, &gpu), Algorithm::Direct);
+    assert_eq!(of(&problem, Dtype::F32, &cpu), Route::Winograd);
+    assert_eq!(of(&problem, Dtype::F16, &cpu), Route::Direct);
+    assert_eq!(of(&problem, Dtype::F32, &gpu), Route::Direct);
+    assert_eq!(of(&problem, Dtype::F32, &sharing), Route::Tiled);
     for (channels, kernel, stride) in
         [(32, [3; 3], [2; 3]), (32, [1; 3], [1; 3]), (32, [3, 3, 1], [1; 3]), (4, [3; 3], [1; 3])]
     {
         let problem = Problem::new(1, [16; 3], channels, 32, kernel, stride).unwrap();
-        assert_eq!(of(&problem, Dtype::F32, &cpu), Algorithm::Direct, "{channels} {kernel:?} {stride:?}");
+        assert_eq!(of(&problem, Dtype::F32, &cpu), Route::Direct, "{channels} {kernel:?} {stride:?}");
     } // The lowest stages: gradients are directly computed, the forward pass is not.
     let lowest = Problem::new(1, [5, 7, 5], 256, 256, [3; 3], [1; 3]).unwrap();
-    let of_pass = |pass| algorithm(&lowest, pass, Dtype::F32, &cpu);
-    assert_eq!(
-        [Pass::Forward, Pass::DataGradient, Pass::WeightGradient].map(of_pass),
-        [Algorithm::Winograd, Algorithm::Direct, Algorithm::Direct]
-    );
+    let of_pass = |pass| Route::choose(&lowest, pass, Dtype::F32, &cpu, &rule);
+    assert_eq!(PASSES.map(of_pass), [Route::Winograd, Route::Direct, Route::Direct]);
 }

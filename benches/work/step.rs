@@ -1,6 +1,6 @@
 //! Whole training steps of nnU-Net's PlainConvUNet: forward, deep-supervision loss, backward, clipping, SGD. The kernels that a
 //! step launches are counted and printed. `VOXGRAD_FUSION` lists what is fused, of
-//! `recompute`, `moments`, `bias`, `normalise`, `gradient` and `sums` (see `Fusion`); unset, that is the default.
+//! `recompute`, `moments`, `bias` and `sums` (see `Fusion`); unset, that is the default.
 
 use super::{Amount, Item, Kind, Place, pattern, sparse_labels, suffix};
 use std::path::Path;
@@ -106,8 +106,6 @@ fn fusion() -> Fusion {
         recompute_activations: has("recompute"),
         moments_by_convolution: has("moments"),
         no_bias_gradient_before_norm: has("bias"),
-        normalise_on_load: has("normalise"),
-        norm_gradient_on_load: has("gradient"),
         norm_sums_by_convolution: has("sums"),
     }
 }

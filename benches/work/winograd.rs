@@ -1,7 +1,7 @@
 //! Winograd's convolution beside the direct one, pass by pass, batch 1. FLOPs are the direct one's in both.
 
 use super::{Amount, Item, upload};
-use voxgrad::kernels::conv3d::{self, Pass, Problem};
+use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem};
 use voxgrad::kernels::{Buffer, Context, Dtype};
 
 struct Shape {
@@ -43,7 +43,7 @@ pub fn items() -> Vec<Item> {
                     id: format!("winograd/{first}+{second}-{out}-k{kd}{kh}{kw}-{d}x{h}x{w}/{name}/{algorithm}"),
                     amount: Amount::Flops(problem.flops()),
                     prepare: Box::new(move |context| {
-                        run(context.clone().with_exact(exact), problem.clone(), pass, second > 0)
+                        run(Policy::default().with_exact(exact).on(context), problem.clone(), pass, second > 0)
                     }),
                 });
             }

@@ -109,4 +109,13 @@ impl Caps {
             None => items.div_ceil(items_per_unit.max(1)).clamp(1, 1 << 20),
         }
     }
+
+    /// The widest vector of f32 that divides a number of channels and that the device loads at once.
+    pub fn widest_vector(&self, channels: usize) -> usize {
+        let mut lanes = self.lanes.next_power_of_two();
+        while !channels.is_multiple_of(lanes) {
+            lanes /= 2;
+        }
+        lanes
+    }
 }

@@ -1,60 +1,17 @@
 //! A device to launch on, and flat buffers on it.
 
-use crate::conv3d::Choices;
 use crate::dry::Dry;
-use crate::{Caps, KernelError};
+use crate::{Caps, Dtype, KernelError};
 use cubecl::bytes::Bytes;
-use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Launches are handed to the device in groups of at most this many. A queue of 32 that runs full makes
 /// the caller spin, which on the CPU runtime takes the cores from the kernels.
 const LAUNCHES_PER_FLUSH: u32 = 24;
-
-/// Element type of a [`Buffer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names are the types")]
-pub enum Dtype {
-    F32,
-    F16,
-    Bf16,
-    U8,
-    U16,
-    U32,
-    I32,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::U8 => 1,
-            Self::F16 | Self::Bf16 | Self::U16 => 2,
-            Self::F32 | Self::U32 | Self::I32 => 4,
-        }
-    }
-
-    /// CubeCL's name of the type, for a kernel's `#[define]`.
-    pub fn elem(self) -> ElemType {
-        match self {
-            Self::F32 => ElemType::Float(FloatKind::F32),
-            Self::F16 => ElemType::Float(FloatKind::F16),
-            Self::Bf16 => ElemType::Float(FloatKind::BF16),
-            Self::U8 => ElemType::UInt(UIntKind::U8),
-            Self::U16 => ElemType::UInt(UIntKind::U16),
-            Self::U32 => ElemType::UInt(UIntKind::U32),
-            Self::I32 => ElemType::Int(IntKind::I32),
-        }
-    }
-
-    /// Whether this is one of the floating-point types.
-    pub fn is_float(self) -> bool {
-        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
-    }
-}
 
 /// A contiguous array in device memory. Clones share the memory.
 #[derive(Clone, Debug)]
@@ -215,8 +172,7 @@ pub struct Context {
     client: Client,
     caps: Arc<Caps>,
     launches: Arc<AtomicU32>,
-    exact: bool,
-    choices: Arc<Choices>,
+    policy: Option<Arc<dyn Any + Send + Sync>>,
     held: Arc<Held>,
     dry: Option<Arc<Dry>>,
 }
@@ -231,15 +187,7 @@ impl Context {
     /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
-        Self {
-            client,
-            caps,
-            launches: Arc::new(AtomicU32::new(0)),
-            exact: false,
-            choices: Arc::default(),
-            held: Arc::default(),
-            dry: None,
-        }
+        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), policy: None, held: Arc::default(), dry: None }
     }
 
     /// The same device as if it had nothing but this.
@@ -251,37 +199,14 @@ impl Context {
         self.dry.as_deref()
     }
 
-    /// The same device with only those algorithms that add up the products of the definition, where `exact` is true. By
-    /// default convolutions may use Winograd's algorithm, which is faster and rounds a little more.
-    pub fn with_exact(mut self, exact: bool) -> Self {
-        self.exact = exact;
-        self
+    /// The same device with what an operation's choices between kernels obey: see [`conv3d::Policy`](crate::conv3d::Policy).
+    pub(crate) fn with_policy(self, policy: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { policy: Some(policy), ..self }
     }
 
-    /// Whether [`Context::with_exact`] was set.
-    pub fn is_exact(&self) -> bool {
-        self.exact
-    }
-
-    /// The same device with algorithms of convolutions chosen by shape; shapes that are not listed follow the fixed rule. An
-    /// exact context obeys no choice.
-    pub fn with_choices(mut self, choices: Choices) -> Self {
-        self.choices = Arc::new(choices);
-        self
-    }
-
-    /// What [`Context::with_choices`] was given.
-    pub fn choices(&self) -> &Choices {
-        &self.choices
-    }
-
-    /// The same device as if it had no tensor cores.
-    pub(crate) fn without_tensor_cores(&self) -> Self {
-        if self.caps.tensor_cores.is_empty() {
-            return self.clone();
-        }
-        let caps = Caps { tensor_cores: Vec::new(), ..self.caps.as_ref().clone() };
-        Self { caps: Arc::new(caps), ..self.clone() }
+    /// What [`Context::with_policy`] was given.
+    pub(crate) fn policy(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.policy.as_deref()
     }
 
     /// CubeCL's client.

@@ -7,13 +7,12 @@
 //! and stride and no padding; the weight gradient is the convolution's with the tensors exchanged. All run on
 //! the kernels of [`conv3d`](crate::conv3d).
 
-use crate::conv3d::gather::{Gather, Method};
-use crate::conv3d::pack::Packing;
-use crate::conv3d::parities;
-use crate::conv3d::weight_gradient::WeightGradient;
-use crate::instance_norm::Operand;
+use crate::conv3d::gather::{Gather, WeightGradient, positions_inside};
+use crate::conv3d::pack::Weights;
+use crate::conv3d::route::{Products, Route};
+use crate::conv3d::{Pass, run};
 use crate::instance_norm::epilogue::Epilogue;
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::{Buffer, Caps, Context, Dtype, KernelError};
 
 const OPERATION: &str = "conv_transpose3d";
 
@@ -79,6 +78,38 @@ impl Problem {
         2 * (self.output_len() * self.channels_in) as u64
     }
 
+    /// The route of a pass: the fastest that adds up the products of the definition.
+    fn route(&self, pass: Pass, dtype: Dtype, caps: &Caps) -> Route {
+        let (gathered, results) = (self.channels_in, self.channels_out);
+        let products = match pass {
+            Pass::Forward => Products::Gather { gathered: [gathered, 0], results },
+            Pass::DataGradient => Products::Gather { gathered: [results, 0], results: gathered },
+            Pass::WeightGradient => Products::Weights { rows: results, columns: gathered },
+        };
+        Route::by_definition(&[products], dtype, caps)
+    }
+
+    /// The stored weights as they are, read from input to output channels or back.
+    fn weights<'a>(&self, stored: &'a Buffer, transposed: bool) -> Weights<'a> {
+        let (gathered, results) = match transposed {
+            true => (self.channels_out, self.channels_in),
+            false => (self.channels_in, self.channels_out),
+        };
+        Weights {
+            stored,
+            kernel: self.stride,
+            rows: self.channels_in,
+            columns: self.channels_out,
+            taps: self.stride,
+            first: [0; 3],
+            step: [1; 3],
+            transposed,
+            out_first: 0,
+            out_count: results,
+            first_input: gathered,
+        }
+    }
+
     fn check(&self, x: &Buffer, w: Option<&Buffer>, y: &Buffer) -> Result<(), KernelError> {
         x.check(OPERATION, "input or its gradient", self.input_len(), x.dtype())?;
         if let Some(w) = w {
@@ -105,52 +136,36 @@ pub fn forward(
     if let Some(bias) = bias {
         bias.check(OPERATION, "bias", problem.channels_out, Dtype::F32)?;
     }
-    let (dtype, caps) = (x.dtype(), context.caps());
-    let method = Method::choose(caps, dtype, [problem.channels_in, 0], problem.channels_out, problem.in_dims[2]);
-    let (block, split, dtype) = method.packing(dtype, problem.channels_out);
+    let route = problem.route(Pass::Forward, x.dtype(), context.caps());
     // A launch for every position inside the stride, or one for all.
-    let at_once = matches!(method, Method::Direct(_));
-    let packing = Packing {
-        kernel: problem.stride,
-        rows: problem.channels_in,
-        columns: problem.channels_out,
-        taps: if at_once { problem.stride } else { [1; 3] },
-        first: [0; 3],
-        step: [1; 3],
-        transposed: false,
-        out_first: 0,
-        out_count: problem.channels_out,
-        block,
-        split,
-        first_input: problem.channels_in,
-        dtype,
+    let all = Gather {
+        batch: problem.batch,
+        input: x,
+        channels_in: problem.channels_in,
+        second: None,
+        in_dims: problem.in_dims,
+        weights: problem.weights(w, false),
+        bias,
+        output: y,
+        out_dims: problem.out_dims(),
+        channels_out: problem.channels_out,
+        taps: problem.stride,
+        in_step: [1; 3],
+        pad: [0; 3],
+        count: problem.out_dims(),
+        out_step: problem.stride,
+        out_offset: [0; 3],
+        spread: Some([1; 3]),
+        epilogue: Epilogue::Nothing,
     };
-    for position in parities(if at_once { [1; 3] } else { problem.stride }) {
-        let packed = Packing { first: position, ..packing }.run(context, w)?;
-        Gather {
-            batch: problem.batch,
-            input: Operand::Stored(x),
-            channels_in: problem.channels_in,
-            second: None,
-            in_dims: problem.in_dims,
-            weights: &packed,
-            bias,
-            output: y,
-            out_dims: problem.out_dims(),
-            channels_out: problem.channels_out,
-            taps: packing.taps,
-            in_step: [1; 3],
-            pad: [0; 3],
-            count: if at_once { problem.out_dims() } else { problem.in_dims },
-            out_step: problem.stride,
-            out_offset: position,
-            spread: at_once.then_some([1; 3]),
-            method,
-            epilogue: Epilogue::Nothing,
-        }
-        .launch(context)?;
+    if route.gathers_at_once() {
+        return run::gather(context, route, &all);
     }
-    Ok(())
+    positions_inside(problem.stride).try_for_each(|position| {
+        let weights = Weights { taps: [1; 3], first: position, ..all.weights };
+        let one = Gather { weights, taps: [1; 3], count: problem.in_dims, out_offset: position, spread: None, ..all };
+        run::gather(context, route, &one)
+    })
 }
 
 /// The gradient of the input, `dx`: `[batch, in_dims, channels_in]`.
@@ -165,32 +180,14 @@ pub fn backward_data(
     dx: &Buffer,
 ) -> Result<(), KernelError> {
     problem.check(dx, Some(w), dy)?;
-    let (dtype, caps) = (dy.dtype(), context.caps());
-    let method = Method::choose(caps, dtype, [problem.channels_out, 0], problem.channels_in, problem.in_dims[2]);
-    let (block, split, dtype) = method.packing(dtype, problem.channels_in);
-    let packed = Packing {
-        kernel: problem.stride,
-        rows: problem.channels_in,
-        columns: problem.channels_out,
-        taps: problem.stride,
-        first: [0; 3],
-        step: [1; 3],
-        transposed: true,
-        out_first: 0,
-        out_count: problem.channels_in,
-        block,
-        split,
-        first_input: problem.channels_out,
-        dtype,
-    }
-    .run(context, w)?;
-    Gather {
+    let route = problem.route(Pass::DataGradient, dy.dtype(), context.caps());
+    let operation = Gather {
         batch: problem.batch,
-        input: Operand::Stored(dy),
+        input: dy,
         channels_in: problem.channels_out,
         second: None,
         in_dims: problem.out_dims(),
-        weights: &packed,
+        weights: problem.weights(w, true),
         bias: None,
         output: dx,
         out_dims: problem.in_dims,
@@ -202,10 +199,9 @@ pub fn backward_data(
         out_step: [1; 3],
         out_offset: [0; 3],
         spread: None,
-        method,
         epilogue: Epilogue::Nothing,
-    }
-    .launch(context)
+    };
+    run::gather(context, route, &operation)
 }
 
 /// The gradient of the weights, f32 `[kd, kh, kw, channels in, channels out]`.
@@ -220,12 +216,14 @@ pub fn backward_weight(
     dw: &Buffer,
 ) -> Result<(), KernelError> {
     problem.check(x, Some(dw), dy)?;
-    WeightGradient {
+    let route = problem.route(Pass::WeightGradient, x.dtype(), context.caps());
+    let operation = WeightGradient {
         batch: problem.batch,
-        strided: Operand::Stored(dy),
+        strided: dy,
         rows: problem.channels_out,
+        second: None,
         in_dims: problem.out_dims(),
-        dense: Operand::Stored(x),
+        dense: x,
         columns: problem.channels_in,
         out_dims: problem.in_dims,
         taps: problem.stride,
@@ -236,6 +234,6 @@ pub fn backward_weight(
         tap_stride: problem.channels_in * problem.channels_out,
         row_stride: 1,
         column_stride: problem.channels_out,
-    }
-    .launch(context)
+    };
+    run::weight_gradient(context, route, &operation)
 }

@@ -35,6 +35,7 @@ mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
 mod dry;
+mod dtype;
 pub mod elementwise;
 #[doc = include_str!("../EMBEDDING.md")]
 pub mod embedding {}
@@ -47,6 +48,7 @@ pub mod reduce;
 pub mod vector_math;
 
 pub use caps::{Caps, TensorCoreTile};
-pub use context::{Buffer, Context, Dtype, Work};
+pub use context::{Buffer, Context, Work};
+pub use dtype::Dtype;
 pub use error::KernelError;
 pub use loss_scale::{LossScale, LossScaleState, Scale};

@@ -150,86 +150,101 @@ fn norm_kernel(partial: &[f32], norm: &mut [f32], parts: usize, width: usize) {
     }
 }
 
+/// Whether a step is taken, and by which factor of its gradient.
+#[derive(CubeType, CubeLaunch)]
+struct Admission {
+    /// What [`gradient_norm`] wrote, where a guard looks at it.
+    norm: Box<[f32]>,
+    /// Of the loss scale, where there is one.
+    state: Box<[f32]>,
+    inverse_scale: f32,
+    max_norm: f32,
+    skip: u32,
+}
+
 /// The factor that unscales and clips the gradient, and whether the step is to be taken.
 #[cube]
-fn admit(norm: &[f32], inverse_scale: f32, max_norm: f32, skip: u32, #[comptime] guarded: bool) -> (f32, bool) {
+fn admit(admission: &Admission, #[comptime] guarded: bool, #[comptime] dynamic: bool) -> (f32, bool) {
+    let inverse_scale = if comptime!(dynamic) { admission.state[1] } else { admission.inverse_scale };
     if comptime!(guarded) {
-        let ratio = max_norm / (norm[0] + 1e-6f32);
+        let ratio = admission.max_norm / (admission.norm[0] + 1e-6f32);
         // Not min(): a NaN norm has to reach the parameters, as it does in torch, unless skipping is asked for.
         let clip = select(ratio > 1.0f32, 1.0f32, ratio);
-        (inverse_scale * clip, skip == 0 || norm[1] == 0.0f32)
+        (inverse_scale * clip, admission.skip == 0 || admission.norm[1] == 0.0f32)
     } else {
         (inverse_scale, true.runtime())
     }
 }
 
-#[cube(launch_unchecked)]
-fn sgd_kernel<N: Size>(
-    gradient: &[Vector<f32, N>],
-    norm: &[f32],
-    state: &[f32],
-    parameters: &mut [Vector<f32, N>],
-    moment: &mut [Vector<f32, N>],
+#[derive(CubeType, CubeLaunch)]
+struct SgdNumbers {
     learning_rate: f32,
     momentum: f32,
     weight_decay: f32,
-    inverse_scale: f32,
-    max_norm: f32,
-    skip: u32,
     vectors: usize,
+}
+
+#[cube(launch_unchecked)]
+fn sgd_kernel<N: Size>(
+    gradient: &[Vector<f32, N>],
+    parameters: &mut [Vector<f32, N>],
+    moment: &mut [Vector<f32, N>],
+    admission: Admission,
+    s: SgdNumbers,
     #[comptime] nesterov: bool,
     #[comptime] guarded: bool,
     #[comptime] dynamic: bool,
 ) {
-    let inverse_scale = inverse(state, inverse_scale, dynamic);
-    let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
+    let (factor, taken) = admit(&admission, guarded, dynamic);
     if taken {
-        let (low, high) = strip(vectors);
+        let (low, high) = strip(s.vectors);
         for i in low..high {
             let p = parameters[i];
-            let g = gradient[i] * Vector::new(factor) + p * Vector::new(weight_decay);
-            let m = moment[i] * Vector::new(momentum) + g;
+            let g = gradient[i] * Vector::new(factor) + p * Vector::new(s.weight_decay);
+            let m = moment[i] * Vector::new(s.momentum) + g;
             moment[i] = m;
-            let direction = if comptime!(nesterov) { g + m * Vector::new(momentum) } else { m };
-            parameters[i] = p - direction * Vector::new(learning_rate);
+            let direction = if comptime!(nesterov) { g + m * Vector::new(s.momentum) } else { m };
+            parameters[i] = p - direction * Vector::new(s.learning_rate);
         }
     }
 }
 
-/// `rate` is `learning_rate / (1 - beta1^t)`, `root` `1 / sqrt(1 - beta2^t)`, `keep` `1 - learning_rate * decay`.
-#[cube(launch_unchecked)]
-fn adamw_kernel<N: Size>(
-    gradient: &[Vector<f32, N>],
-    norm: &[f32],
-    state: &[f32],
-    parameters: &mut [Vector<f32, N>],
-    first: &mut [Vector<f32, N>],
-    second: &mut [Vector<f32, N>],
+#[derive(CubeType, CubeLaunch)]
+struct AdamWNumbers {
+    /// `learning_rate / (1 - beta1^t)`.
     rate: f32,
+    /// `1 / sqrt(1 - beta2^t)`.
     root: f32,
+    /// `1 - learning_rate * decay`.
     keep: f32,
     beta1: f32,
     beta2: f32,
     epsilon: f32,
-    inverse_scale: f32,
-    max_norm: f32,
-    skip: u32,
     vectors: usize,
+}
+
+#[cube(launch_unchecked)]
+fn adamw_kernel<N: Size>(
+    gradient: &[Vector<f32, N>],
+    parameters: &mut [Vector<f32, N>],
+    first: &mut [Vector<f32, N>],
+    second: &mut [Vector<f32, N>],
+    admission: Admission,
+    s: AdamWNumbers,
     #[comptime] guarded: bool,
     #[comptime] dynamic: bool,
 ) {
-    let inverse_scale = inverse(state, inverse_scale, dynamic);
-    let (factor, taken) = admit(norm, inverse_scale, max_norm, skip, guarded);
+    let (factor, taken) = admit(&admission, guarded, dynamic);
     if taken {
-        let (low, high) = strip(vectors);
+        let (low, high) = strip(s.vectors);
         for i in low..high {
             let g = gradient[i] * Vector::new(factor);
-            let m = first[i] + (g - first[i]) * Vector::new(1.0f32 - beta1);
-            let v = second[i] * Vector::new(beta2) + g * g * Vector::new(1.0f32 - beta2);
+            let m = first[i] + (g - first[i]) * Vector::new(1.0f32 - s.beta1);
+            let v = second[i] * Vector::new(s.beta2) + g * g * Vector::new(1.0f32 - s.beta2);
             first[i] = m;
             second[i] = v;
-            let denominator = v.sqrt() * Vector::new(root) + Vector::new(epsilon);
-            parameters[i] = parameters[i] * Vector::new(keep) - m / denominator * Vector::new(rate);
+            let denominator = v.sqrt() * Vector::new(s.root) + Vector::new(s.epsilon);
+            parameters[i] = parameters[i] * Vector::new(s.keep) - m / denominator * Vector::new(s.rate);
         }
     }
 }
@@ -304,17 +319,10 @@ pub fn sgd_step(
                 dim,
                 step.lanes,
                 gradient.values.arg(),
-                step.norm.arg(),
-                step.state.arg(),
                 parameters.arg(),
                 momentum.arg(),
-                sgd.learning_rate,
-                sgd.momentum,
-                sgd.weight_decay,
-                step.inverse_scale,
-                step.max_norm,
-                step.skip,
-                step.vectors,
+                step.admission(),
+                SgdNumbersLaunch::new(sgd.learning_rate, sgd.momentum, sgd.weight_decay, step.vectors),
                 sgd.nesterov,
                 gradient.guard.is_some(),
                 gradient.scale.is_dynamic(),
@@ -357,21 +365,19 @@ pub fn adamw_step(
                 dim,
                 step.lanes,
                 gradient.values.arg(),
-                step.norm.arg(),
-                step.state.arg(),
                 parameters.arg(),
                 moments[0].arg(),
                 moments[1].arg(),
-                (f64::from(adamw.learning_rate) / correction(beta1)) as f32,
-                (1.0 / correction(beta2).sqrt()) as f32,
-                (1.0 - f64::from(adamw.learning_rate) * f64::from(adamw.weight_decay)) as f32,
-                adamw.betas[0],
-                adamw.betas[1],
-                adamw.epsilon,
-                step.inverse_scale,
-                step.max_norm,
-                step.skip,
-                step.vectors,
+                step.admission(),
+                AdamWNumbersLaunch::new(
+                    (f64::from(adamw.learning_rate) / correction(beta1)) as f32,
+                    (1.0 / correction(beta2).sqrt()) as f32,
+                    (1.0 - f64::from(adamw.learning_rate) * f64::from(adamw.weight_decay)) as f32,
+                    adamw.betas[0],
+                    adamw.betas[1],
+                    adamw.epsilon,
+                    step.vectors,
+                ),
                 gradient.guard.is_some(),
                 gradient.scale.is_dynamic(),
             )
@@ -427,5 +433,10 @@ impl<'a> Step<'a> {
             max_norm,
             skip,
         })
+    }
+
+    fn admission(&self) -> AdmissionLaunch {
+        let Self { norm, state, inverse_scale, max_norm, skip, .. } = *self;
+        AdmissionLaunch::new(norm.arg(), state.arg(), inverse_scale, max_norm, skip)
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{DatasetJson, LabelManager};
-use voxgrad::eval::{Summary, evaluate_folder};
+use voxgrad::eval::{CaseMeasures, Lesions, Measures, Summary, evaluate_folder};
 use voxgrad::io;
 
 /// What was typed.
@@ -19,6 +19,12 @@ pub struct Evaluate {
     /// Where the summary goes; summary.json beside the predictions unless given.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Measure surface distances, volumes and lesions too, and write them to this CSV file, a line for each case and class.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Tolerance of the normalised surface Dice, in millimetres.
+    #[arg(long, default_value_t = 1.0, value_name = "MM", requires = "csv")]
+    tolerance: f64,
     /// Accept references without a prediction.
     #[arg(long)]
     chill: bool,
@@ -33,6 +39,12 @@ impl Evaluate {
         let summary = score(&self.references, &self.predictions, &dataset.file_ending, &labels, self.chill, &output)?;
         print(&summary, &labels);
         println!("wrote {}", output.display());
+        if let Some(file) = &self.csv {
+            let measures = summary.measure(&labels, self.tolerance)?;
+            io::write_atomically(file, summary.csv(&labels, &measures, self.tolerance).as_bytes())?;
+            print_measures(&measures, &labels, self.tolerance);
+            println!("wrote {}", file.display());
+        }
         Ok(())
     }
 }
@@ -52,9 +64,6 @@ pub fn score(
         eprintln!("note: no cases, passed over: {}", names.join(", "));
     }
     summary.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    if let Some(folder) = output.parent() {
-        io::remove_leftovers(folder)?;
-    }
     summary.write(output).context("writing the summary")?;
     Ok(summary)
 }
@@ -79,4 +88,33 @@ pub fn print(summary: &Summary, labels: &LabelManager) {
         let mean = present.iter().sum::<f64>() / present.len() as f64;
         println!("  without the {} classes that are NaN: {mean:.4}", names.len() - present.len());
     }
+}
+
+/// Prints distances and lesions of every class, and how much of the images the references say anything about.
+fn print_measures(measures: &[CaseMeasures], labels: &LabelManager, tolerance: f64) {
+    for (group, name) in labels.foreground_names().iter().enumerate() {
+        let of = |measure: fn(&Measures) -> f64| {
+            let values = measures.iter().filter_map(|case| case.groups.get(group)).map(measure);
+            let finite: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+            match finite.len() {
+                0 => "none".to_string(),
+                count => format!("{:.3} ({count} cases)", finite.iter().sum::<f64>() / count as f64),
+            }
+        };
+        let count = |lesions: fn(&Lesions) -> usize| {
+            measures.iter().filter_map(|case| case.groups.get(group)).map(|m| lesions(&m.lesions)).sum::<usize>()
+        };
+        println!(
+            "  {name}: HD95 {} mm, ASSD {} mm, NSD at {tolerance} mm {}; lesions: {} of {} found, {} of {} predicted invented",
+            of(|m| m.surfaces.hausdorff_95),
+            of(|m| m.surfaces.average),
+            of(|m| m.surfaces.within_tolerance),
+            count(|l| l.found),
+            count(|l| l.reference),
+            count(|l| l.invented),
+            count(|l| l.predicted),
+        );
+    }
+    let annotated = measures.iter().map(|case| case.annotated).sum::<f64>() / measures.len().max(1) as f64;
+    println!("  all measures look at annotated voxels only: {:.1} % of the references", 100.0 * annotated);
 }

@@ -3,9 +3,10 @@
 use super::{DeviceArgument, ExactArgument, progress_bar};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
-use voxgrad::dataset::{CaseFiles, LabelManager, cases_in};
+use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
 use voxgrad::eval::grid_difference;
 use voxgrad::kernels::Context;
+use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
@@ -47,8 +48,12 @@ impl Predict {
     /// Predicts all cases.
     pub fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::read(&self.checkpoint)?;
-        let cases = without_apple_doubles(cases_in(&self.input, None, &checkpoint.model.dataset)?, &self.input);
-        let context = self.device.open()?.context.with_exact(self.exact.exact || checkpoint.settings.exact);
+        let found = list_cases(&self.input, None, &checkpoint.model.dataset)?;
+        found.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        Error::all(found.failures)?;
+        let cases = found.complete;
+        let exact = self.exact.exact || checkpoint.settings.exact;
+        let context = Policy::default().with_exact(exact).on(&self.device.open()?.context);
         let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
         checkpoint.load_into(&context, network.parameters())?;
         let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
@@ -183,18 +188,4 @@ fn other_than_segmentation(path: &Path, map: &io::LabelMap, case: &CaseFiles, la
     let grid = (&image.geometry, image.data.dim().into());
     let difference = grid_difference((&map.geometry, map.data.dim().into()), grid)?;
     Some(format!("{} does not lie on the image's grid: {difference}", path.display()))
-}
-
-/// The cases without those of `._name` files, in which macOS keeps attributes on foreign disks.
-fn without_apple_doubles(cases: Vec<CaseFiles>, input: &Path) -> Vec<CaseFiles> {
-    let all = cases.len();
-    let cases: Vec<_> = cases.into_iter().filter(|case| !case.name.starts_with("._")).collect();
-    if cases.len() < all {
-        eprintln!(
-            "note: {} names in {} begin with ._ (left by macOS) and are no cases",
-            all - cases.len(),
-            input.display()
-        );
-    }
-    cases
 }

@@ -6,10 +6,11 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use voxgrad::Compat;
-use voxgrad::dataset::fingerprint::{Age, Fingerprint, Measured};
 use voxgrad::dataset::folders::{Folders, Located};
-use voxgrad::dataset::planner::{Planner, PlannerKind};
-use voxgrad::dataset::plans::{Plans, is_file_name};
+use voxgrad::dataset::plans::Plans;
+use voxgrad::io::is_file_name;
+use voxgrad::plan::fingerprint::{Age, Fingerprint, Measured};
+use voxgrad::plan::planner::{Planner, PlannerKind};
 
 /// Which datasets, and where.
 #[derive(clap::Args)]

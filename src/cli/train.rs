@@ -6,21 +6,14 @@ use super::prepare::FolderArguments;
 use super::tuning::tuned;
 use super::validation::{References, Validation};
 use super::{BEGAN, DeviceArgument, ExactArgument, progress_bar};
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
-use voxgrad::Compat;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
-use voxgrad::dataset::splits::Split;
-use voxgrad::io;
 use voxgrad::kernels::Context;
-use voxgrad::preprocess::{Opening, Preprocessor};
 use voxgrad::report::write_progress;
-use voxgrad::sample::{ChunkCache, PatchSource, patches_of};
 use voxgrad::train::run::{self, Ended, Epoch};
-use voxgrad::train::{Asked, Model, Precision, Trainer, TrainingCases};
+use voxgrad::train::{Asked, Case, DataSource, Precision, Trainer, TrainingCases, TrainingData};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -119,11 +112,6 @@ fn axes(text: &str) -> Result<Axes, String> {
     Ok(axes)
 }
 
-/// Unpacked chunks of preprocessed cases that are kept in memory: 512 MiB.
-const CACHE_BYTES: usize = 512 << 20;
-
-type Case = Arc<dyn PatchSource + Send + Sync>;
-
 impl Train {
     /// What was typed of the settings.
     pub fn asked(&self) -> anyhow::Result<Asked> {
@@ -164,7 +152,7 @@ impl Train {
         let job = Job::new(&self)?;
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
-        let (cases, training, validation) = open(&job)?;
+        let TrainingData { cases, training, validation, .. } = open(&job)?;
         let context = match self.tune && !job.settings.exact {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
@@ -174,7 +162,6 @@ impl Train {
             None => Trainer::new(&context, job.model.clone(), job.settings)?,
         };
         job.make_output()?;
-        io::remove_leftovers(&job.output)?;
         println!("augmentation: {}", trainer.settings().augmentation);
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
@@ -208,40 +195,18 @@ impl Train {
 }
 
 /// Opens all cases of the split and says how much is annotated.
-fn open(job: &Job) -> anyhow::Result<(TrainingCases, Vec<Case>, Vec<Case>)> {
-    let model = &job.model;
-    let preprocessor = Preprocessor::from_plans(
-        &model.plans,
-        &model.configuration,
-        model.labels.clone(),
-        job.compat.unwrap_or(Compat::Corrected),
-    )?;
-    let Split { train, val } = &job.split;
-    // With fold `all` a case is in both.
-    let all: Vec<String> = train.iter().chain(val.iter().filter(|name| !train.contains(name))).cloned().collect();
-    let files = job.files(&all);
-    let bar = progress_bar("reading", files.len());
-    let opening = Opening {
-        prepared: &job.prepared,
-        data_identifier: &model.configuration.data_identifier,
-        preprocessor: &preprocessor,
-        compat: job.compat,
-        workers: std::thread::available_parallelism().map_or(1, usize::from),
-        memory: free_memory() / 2,
-    };
-    let opened = opening.open(&files, |_| bar.inc(1))?;
+fn open(job: &Job) -> anyhow::Result<TrainingData> {
+    let Job { model, dataset, prepared, fold, split, compat, .. } = job;
+    let source = DataSource { dataset, prepared, fold: *fold, split, compat: *compat };
+    let bar = progress_bar("reading", split.train.len() + split.val.len());
+    let data = source.open(model, |_| bar.inc(1));
     bar.finish_and_clear();
-    opened.notes.iter().for_each(|note| eprintln!("note: {note}"));
-    let cases = TrainingCases { fold: job.fold, split: job.split.clone(), compat: opened.compat };
-    let counts: Vec<(String, BTreeMap<i16, u64>)> =
-        opened.cases.iter().map(|case| (case.name().to_owned(), case.label_counts())).collect();
-    report_annotation(&counts, train, model)?;
-    let cache = ChunkCache::new(CACHE_BYTES);
-    let sources = opened.cases.into_iter().map(|case| patches_of(case, &cache)).collect::<Result<Vec<Case>, _>>()?;
-    let named = |names: &[String]| -> Vec<Case> {
-        names.iter().filter_map(|name| sources.iter().find(|case| case.name() == name).cloned()).collect()
-    };
-    Ok((cases, named(train), named(val)))
+    let data = data?;
+    data.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    if model.labels.ignore_label().is_some() {
+        println!("annotated: {:.1} % of the voxels", 100.0 * data.annotated);
+    }
+    Ok(data)
 }
 
 /// Trains all remaining epochs.
@@ -354,40 +319,4 @@ impl FirstIterations {
             (first - second).max(0.0),
         ))
     }
-}
-
-/// Says how much is annotated, and refuses a dataset of which nothing is.
-fn report_annotation(
-    counts: &[(String, BTreeMap<i16, u64>)],
-    training: &[String],
-    model: &Model,
-) -> anyhow::Result<()> {
-    let Some(ignore) = model.labels.ignore_label() else { return Ok(()) };
-    let (mut annotated, mut all) = (0, 0);
-    for (name, counts) in counts.iter().filter(|(name, _)| training.contains(name)) {
-        let voxels: u64 = counts.values().sum();
-        let here = voxels - counts.get(&ignore).unwrap_or(&0);
-        if here == 0 {
-            eprintln!("warning: case {name} has no annotated voxel: nothing is learned from it");
-        }
-        annotated += here;
-        all += voxels;
-    }
-    if annotated == 0 {
-        anyhow::bail!(
-            "every voxel of all {} training cases has the ignore label {ignore}: annotate some, or correct the value of \
-             `ignore` in dataset.json",
-            training.len()
-        );
-    }
-    println!("annotated: {:.1} % of the voxels", 100.0 * annotated as f64 / all as f64);
-    Ok(())
-}
-
-/// Bytes of memory that no program uses; 16 GiB where the operating system does not tell.
-fn free_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.map_or(16 << 30, |kibibytes| kibibytes << 10)
 }

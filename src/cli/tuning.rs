@@ -35,9 +35,9 @@ pub fn tuned(device: &Device, model: &Model, settings: &Settings) -> anyhow::Res
             table.write(file)?;
             println!("kept {measured} measurements in {}", file.display());
         }
-        Some(_) if table.choices().is_empty() => println!("tuning: one algorithm only for each convolution"),
+        Some(_) if table.policy().choices() == 0 => println!("tuning: one algorithm only for each convolution"),
         Some(file) => println!("algorithms as measured in {}", file.display()),
         None => eprintln!("note: no cache folder in the environment; the measurements are not kept"),
     }
-    Ok(device.context.clone().with_choices(table.choices()))
+    Ok(table.policy().on(&device.context))
 }

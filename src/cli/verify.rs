@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use std::path::Path;
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::splits::{self, Split};
-use voxgrad::dataset::verify::{self, Verification};
 use voxgrad::dataset::{Dataset, LabelManager};
+use voxgrad::plan::verify::{self, Verification};
 use voxgrad::preprocess::CaseReport;
 
 /// What was typed.

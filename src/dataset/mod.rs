@@ -2,18 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-mod budget;
 mod cases;
-pub mod fingerprint;
 pub mod folders;
 pub mod json;
 pub mod labels;
-pub mod planner;
 pub mod plans;
 pub mod splits;
 mod support;
-pub mod topology;
-pub mod verify;
 
 pub use cases::{CaseFiles, Cases, cases_in, list_cases};
 pub use json::DatasetJson;

@@ -211,7 +211,7 @@ impl Plans {
         let wrong: Vec<String> = plans
             .chain(configurations)
             .chain(identifiers)
-            .filter(|(_, name)| !is_file_name(name))
+            .filter(|(_, name)| !io::is_file_name(name))
             .map(|(field, name)| format!("`{field}` has {name:?}"))
             .collect();
         match wrong.is_empty() {
@@ -274,7 +274,7 @@ impl Configuration {
             field: format!("configurations.{name}.{field}"),
             problem,
         };
-        if !is_file_name(&self.data_identifier) {
+        if !io::is_file_name(&self.data_identifier) {
             let problem =
                 format!("{:?} cannot be the name of a folder; write a name without `/`", self.data_identifier);
             return Err(error("data_identifier", problem));
@@ -322,11 +322,6 @@ impl Configuration {
             )),
         }
     }
-}
-
-/// Whether a file or folder of this name lies directly in the folder it is joined to, on every operating system.
-pub fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && !name.bytes().all(|byte| byte == b'.') && !name.contains(['/', '\\', ':', '\0'])
 }
 
 fn identity_transpose() -> [usize; 3] {

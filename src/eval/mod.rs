@@ -2,8 +2,14 @@
 
 pub mod confusion;
 mod grid;
+mod lesions;
+pub mod measures;
 pub mod summary;
+mod surface;
 
 pub use confusion::{Confusion, PseudoDice};
 pub use grid::grid_difference;
+pub use lesions::{Lesions, lesions};
+pub use measures::{CaseMeasures, Measures};
 pub use summary::{CaseResult, Summary, evaluate_case, evaluate_folder};
+pub use surface::{SurfaceDistances, surface_distances};

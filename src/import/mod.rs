@@ -19,6 +19,7 @@ pub use masks::Overlap;
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
 use crate::error::{Error, Result};
 use crate::io::{self, Geometry};
+use crate::preprocess::undeclared;
 use crate::sparsify::output::NewDataset;
 use crate::sparsify::report::{label_names, warnings};
 use crate::sparsify::{Annotation, CaseReport, Transfer, with_ignore};
@@ -329,16 +330,19 @@ impl Work<'_> {
     /// Values of a file as labels.
     fn translate(&self, grid: &Grid, path: &Path, mut map: Array3<i16>, turned: &mut Turned) -> Result<Array3<i16>> {
         let mapped: BTreeSet<i16> = self.settings.map.iter().map(|(value, _)| *value).collect();
+        let unknown = map.indexed_iter().find(|(_, value)| !self.values.contains_key(value));
+        if let Some(((z, y, x), &value)) = unknown {
+            let (case, path) = (grid.case.into(), path.into());
+            let expected: Vec<i16> = self.values.keys().copied().collect();
+            let found = undeclared(map.view(), &expected);
+            return Err(Error::UnexpectedLabel { case, path, value, voxel: [z, y, x], expected, found });
+        }
         let mut counts: BTreeMap<i16, u64> = BTreeMap::new();
-        for ((z, y, x), voxel) in map.indexed_iter_mut() {
+        for voxel in &mut map {
             let value = *voxel;
-            *voxel = *self.values.get(&value).ok_or_else(|| Error::UnexpectedLabel {
-                case: grid.case.into(),
-                path: path.into(),
-                value,
-                voxel: [z, y, x],
-                expected: self.values.keys().copied().collect(),
-            })?;
+            if let Some(&label) = self.values.get(&value) {
+                *voxel = label;
+            }
             if mapped.contains(&value) {
                 *counts.entry(value).or_default() += 1;
             }

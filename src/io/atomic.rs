@@ -2,14 +2,16 @@
 //!
 //! A file is written in a folder of its own beside its final place, `.voxgrad-PID-N.partial`, which no reader takes for a
 //! case, and renamed out of it. The writer keeps that folder locked: what a killed process left behind is unlocked, and
-//! [`remove_leftovers`] removes it.
+//! removed when the next process writes to the same place.
 
 use crate::error::{Error, Result};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 const PREFIX: &str = ".voxgrad-";
 const ENDING: &str = ".partial";
@@ -41,6 +43,10 @@ pub(super) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> 
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    if first_write_to(folder) {
+        // Best effort: what cannot be removed is no reason not to write.
+        let _ = remove_leftovers(folder);
+    }
     let scratch = Scratch::create(folder).map_err(Error::io(path, "write"))?;
     let file = scratch.path.join(name);
     write(&file)?;
@@ -51,6 +57,12 @@ pub(super) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> 
         if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
     };
     place().map_err(Error::io(path, "write"))
+}
+
+/// Whether this process has not written to the folder before.
+fn first_write_to(folder: &Path) -> bool {
+    static KNOWN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_path_buf())
 }
 
 /// Removes from a folder what killed processes were writing there, and returns how many files that were. A folder that

@@ -64,7 +64,7 @@ pub fn planned_prediction(
     let x = Var::data(Tensor::empty(&dry, window, Dtype::F32)?.cast(&dry, dtype)?);
     for output in network.forward(&mut Tape::inference(&dry), &x, 1)? {
         // As a download does.
-        output.value(&dry)?.cast(&dry, Dtype::F32)?;
+        output.value().cast(&dry, Dtype::F32)?;
     }
     Ok(PredictionMemory { device: dry.peak_bytes(), largest_buffer: dry.largest_bytes(), host })
 }

@@ -64,7 +64,6 @@ pub fn preprocess_folder(
     on_case: impl Fn(&str) + Sync,
 ) -> Result<Vec<Result<CaseReport>>> {
     fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-    crate::io::remove_leftovers(folder)?;
     Ok(in_parallel(&dataset.cases, workers, |files| {
         let report = preprocess_case(files, dataset, preprocessor, folder);
         on_case(&files.name);

@@ -26,5 +26,6 @@ pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
 pub use parallel::in_parallel;
 pub use prepared::{Opened, Opening, PreparedCase};
+pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};
 pub use store::{StoredCase, label_counts};

@@ -163,14 +163,18 @@ fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i1
     let map = io::read_labels(path)?.data;
     let expected = labels.expected_labels();
     let Some((voxel, value)) = find(map.view(), |label| !expected.contains(&label)) else { return Ok(map) };
-    let mut found: Vec<(i16, u64)> = super::label_counts(map.view()).into_iter().collect();
-    found.retain(|(label, _)| !expected.contains(label));
+    let found = undeclared(map.view(), &expected);
     let (case, path) = (case.to_owned(), path.to_path_buf());
     if found.len() >= ValueSummary::FEW {
         let values = ValueSummary::of(map.iter().map(|&label| f64::from(label)));
         return Err(Error::LabelIsImage { case, path, values, expected });
     }
     Err(Error::UnexpectedLabel { case, path, value, voxel, expected, found })
+}
+
+/// Values of a label map that are not among the `expected` ones, each with the number of its voxels.
+pub(crate) fn undeclared(map: ArrayView3<i16>, expected: &[i16]) -> Vec<(i16, u64)> {
+    super::label_counts(map).into_iter().filter(|(label, _)| !expected.contains(label)).collect()
 }
 
 /// numpy's `allclose` with its default tolerances.

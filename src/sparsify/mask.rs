@@ -85,7 +85,12 @@ impl Mask {
                 }
             }
             if found == 0 {
-                failures.push(Error::DatasetEmpty { path: folder.clone(), ending: ending.into() });
+                failures.push(Error::DatasetEmpty {
+                    path: folder.clone(),
+                    ending: ending.into(),
+                    other_ending: ".nii",
+                    others: 0,
+                });
             }
         }
         if self.rules.is_empty() && self.folder.is_none() {

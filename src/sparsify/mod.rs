@@ -37,6 +37,7 @@ use crate::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
 use crate::error::{Error, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
+use crate::preprocess::undeclared;
 use output::NewDataset;
 use slices::Planes;
 
@@ -284,7 +285,8 @@ impl Work<'_> {
                 Some(seen) => *seen = true,
                 None => {
                     let (case, path) = (case.name.clone(), path.to_owned());
-                    return Err(Error::UnexpectedLabel { case, path, value, voxel: [z, y, x], expected });
+                    let found = undeclared(map.data.view(), &expected);
+                    return Err(Error::UnexpectedLabel { case, path, value, voxel: [z, y, x], expected, found });
                 }
             }
         }

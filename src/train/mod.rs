@@ -3,6 +3,7 @@
 
 mod asked;
 mod checkpoint;
+mod data;
 mod memory;
 mod precision;
 pub mod run;
@@ -10,6 +11,7 @@ mod step;
 
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use data::{Case, DataSource, TrainingData};
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
@@ -19,6 +21,7 @@ use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
+use crate::kernels::conv3d::Policy;
 use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::{Network, UNetShape};
@@ -61,7 +64,7 @@ pub struct Settings {
     /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
     #[serde(default)]
     pub precision: Precision,
-    /// Whether convolutions add up the products of the definition only, see [`Context::with_exact`]: slower, and rounded a
+    /// Whether convolutions add up the products of the definition only, see [`Policy::with_exact`]: slower, and rounded a
     /// little less.
     #[serde(default)]
     pub exact: bool,
@@ -213,7 +216,9 @@ impl Trainer {
         let loss_scale = (settings.precision.needs_loss_scale())
             .then(|| LossScale::new(context, saved.unwrap_or_default()))
             .transpose()?;
-        let context = &context.clone().with_exact(settings.exact || context.is_exact());
+        let policy = Policy::of(context).clone();
+        let exact = settings.exact || policy.is_exact();
+        let context = &policy.with_exact(exact).on(context);
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
@@ -391,7 +396,7 @@ impl Trainer {
             let outputs = network.forward(&mut Tape::inference(&self.context), &Var::data(x), loss.levels())?;
             let loss = loss.value(&self.context, &target, &outputs)?;
             if let Some(finest) = outputs.first() {
-                dice.add_logits(&finest.value(&self.context)?.download(&self.context)?, &self.batch.target)?;
+                dice.add_logits(&finest.value().download(&self.context)?, &self.batch.target)?;
             }
             losses.push(self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN));
             let report = Report { epoch, iteration: iteration + 1, validation: true, loss: losses.last().copied() };
@@ -407,7 +412,9 @@ impl Trainer {
 fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, settings: &Settings) -> Result<()> {
     let (patch, _) = model.configuration.three_dimensional()?;
     let batch = model.configuration.batch_size;
-    let context = &context.clone().with_exact(settings.exact || context.is_exact());
+    let policy = Policy::of(context).clone();
+    let exact = settings.exact || policy.is_exact();
+    let context = &policy.with_exact(exact).on(context);
     let dtype = settings.precision.dtype();
     let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
     // Augmentation is over before the step begins.

@@ -5,8 +5,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use voxgrad::Error;
-use voxgrad::dataset::verify::{self, Verification};
 use voxgrad::io::{self, Geometry};
+use voxgrad::plan::verify::{self, Verification};
 
 /// Extent of every image.
 pub const SIDE: usize = 16;

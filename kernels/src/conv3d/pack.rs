@@ -1,18 +1,20 @@
 //! Rearranges weights into the order in which a tile of the gather kernel reads them:
 //! `[block of output channels][input][tap][channel in][channel out inside the block]`, f32 or the type that the
-//! products are computed in; where a tile splits its sums (`gather.rs`), groups of `split` channels in come innermost:
+//! products are computed in; where a tile splits its sums (`direct/gather.rs`), groups of `split` channels in come innermost:
 //! `[..][channel in / split][channel out][split]`.
 //!
 //! On the way it picks taps (for one parity of a strided data gradient), flips them and exchanges input
 //! and output channels. Weights are small: this costs one pass over them.
 
+use super::axes::{Axes, axes};
 use crate::block::strip;
 use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
-/// How the packed weights relate to the stored ones `[kd, kh, kw, rows, columns]`.
+/// Which weights an operation multiplies by, and how they relate to the stored ones, f32 `[kd, kh, kw, rows, columns]`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Packing {
+pub(crate) struct Weights<'a> {
+    pub stored: &'a Buffer,
     /// Extent of the stored kernel.
     pub kernel: [usize; 3],
     /// Channels of the stored weights: `rows` before `columns`.
@@ -27,18 +29,22 @@ pub(crate) struct Packing {
     /// First result channel that is packed, and how many are.
     pub out_first: usize,
     pub out_count: usize,
+    /// How many of the gathered channels the first of two inputs has; all of them without a second.
+    pub first_input: usize,
+}
+
+/// The order in which a kernel reads weights, and their type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packing {
     /// Result channels in a block.
     pub block: usize,
     /// Partial sums of a result in the tile.
     pub split: usize,
-    /// How many of the gathered channels the first of two inputs has; all of them without a second.
-    pub first_input: usize,
-    /// Type of the packed weights.
     pub dtype: Dtype,
 }
 
 #[derive(CubeType, CubeLaunch)]
-struct Shape {
+struct Numbers {
     blocks: usize,
     in_channels: usize,
     first_input: usize,
@@ -50,18 +56,10 @@ struct Shape {
     run: usize,
     piece: usize,
     out_first: usize,
-    taps_depth: usize,
-    taps_height: usize,
-    taps_width: usize,
-    kernel_depth: usize,
-    kernel_height: usize,
-    kernel_width: usize,
-    first_depth: usize,
-    first_height: usize,
-    first_width: usize,
-    step_depth: usize,
-    step_height: usize,
-    step_width: usize,
+    taps: Axes,
+    kernel: Axes,
+    first: Axes,
+    step: Axes,
 }
 
 /// One unit packs a strip of pieces of (block, tap, run of channels in): some divisions a piece, a load and a store an
@@ -70,12 +68,12 @@ struct Shape {
 fn pack_kernel<E: Float>(
     weights: &[f32],
     packed: &mut [E],
-    s: Shape,
+    s: Numbers,
     #[comptime] split: usize,
     #[comptime] transposed: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let taps = s.taps_depth * s.taps_height * s.taps_width;
+    let taps = s.taps.depth * s.taps.height * s.taps.width;
     let pieces = s.block / s.piece;
     let runs = s.in_channels / s.run;
     let (low, high) = strip(s.blocks * taps * runs * pieces);
@@ -86,13 +84,13 @@ fn pack_kernel<E: Float>(
         let rest = rest / runs;
         let tap = rest % taps;
         let block = rest / taps;
-        let tw = tap % s.taps_width;
-        let th = tap / s.taps_width % s.taps_height;
-        let td = tap / s.taps_width / s.taps_height;
-        let kd = (s.first_depth + td * s.step_depth) % s.kernel_depth;
-        let kh = (s.first_height + th * s.step_height) % s.kernel_height;
-        let kw = (s.first_width + tw * s.step_width) % s.kernel_width;
-        let k = (kd * s.kernel_height + kh) * s.kernel_width + kw;
+        let tw = tap % s.taps.width;
+        let th = tap / s.taps.width % s.taps.height;
+        let td = tap / s.taps.width / s.taps.height;
+        let kd = (s.first.depth + td * s.step.depth) % s.kernel.depth;
+        let kh = (s.first.height + th * s.step.height) % s.kernel.height;
+        let kw = (s.first.width + tw * s.step.width) % s.kernel.width;
+        let k = (kd * s.kernel.height + kh) * s.kernel.width + kw;
         let o = block * s.block + s.out_first;
         for c in first_channel..first_channel + s.run {
             let second = c >= s.first_input;
@@ -116,61 +114,46 @@ fn pack_kernel<E: Float>(
     }
 }
 
-impl Packing {
-    /// Packs `weights` into a new buffer.
-    pub fn run(&self, context: &Context, weights: &Buffer) -> Result<Buffer, KernelError> {
-        let in_channels = if self.transposed { self.columns } else { self.rows };
+impl Weights<'_> {
+    /// Channels that are gathered.
+    pub fn gathered(&self) -> usize {
+        if self.transposed { self.columns } else { self.rows }
+    }
+
+    /// The weights in the order of `packing`, in a new buffer.
+    pub fn pack(&self, context: &Context, packing: Packing) -> Result<Buffer, KernelError> {
+        let Packing { block, split, dtype } = packing;
+        let in_channels = self.gathered();
         let taps: usize = self.taps.iter().product();
         let length = taps * in_channels * self.out_count;
-        let packed = context.empty(length, self.dtype)?;
+        let packed = context.empty(length, dtype)?;
         if length == 0 {
             return Ok(packed);
         }
         let caps = context.caps();
-        let units = caps.cube_units();
-        let (run, piece) = if caps.cores.is_some() { (in_channels, self.block) } else { (1, 1) };
+        let (run, piece) = if caps.cores.is_some() { (in_channels, block) } else { (1, 1) };
         // Counted around the kernel, backwards too.
-        let step = |a: usize| self.step[a].rem_euclid(self.kernel[a] as isize) as usize;
-        let shape = ShapeLaunch::new(
-            self.out_count / self.block,
-            in_channels,
-            self.first_input,
-            self.columns,
-            self.rows,
-            self.block,
-            run,
-            piece,
-            self.out_first,
-            self.taps[0],
-            self.taps[1],
-            self.taps[2],
-            self.kernel[0],
-            self.kernel[1],
-            self.kernel[2],
-            self.first[0],
-            self.first[1],
-            self.first[2],
-            step(0),
-            step(1),
-            step(2),
-        );
-        context.launch(
-            "weight packing",
-            Work::units(caps.strips(length / run / piece, 1), units),
-            |client, count, dim| {
-                pack_kernel::launch(
-                    client,
-                    count,
-                    dim,
-                    weights.arg(),
-                    packed.arg(),
-                    shape,
-                    self.split,
-                    self.transposed,
-                    self.dtype.elem(),
-                )
-            },
-        )?;
+        let step = std::array::from_fn(|a| self.step[a].rem_euclid(self.kernel[a] as isize) as usize);
+        let work = Work::units(caps.strips(length / run / piece, 1), caps.cube_units());
+        context.launch("weight packing", work, |client, count, dim| {
+            let numbers = NumbersLaunch::new(
+                self.out_count / block,
+                in_channels,
+                self.first_input,
+                self.columns,
+                self.rows,
+                block,
+                run,
+                piece,
+                self.out_first,
+                axes(self.taps),
+                axes(self.kernel),
+                axes(self.first),
+                axes(step),
+            );
+            let (stored, into) = (self.stored.arg(), packed.arg());
+            pack_kernel::launch(client, count, dim, stored, into, numbers, split, self.transposed, dtype.elem());
+        })?;
         Ok(packed)
     }
 }

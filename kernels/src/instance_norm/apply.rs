@@ -1,6 +1,6 @@
 //! The pass that normalises and activates, and what backward shares with it.
 
-use super::{Norm, OPERATION, Problem};
+use super::problem::{Norm, OPERATION, Problem};
 use crate::reduce::{Path, rows_of, share};
 use crate::{Buffer, Context, KernelError};
 use cubecl::prelude::*;
@@ -26,6 +26,25 @@ pub(crate) fn of_channels<N: Size>(
     out
 }
 
+/// [`Norm`] inside of kernels: f32 `[batch, 2, channels]` and `[channels]`.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct NormOf {
+    pub statistics: Box<[f32]>,
+    pub gamma: Box<[f32]>,
+    pub beta: Box<[f32]>,
+    pub channels: usize,
+    /// Of the leaky ReLU behind the norm.
+    pub slope: f32,
+    pub inverse_voxels: f32,
+}
+
+impl NormOfLaunch {
+    pub fn of(problem: &Problem, norm: &Norm) -> Self {
+        let [statistics, gamma, beta] = [norm.statistics, norm.gamma, norm.beta].map(Buffer::arg);
+        Self::new(statistics, gamma, beta, problem.channels, problem.slope, 1.0 / problem.voxels as f32)
+    }
+}
+
 /// Every pass computes z with this function, so that all agree on its sign.
 #[cube]
 pub(super) fn affine<N: Size>(centred: Vector<f32, N>, scale: Vector<f32, N>, beta: Vector<f32, N>) -> Vector<f32, N> {
@@ -41,19 +60,16 @@ pub(super) fn leak<N: Size>(z: Vector<f32, N>, a: Vector<f32, N>, slope: Vector<
 #[cube(launch_unchecked)]
 fn apply_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],
-    statistics: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
     y: &mut [Vector<E, N>],
-    channels: usize,
-    slope: f32,
+    norm: NormOf,
     path: &Path,
     #[comptime] tile: usize,
     #[comptime] chunked: bool,
     #[comptime] cyclic: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let slope = Vector::<f32, N>::new(slope);
+    let channels = norm.channels;
+    let slope = Vector::<f32, N>::new(norm.slope);
     let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
     for task in task_low..task_high {
         let (first, step, count) = rows_of(task, path, chunked);
@@ -67,10 +83,10 @@ fn apply_kernel<E: Float, N: Size>(
                 #[unroll]
                 for t in 0..tile {
                     let e = (at * tile + t) * N::value();
-                    mean[t] = of_channels(statistics, means, e, channels, cyclic);
-                    let rstd = of_channels::<N>(statistics, means + channels, e, channels, cyclic);
-                    scale[t] = rstd * of_channels::<N>(gamma, 0usize, e, channels, cyclic);
-                    shift[t] = of_channels(beta, 0usize, e, channels, cyclic);
+                    mean[t] = of_channels(&norm.statistics, means, e, channels, cyclic);
+                    let rstd = of_channels::<N>(&norm.statistics, means + channels, e, channels, cyclic);
+                    scale[t] = rstd * of_channels::<N>(&norm.gamma, 0usize, e, channels, cyclic);
+                    shift[t] = of_channels(&norm.beta, 0usize, e, channels, cyclic);
                 }
                 for i in low..high {
                     let here = (first + i * step) * path.groups + at * tile;
@@ -105,12 +121,8 @@ pub fn apply(context: &Context, problem: &Problem, x: &Buffer, norm: &Norm, y: &
                 dim,
                 walk.lanes,
                 x.arg(),
-                norm.statistics.arg(),
-                norm.gamma.arg(),
-                norm.beta.arg(),
                 y.arg(),
-                problem.channels,
-                problem.slope,
+                NormOfLaunch::of(problem, norm),
                 walk.arg(),
                 walk.tile,
                 walk.chunked,

@@ -1,8 +1,8 @@
 //! The sums that the gradients need, and the gradient of the input.
 
-use super::apply::{APPLY_BLOCKS, affine, leak, of_channels};
-use super::prologue::{Load, write_coefficients};
-use super::{Coefficients, GradientParts, Norm, NormGradient, OPERATION, Problem};
+use super::apply::{APPLY_BLOCKS, NormOf, NormOfLaunch, affine, leak, of_channels};
+use super::epilogue::GradientParts;
+use super::problem::{Norm, NormGradient, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, gather_parts, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError, Work};
@@ -13,19 +13,16 @@ use cubecl::prelude::*;
 fn backward_parts_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],
     dy: &[Vector<E, N>],
-    statistics: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
     partial: &mut [Vector<f32, N>],
-    channels: usize,
-    slope: f32,
+    norm: NormOf,
     path: &Path,
     #[comptime] tile: usize,
     #[comptime] chunked: bool,
     #[comptime] cyclic: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let slope = Vector::<f32, N>::new(slope);
+    let channels = norm.channels;
+    let slope = Vector::<f32, N>::new(norm.slope);
     let groups = path.groups;
     let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
     for task in task_low..task_high {
@@ -47,10 +44,10 @@ fn backward_parts_kernel<E: Float, N: Size>(
                 #[unroll]
                 for t in 0..tile {
                     let e = (at * tile + t) * N::value();
-                    mean[t] = of_channels(statistics, means, e, channels, cyclic);
-                    rstd[t] = of_channels(statistics, means + channels, e, channels, cyclic);
-                    scale[t] = rstd[t] * of_channels::<N>(gamma, 0usize, e, channels, cyclic);
-                    shift[t] = of_channels(beta, 0usize, e, channels, cyclic);
+                    mean[t] = of_channels(&norm.statistics, means, e, channels, cyclic);
+                    rstd[t] = of_channels(&norm.statistics, means + channels, e, channels, cyclic);
+                    scale[t] = rstd[t] * of_channels::<N>(&norm.gamma, 0usize, e, channels, cyclic);
+                    shift[t] = of_channels(&norm.beta, 0usize, e, channels, cyclic);
                 }
                 for i in low..high {
                     let here = (first + i * step) * groups + at * tile;
@@ -74,23 +71,17 @@ fn backward_parts_kernel<E: Float, N: Size>(
     }
 }
 
-/// `partial [batch, parts, 2, width]` -> `sums [batch, 2, channels]` and their totals over the batch; coefficients instead of
-/// sums where asked for.
+/// `partial [batch, parts, 2, width]` -> `sums [batch, 2, channels]` and their totals over the batch.
 #[cube(launch_unchecked)]
 fn backward_sums_kernel(
     partial: &[f32],
-    statistics: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
-    out: &mut [f32],
+    sums: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
     batch: usize,
     parts: usize,
     width: usize,
     channels: usize,
-    inverse_voxels: f32,
-    #[comptime] to_coefficients: bool,
 ) {
     let (low, high) = strip(channels);
     for c in low..high {
@@ -106,26 +97,8 @@ fn backward_sums_kernel(
                     product += partial[row + width + e];
                 }
             }
-            if comptime!(to_coefficients) {
-                let (mean, rstd) = (statistics[n * 2 * channels + c], statistics[(n * 2 + 1) * channels + c]);
-                write_coefficients(
-                    out,
-                    n,
-                    c,
-                    channels,
-                    mean,
-                    rstd,
-                    gamma[c],
-                    beta[c],
-                    sum,
-                    product,
-                    inverse_voxels,
-                    Load::NormGradient,
-                );
-            } else {
-                out[n * 2 * channels + c] = sum;
-                out[(n * 2 + 1) * channels + c] = product;
-            }
+            sums[n * 2 * channels + c] = sum;
+            sums[(n * 2 + 1) * channels + c] = product;
             total += sum;
             total_product += product;
         }
@@ -138,22 +111,18 @@ fn backward_sums_kernel(
 fn backward_apply_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],
     dy: &[Vector<E, N>],
-    statistics: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
     sums: &[f32],
     dx: &mut [Vector<E, N>],
-    channels: usize,
-    slope: f32,
-    inverse_voxels: f32,
+    norm: NormOf,
     path: &Path,
     #[comptime] tile: usize,
     #[comptime] chunked: bool,
     #[comptime] cyclic: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let slope = Vector::<f32, N>::new(slope);
-    let inverse_voxels = Vector::<f32, N>::new(inverse_voxels);
+    let channels = norm.channels;
+    let slope = Vector::<f32, N>::new(norm.slope);
+    let inverse_voxels = Vector::<f32, N>::new(norm.inverse_voxels);
     let (task_low, task_high, tile_low, tile_high) = share(path, tile, chunked);
     for task in task_low..task_high {
         let (first, step, count) = rows_of(task, path, chunked);
@@ -170,10 +139,10 @@ fn backward_apply_kernel<E: Float, N: Size>(
                 #[unroll]
                 for t in 0..tile {
                     let e = (at * tile + t) * N::value();
-                    mean[t] = of_channels(statistics, means, e, channels, cyclic);
-                    let rstd = of_channels::<N>(statistics, means + channels, e, channels, cyclic);
-                    scale[t] = rstd * of_channels::<N>(gamma, 0usize, e, channels, cyclic);
-                    shift[t] = of_channels(beta, 0usize, e, channels, cyclic);
+                    mean[t] = of_channels(&norm.statistics, means, e, channels, cyclic);
+                    let rstd = of_channels::<N>(&norm.statistics, means + channels, e, channels, cyclic);
+                    scale[t] = rstd * of_channels::<N>(&norm.gamma, 0usize, e, channels, cyclic);
+                    shift[t] = of_channels(&norm.beta, 0usize, e, channels, cyclic);
                     let sum = of_channels::<N>(sums, means, e, channels, cyclic);
                     let product = of_channels::<N>(sums, means + channels, e, channels, cyclic);
                     constant[t] = scale[t] * sum * inverse_voxels;
@@ -226,7 +195,7 @@ pub fn backward_sums(
 ) -> Result<(), KernelError> {
     sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
     let parts = gradient_parts(context, problem, x, norm, dy)?;
-    add_parts(context, problem, parts, norm, sums, false, gradient)
+    add_parts(context, problem, parts, sums, gradient)
 }
 
 /// The same from `parts`, taken by the convolution that has stored `dy` or by [`gradient_parts`].
@@ -235,26 +204,11 @@ pub fn backward_sums_of_parts(
     context: &Context,
     problem: &Problem,
     parts: GradientParts,
-    norm: &Norm,
     sums: &Buffer,
     gradient: &NormGradient,
 ) -> Result<(), KernelError> {
     sums.check(OPERATION, "sums", problem.statistics_len(), Dtype::F32)?;
-    add_parts(context, problem, parts, norm, sums, false, gradient)
-}
-
-/// The coefficients for [`Operand::NormGradient`](super::Operand::NormGradient) instead of sums.
-#[allow(clippy::missing_errors_doc, reason = "see forward")]
-pub fn gradient_coefficients(
-    context: &Context,
-    problem: &Problem,
-    parts: GradientParts,
-    norm: &Norm,
-    gradient: &NormGradient,
-) -> Result<Coefficients, KernelError> {
-    let coefficients = Coefficients::new(context, problem, Load::NormGradient)?;
-    add_parts(context, problem, parts, norm, &coefficients.values, true, gradient)?;
-    Ok(coefficients)
+    add_parts(context, problem, parts, sums, gradient)
 }
 
 /// What of `dy` the gradients need: the pass over it and `x`.
@@ -282,12 +236,8 @@ pub fn gradient_parts(
                 walk.lanes,
                 x.arg(),
                 dy.arg(),
-                norm.statistics.arg(),
-                norm.gamma.arg(),
-                norm.beta.arg(),
                 parts.partial.arg(),
-                problem.channels,
-                problem.slope,
+                NormOfLaunch::of(problem, norm),
                 walk.arg(),
                 walk.tile,
                 walk.chunked,
@@ -299,17 +249,14 @@ pub fn gradient_parts(
     Ok(parts)
 }
 
-/// Adds the parts in a fixed order; `out` takes sums or coefficients.
+/// Adds the parts in a fixed order.
 fn add_parts(
     context: &Context,
     problem: &Problem,
     parts: GradientParts,
-    norm: &Norm,
-    out: &Buffer,
-    to_coefficients: bool,
+    sums: &Buffer,
     gradient: &NormGradient,
 ) -> Result<(), KernelError> {
-    problem.expect_norm(norm)?;
     gradient.gamma.check(OPERATION, "dgamma", problem.channels, Dtype::F32)?;
     gradient.beta.check(OPERATION, "dbeta", problem.channels, Dtype::F32)?;
     let GradientParts { partial, batch, parts, width } = parts;
@@ -319,26 +266,20 @@ fn add_parts(
     }
     let (partial, parts) = gather_parts(context, OPERATION, partial, batch, parts, 2 * width)?;
     context.launch(OPERATION, Work::Items(problem.channels), |client, count, dim| {
-        // SAFETY: `partial` holds `batch * parts * 2 * width` elements, the statistics `batch * 2 * channels`, `out` as many, or
-        // `batch * 6 * channels` as coefficients, the others `channels`.
+        // SAFETY: `partial` holds `batch * parts * 2 * width` elements, `sums` `batch * 2 * channels`, the others `channels`.
         unsafe {
             backward_sums_kernel::launch_unchecked(
                 client,
                 count,
                 dim,
                 partial.arg(),
-                norm.statistics.arg(),
-                norm.gamma.arg(),
-                norm.beta.arg(),
-                out.arg(),
+                sums.arg(),
                 gradient.gamma.arg(),
                 gradient.beta.arg(),
                 batch,
                 parts,
                 width,
                 problem.channels,
-                1.0 / problem.voxels as f32,
-                to_coefficients,
             )
         }
     })
@@ -372,14 +313,9 @@ pub fn backward_apply(
                 walk.lanes,
                 x.arg(),
                 dy.arg(),
-                norm.statistics.arg(),
-                norm.gamma.arg(),
-                norm.beta.arg(),
                 sums.arg(),
                 dx.arg(),
-                problem.channels,
-                problem.slope,
-                1.0 / problem.voxels as f32,
+                NormOfLaunch::of(problem, norm),
                 walk.arg(),
                 walk.tile,
                 walk.chunked,

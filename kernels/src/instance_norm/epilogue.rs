@@ -6,7 +6,7 @@
 //! empty and stays in its cache; on a GPU each piece is a part. Parts are merged in a fixed order.
 
 use super::apply::{affine, leak};
-use super::prologue::{BETA, Coefficients, Load, MEAN, Operand, SCALE};
+use super::problem::Problem;
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
@@ -45,6 +45,41 @@ impl GradientParts {
     }
 }
 
+/// Rows of [`Coefficients`]: mean, scale = gamma * rstd, beta, rstd.
+const MEAN: usize = 0;
+const SCALE: usize = 1;
+const BETA: usize = 2;
+pub(crate) const RSTD: usize = 3;
+const ROWS: usize = 4;
+
+/// What activating a value takes of every sample and channel: f32 `[batch, 4, channels]`, made by
+/// [`coefficients`](super::coefficients).
+#[derive(Clone, Debug)]
+pub struct Coefficients {
+    pub(super) values: Buffer,
+    batch: usize,
+    channels: usize,
+    slope: f32,
+}
+
+impl Coefficients {
+    pub(super) fn new(context: &Context, problem: &Problem) -> Result<Self, KernelError> {
+        let Problem { batch, channels, slope, .. } = *problem;
+        let values = context.empty(batch * ROWS * channels, Dtype::F32)?;
+        Ok(Self { values, batch, channels, slope })
+    }
+
+    /// Refuses coefficients of another shape.
+    pub(crate) fn check(&self, operation: &'static str, batch: usize, channels: usize) -> Result<(), KernelError> {
+        let (expected, actual) = ([batch, channels], [self.batch, self.channels]);
+        if expected != actual {
+            let what = "samples and channels of the norm's coefficients";
+            return Err(KernelError::shape(operation, what, expected, actual));
+        }
+        Ok(())
+    }
+}
+
 /// What a convolution takes of its outputs on their way to memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Epilogue<'a> {
@@ -65,6 +100,14 @@ impl<'a> Epilogue<'a> {
             Self::Nothing => Take::Nothing,
             Self::Moments(_) => Take::Moments,
             Self::GradientSums { .. } => Take::GradientSums,
+        }
+    }
+
+    /// The slope of the leaky ReLU behind the norm.
+    pub fn slope(&self) -> f32 {
+        match self {
+            Self::GradientSums { by, .. } => by.slope,
+            Self::Nothing | Self::Moments(_) => 1.0,
         }
     }
 
@@ -104,30 +147,46 @@ impl Take {
             Self::GradientSums => 2,
         }
     }
-
-    /// The coefficients that the epilogue needs.
-    pub fn load(self) -> Load {
-        if self == Self::GradientSums { Load::Normalised } else { Load::Stored }
-    }
 }
 
-/// The slope of the leaky ReLU in everything that one kernel loads and takes.
-pub(crate) fn slope_of(
-    operation: &'static str,
-    operands: [Option<&Operand>; 3],
-    epilogue: &Epilogue,
-) -> Result<f32, KernelError> {
-    let of_operands = operands.into_iter().flatten().filter_map(Operand::coefficients);
-    let of_output = match epilogue {
-        Epilogue::GradientSums { by, .. } => Some(*by),
-        _ => None,
-    };
-    let mut slopes = of_operands.chain(of_output).map(|by| by.slope);
-    let slope = slopes.next().unwrap_or(1.0);
-    match slopes.find(|other| *other != slope) {
-        Some(other) => Err(KernelError::shape(operation, "slopes of one launch", slope, other)),
-        None => Ok(slope),
+/// Writes the coefficients of channel `c` of sample `n`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+pub(super) fn write_coefficients(
+    values: &mut [f32],
+    n: usize,
+    c: usize,
+    channels: usize,
+    mean: f32,
+    rstd: f32,
+    gamma: f32,
+    beta: f32,
+) {
+    let to = n * ROWS * channels + c;
+    values[to + MEAN * channels] = mean;
+    values[to + SCALE * channels] = rstd * gamma;
+    values[to + BETA * channels] = beta;
+    values[to + RSTD * channels] = rstd;
+}
+
+/// The coefficients of one vector of channels of sample `n`, for [`gradient_terms`]; `vectors` are all of a sample's channels.
+/// Empty where nothing is taken that needs them.
+#[cube]
+pub(crate) fn coefficients_at<N: Size>(
+    values: &[Vector<f32, N>],
+    n: usize,
+    vectors: usize,
+    vector: usize,
+    #[comptime] take: Take,
+) -> Array<Vector<f32, N>> {
+    let mut all = Array::<Vector<f32, N>>::new(ROWS);
+    if comptime!(take == Take::GradientSums) {
+        #[unroll]
+        for row in 0..ROWS {
+            all[row] = values[(n * ROWS + row) * vectors + vector];
+        }
     }
+    all
 }
 
 /// What of one value of the gradient of an activated tensor: dz and dz * (x - mean), where `raw` is x.

@@ -26,105 +26,17 @@
 mod apply;
 mod backward;
 pub(crate) mod epilogue;
-pub(crate) mod prologue;
+mod problem;
 mod statistics;
 
 pub use apply::apply;
 pub(crate) use apply::of_channels;
-pub use backward::{
-    backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_coefficients, gradient_parts,
-};
-pub use epilogue::{GradientParts, Moments};
-pub use prologue::{Coefficients, Operand};
+pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_parts};
+pub use epilogue::{Coefficients, GradientParts, Moments};
+pub use problem::{Norm, NormGradient, Problem};
 pub use statistics::{coefficients, moments, statistics, statistics_of_moments};
 
-use crate::reduce::{Walk, check_count};
-use crate::{Buffer, Context, Dtype, KernelError};
-
-const OPERATION: &str = "instance norm";
-
-/// Shapes and settings of one normalisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Problem {
-    batch: usize,
-    voxels: usize,
-    channels: usize,
-    dtype: Dtype,
-    slope: f32,
-    epsilon: f32,
-}
-
-impl Problem {
-    /// Activations `[batch, voxels, channels]` of type `dtype`, `voxels = depth * height * width`. `activation` is
-    /// the slope of a leaky ReLU (nnU-Net: 0.01); `None` leaves it out. Epsilon is 1e-5.
-    ///
-    /// # Errors
-    /// [`KernelError::Shape`] for empty shapes, [`KernelError::Dtype`] for integers.
-    pub fn new(
-        batch: usize,
-        voxels: usize,
-        channels: usize,
-        dtype: Dtype,
-        activation: Option<f32>,
-    ) -> Result<Self, KernelError> {
-        if batch == 0 || voxels == 0 || channels == 0 {
-            return Err(KernelError::shape(OPERATION, "shape", "at least 1 everywhere", (batch, voxels, channels)));
-        }
-        if batch.checked_mul(voxels).and_then(|rows| rows.checked_mul(channels)).is_none() {
-            return Err(KernelError::shape(OPERATION, "shape", "countable", (batch, voxels, channels)));
-        }
-        if !dtype.is_float() {
-            return Err(KernelError::Dtype { operation: OPERATION, what: "x", expected: "floats", actual: dtype });
-        }
-        Ok(Self { batch, voxels, channels, dtype, slope: activation.unwrap_or(1.0), epsilon: 1e-5 })
-    }
-
-    /// The same with another epsilon.
-    pub fn with_epsilon(self, epsilon: f32) -> Self {
-        Self { epsilon, ..self }
-    }
-
-    /// Elements of `x`, `y`, `dx`, `dy`.
-    pub fn elements(&self) -> usize {
-        self.batch * self.voxels * self.channels
-    }
-
-    /// Elements of `statistics` and of `sums`.
-    pub fn statistics_len(&self) -> usize {
-        self.batch * 2 * self.channels
-    }
-
-    fn walk(&self, context: &Context, streams: usize) -> Result<Walk, KernelError> {
-        check_count(context, OPERATION, self.elements())?;
-        Ok(Walk::new(self.batch, self.voxels, self.channels, streams, context.caps()))
-    }
-
-    fn expect_norm(&self, norm: &Norm) -> Result<(), KernelError> {
-        norm.statistics.check(OPERATION, "statistics", self.statistics_len(), Dtype::F32)?;
-        norm.gamma.check(OPERATION, "gamma", self.channels, Dtype::F32)?;
-        norm.beta.check(OPERATION, "beta", self.channels, Dtype::F32)
-    }
-}
-
-/// What normalises: f32 buffers.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// `[batch, 2, channels]`: mean and 1 / sqrt(variance + epsilon).
-    pub statistics: &'a Buffer,
-    /// `[channels]`.
-    pub gamma: &'a Buffer,
-    /// `[channels]`.
-    pub beta: &'a Buffer,
-}
-
-/// Where the gradients of the parameters go: f32 `[channels]` each, overwritten.
-#[derive(Clone, Copy, Debug)]
-pub struct NormGradient<'a> {
-    /// `dgamma`.
-    pub gamma: &'a Buffer,
-    /// `dbeta`.
-    pub beta: &'a Buffer,
-}
+use crate::{Buffer, Context, KernelError};
 
 /// Writes `statistics` and `y`. `norm.statistics` is an output.
 ///

@@ -1,8 +1,7 @@
 //! Mean and inverse deviation of every sample and channel.
 
-use super::epilogue::add_moments;
-use super::prologue::{Load, write_coefficients};
-use super::{Coefficients, Moments, Norm, OPERATION, Problem};
+use super::epilogue::{Coefficients, Moments, add_moments, write_coefficients};
+use super::problem::{Norm, OPERATION, Problem};
 use crate::block::strip;
 use crate::reduce::{Path, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError, Work};
@@ -145,7 +144,7 @@ fn statistics_kernel(
         statistics[(n * 2 + 1) * channels + c] = rstd;
         if comptime!(with_coefficients) {
             let (g, b) = (gamma[c], beta[c]);
-            write_coefficients(coefficients, n, c, channels, mean, rstd, g, b, 0.0, 0.0, 0.0, Load::Normalised);
+            write_coefficients(coefficients, n, c, channels, mean, rstd, g, b);
         }
     }
 }
@@ -195,8 +194,8 @@ pub fn statistics_of_moments(
     merge_all(context, problem, moments, statistics, None)
 }
 
-/// The same into the statistics of `norm`, which are an output, together with the coefficients for
-/// [`Operand::Normalised`](super::Operand::Normalised).
+/// The same into the statistics of `norm`, which are an output, together with the coefficients for a convolution that takes the
+/// sums of a gradient.
 #[allow(clippy::missing_errors_doc, reason = "see forward")]
 pub fn coefficients(
     context: &Context,
@@ -205,7 +204,7 @@ pub fn coefficients(
     norm: &Norm,
 ) -> Result<Coefficients, KernelError> {
     problem.expect_norm(norm)?;
-    let coefficients = Coefficients::new(context, problem, Load::Normalised)?;
+    let coefficients = Coefficients::new(context, problem)?;
     let and = Some((norm.gamma, norm.beta, &coefficients.values));
     merge_all(context, problem, moments, norm.statistics, and)?;
     Ok(coefficients)

@@ -11,8 +11,8 @@
 pub(crate) mod gather;
 pub(crate) mod weight_gradient;
 
-use crate::instance_norm::prologue::{Load, loaded};
-use crate::{Caps, Dtype};
+use crate::conv3d::gather::Gather;
+use crate::{Caps, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// Elements between the end of a row in shared memory and the next: rows then begin in different banks. Loads into tensor
@@ -23,7 +23,7 @@ const STEPS: usize = 2;
 
 /// How a cube's planes, and a plane's products, lie in a block; at most, where rows or columns are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layout {
+struct Layout {
     planes: [usize; 2],
     /// Products of a plane along the columns. Along the rows there are as many as make `products` of them, up to
     /// [`MOST_ROWS`]: a factor in registers then serves several products also where columns are few.
@@ -33,9 +33,9 @@ pub(crate) struct Layout {
 
 /// Rows are voxels, of which there are always enough. The f32 sums of 8 products of 16 x 16 take 64 registers of each unit
 /// of a warp.
-pub(crate) const VOXELS_BY_CHANNELS: Layout = Layout { planes: [4, 1], columns: 4, products: 8 };
+const VOXELS_BY_CHANNELS: Layout = Layout { planes: [4, 1], columns: 4, products: 8 };
 /// Rows are channels as columns are.
-pub(crate) const CHANNELS_BY_CHANNELS: Layout = Layout { planes: [2, 2], columns: 2, products: 4 };
+const CHANNELS_BY_CHANNELS: Layout = Layout { planes: [2, 2], columns: 2, products: 4 };
 
 /// Products of a plane along the rows, at most.
 const MOST_ROWS: usize = 4;
@@ -65,14 +65,7 @@ impl Plan {
     ///   classes): most of the work would be on zeros.
     ///
     /// A length that may be anything (voxels) is given as `usize::MAX`.
-    pub fn choose(
-        caps: &Caps,
-        dtype: Dtype,
-        layout: Layout,
-        rows: usize,
-        depth: usize,
-        columns: usize,
-    ) -> Option<Self> {
+    fn choose(caps: &Caps, dtype: Dtype, layout: Layout, rows: usize, depth: usize, columns: usize) -> Option<Self> {
         if !matches!(dtype, Dtype::F16 | Dtype::Bf16) {
             return None;
         }
@@ -96,6 +89,21 @@ impl Plan {
         };
         let fits = plan.shared_bytes(dtype.size()) <= caps.shared_memory && plan.units() <= caps.max_units as usize;
         fits.then_some(plan)
+    }
+
+    /// The plan for sums over the gathered channels of up to two inputs, for `results` channels.
+    pub fn gather(caps: &Caps, dtype: Dtype, gathered: [usize; 2], results: usize) -> Option<Self> {
+        Self::choose(caps, dtype, VOXELS_BY_CHANNELS, usize::MAX, gathered[0].max(gathered[1]), results)
+    }
+
+    /// The plan for sums over voxels, for pairs of `rows` and `columns` channels.
+    pub fn weights(caps: &Caps, dtype: Dtype, rows: usize, columns: usize) -> Option<Self> {
+        Self::choose(caps, dtype, CHANNELS_BY_CHANNELS, rows, usize::MAX, columns)
+    }
+
+    /// The plan of an operation that gathers.
+    pub fn of(gather: &Gather, caps: &Caps) -> Option<Self> {
+        Self::gather(caps, gather.input.dtype(), gather.gathered(), gather.channels_out)
     }
 
     /// Rows of a block.
@@ -152,12 +160,6 @@ impl Plan {
         self.plane.is_multiple_of(self.n) && 3 * self.units() <= self.staging_len()
     }
 
-    /// Whether a unit loads the same channels of every row of a factor that has rows of `length` channels, in vectors of `lanes`:
-    /// the coefficients of a norm are then loaded once for all rows.
-    pub fn keeps_channels(&self, length: usize, lanes: usize) -> bool {
-        self.units().is_multiple_of(length / lanes)
-    }
-
     fn shared_bytes(&self, size: usize) -> usize {
         let left = self.left_len(false).max(self.left_len(true));
         let positions = self.rows().max(self.depth);
@@ -175,16 +177,12 @@ pub(crate) fn load_lanes(caps: &Caps, channels: &[usize]) -> usize {
     lanes
 }
 
+/// Of an operation on a route that its device cannot go.
+const NO_TENSOR_CORES: KernelError =
+    KernelError::Unsupported { operation: "convolution", feature: "tensor cores for this operation" };
+
 /// The position of a voxel that lies outside.
 const OUTSIDE: u32 = u32::MAX;
-
-/// Depth, height and width positions of element `index` of a grid, and its sample.
-#[cube]
-fn place(index: usize, depth: usize, height: usize, width: usize) -> (usize, usize, usize, usize) {
-    let row = index / width;
-    let plane = row / height;
-    (plane / depth, plane % depth, row % height, index % width)
-}
 
 /// All sums of a plane, at zero: fragment `[i, j]` at `i * fragments[1] + j`.
 #[cube]
@@ -265,28 +263,6 @@ fn multiply<E: Float, A: Size, B: Size>(
                 cmma::execute(&a, &b[j], sum, sum);
             }
         }
-    }
-}
-
-/// One vector of a factor, from global memory: as the pass that would have stored it, had it not been fused, rounds it.
-#[cube]
-pub(crate) fn load_vector<E: Float, N: Size>(
-    values: &[Vector<E, N>],
-    raw: &[Vector<E, N>],
-    at: usize,
-    coefficients: &Array<Vector<f32, N>>,
-    slope: f32,
-    #[comptime] how: Load,
-) -> Vector<E, N> {
-    if comptime!(how == Load::Stored) {
-        values[at]
-    } else {
-        let value = Vector::<f32, N>::cast_from(values[at]);
-        let mut raw_value = value;
-        if comptime!(how == Load::NormGradient) {
-            raw_value = Vector::<f32, N>::cast_from(raw[at]);
-        }
-        Vector::cast_from(loaded(value, raw_value, coefficients, Vector::new(slope), how))
     }
 }
 

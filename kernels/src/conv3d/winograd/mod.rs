@@ -36,12 +36,27 @@
 //! Points along the height and the width are computed together, points along the depth one after the other: so a core's
 //! scratch holds 24 points of a block of tiles and stays in its cache.
 
-pub(crate) mod convolution;
+pub(super) mod convolution;
+pub(super) mod scratch;
+mod take;
 mod tiles;
-pub(crate) mod weight_gradient;
+pub(super) mod weight_gradient;
 mod weights;
 
+use super::problem::Problem;
+use crate::{Caps, Dtype};
 use cubecl::prelude::*;
+
+/// Whether Winograd's algorithm can compute a problem, in all passes.
+pub(super) fn fits(problem: &Problem, dtype: Dtype, caps: &Caps) -> bool {
+    let channels = [problem.channels_in(), problem.second_channels(), problem.channels_out()];
+    caps.cores.is_some()
+        && dtype == Dtype::F32
+        && problem.stride() == [1; 3]
+        && matches!(problem.kernel(), [1 | 3, 3, 3])
+        && problem.output_len() > 0
+        && channels.iter().all(|c| c.is_multiple_of(8))
+}
 
 /// Points along the depth and the height: products that two outputs of three taps need.
 const POINTS: usize = 4;
@@ -49,6 +64,9 @@ const POINTS: usize = 4;
 /// Outputs of a tile along the width, and the points that they need.
 const WIDE_OUTPUTS: usize = 4;
 const WIDE_POINTS: usize = 6;
+
+/// Outputs of a tile at one position along the depth.
+const OUTPUTS: usize = 2 * WIDE_OUTPUTS;
 
 /// Points of one point along the depth.
 const PLANE: usize = POINTS * WIDE_POINTS;
@@ -85,6 +103,34 @@ struct Grid {
     tiles_width: usize,
     /// Rows of tiles that are walked through the whole depth before the next ones: see [`place_of`].
     strip: usize,
+}
+
+/// What a convolution's kernel works on.
+#[derive(CubeType, CubeLaunch)]
+struct Numbers {
+    /// Vectors of channels of the inputs.
+    vectors_first: usize,
+    vectors_second: usize,
+    channels_in: usize,
+    /// Vectors of channels of the output.
+    vectors_out: usize,
+    /// Parts of the output channels that are worked on apart.
+    groups: usize,
+    tiles: usize,
+    /// Tiles of a block, and blocks.
+    block: usize,
+    blocks: usize,
+    /// Distance of points and of units in the scratch of the input's points, and of the products, in vectors.
+    input_stride: usize,
+    product_stride: usize,
+    sums_stride: usize,
+    /// Distance of points of the weights, in vectors.
+    weight_stride: usize,
+    batch: usize,
+    units: usize,
+    /// Of the leaky ReLU behind the norm whose sums are taken.
+    slope: f32,
+    grid: Grid,
 }
 
 /// The extents of a grid on the host.

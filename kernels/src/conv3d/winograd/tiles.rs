@@ -1,7 +1,6 @@
 //! From tensors to points: `Bᵀ d` of an input, `A dy` of an output's gradient.
 
 use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS, place_of};
-use crate::instance_norm::prologue::{Load, coefficients_at, loaded};
 use cubecl::prelude::*;
 
 /// What is transformed.
@@ -74,7 +73,7 @@ struct Rows {
 /// Which channels of a tensor of `vectors` channel vectors are transformed, and where their points go: to
 /// `base + point * point_stride + tile * tile_stride + vector`.
 #[derive(CubeType)]
-pub(super) struct Route {
+pub(super) struct Transfer {
     pub vectors: usize,
     pub first: usize,
     pub count: usize,
@@ -83,8 +82,7 @@ pub(super) struct Route {
     pub tile_stride: usize,
 }
 
-/// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth. `raw`,
-/// `coefficients` and `slope` serve the [`Load`].
+/// Transforms the tiles `low..high` of `x`, `[batch, depth, height, width, vectors]`, at one point along the depth.
 ///
 /// A walk along a row of tiles needs four new positions a tile; at each, the rows of the window are added along the depth,
 /// and then make all points along the height.
@@ -92,21 +90,16 @@ pub(super) struct Route {
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels; a struct of slices is no kernel argument")]
 pub(super) fn transform<N: Size>(
     x: &[Vector<f32, N>],
-    raw: &[Vector<f32, N>],
-    coefficients: &[Vector<f32, N>],
-    slope: f32,
     points: &mut [Vector<f32, N>],
     grid: &Grid,
     depth_point: usize,
     low: usize,
     high: usize,
-    route: &Route,
-    #[comptime] how: Load,
+    transfer: &Transfer,
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) {
-    let vectors = route.vectors;
-    let slope = Vector::<f32, N>::new(slope);
+    let vectors = transfer.vectors;
     let mut tile = low;
     while tile < high {
         // A run of tiles along one row.
@@ -116,159 +109,62 @@ pub(super) fn transform<N: Size>(
         let run = (grid.tiles_width - first).min(high - tile);
 
         let rows = rows_of_window(grid, n, tile_depth, tile_height, depth_point, vectors, window, deep);
-        let start = route.base + (tile - low) * route.tile_stride;
-        for i_vector in 0..route.count {
-            let vector = route.first + i_vector;
+        let start = transfer.base + (tile - low) * transfer.tile_stride;
+        for i_vector in 0..transfer.count {
+            let vector = transfer.first + i_vector;
             let mut at = start + i_vector;
-            let norm = coefficients_at::<N>(coefficients, n, vectors, vector, how);
             if comptime!(window == Window::Input) {
                 let position = first * WIDE_OUTPUTS;
-                let mut a =
-                    column::<N>(x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep);
-                let mut b = column::<N>(
-                    x,
-                    raw,
-                    &norm,
-                    &rows,
-                    position + 1,
-                    grid.width,
-                    vectors,
-                    vector,
-                    slope,
-                    how,
-                    window,
-                    deep,
-                );
+                let mut a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                let mut b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
                 for i in 0..run {
                     let position = (first + i) * WIDE_OUTPUTS + 2;
-                    let c = column::<N>(
-                        x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep,
-                    );
-                    let d = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 1,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
-                    let e = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 2,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
-                    let f = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 3,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
+                    let c = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                    let d = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    let e = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
+                    let f = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
                     #[unroll]
                     for h in 0..POINTS {
-                        let to = at + h * WIDE_POINTS * route.point_stride;
+                        let to = at + h * WIDE_POINTS * transfer.point_stride;
                         let product = Vector::<f32, N>::new(A2 * B2);
                         let sum = Vector::<f32, N>::new(-(A2 + B2));
                         points[to] = fma(sum, c[h], fma(product, a[h], e[h]));
                         let even = fma(Vector::new(-B2), c[h], e[h]);
                         let odd = fma(Vector::new(-B2), b[h], d[h]);
-                        points[to + route.point_stride] = fma(Vector::new(A), odd, even);
-                        points[to + 2 * route.point_stride] = fma(Vector::new(-A), odd, even);
+                        points[to + transfer.point_stride] = fma(Vector::new(A), odd, even);
+                        points[to + 2 * transfer.point_stride] = fma(Vector::new(-A), odd, even);
                         let even = fma(Vector::new(-A2), c[h], e[h]);
                         let odd = fma(Vector::new(-A2), b[h], d[h]);
-                        points[to + 3 * route.point_stride] = fma(Vector::new(B), odd, even);
-                        points[to + 4 * route.point_stride] = fma(Vector::new(-B), odd, even);
-                        points[to + 5 * route.point_stride] = fma(sum, d[h], fma(product, b[h], f[h]));
+                        points[to + 3 * transfer.point_stride] = fma(Vector::new(B), odd, even);
+                        points[to + 4 * transfer.point_stride] = fma(Vector::new(-B), odd, even);
+                        points[to + 5 * transfer.point_stride] = fma(sum, d[h], fma(product, b[h], f[h]));
                         a[h] = e[h];
                         b[h] = f[h];
                     }
-                    at += route.tile_stride;
+                    at += transfer.tile_stride;
                 }
             } else {
                 for i in 0..run {
                     let position = (first + i) * WIDE_OUTPUTS;
-                    let a = column::<N>(
-                        x, raw, &norm, &rows, position, grid.width, vectors, vector, slope, how, window, deep,
-                    );
-                    let b = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 1,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
-                    let c = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 2,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
-                    let d = column::<N>(
-                        x,
-                        raw,
-                        &norm,
-                        &rows,
-                        position + 3,
-                        grid.width,
-                        vectors,
-                        vector,
-                        slope,
-                        how,
-                        window,
-                        deep,
-                    );
+                    let a = column::<N>(x, &rows, position, grid.width, vectors, vector, window, deep);
+                    let b = column::<N>(x, &rows, position + 1, grid.width, vectors, vector, window, deep);
+                    let c = column::<N>(x, &rows, position + 2, grid.width, vectors, vector, window, deep);
+                    let d = column::<N>(x, &rows, position + 3, grid.width, vectors, vector, window, deep);
                     #[unroll]
                     for h in 0..POINTS {
-                        let to = at + h * WIDE_POINTS * route.point_stride;
+                        let to = at + h * WIDE_POINTS * transfer.point_stride;
                         points[to] = a[h];
                         let even = fma(Vector::new(A2), c[h], a[h]);
                         let odd = fma(Vector::new(A2), d[h], b[h]);
-                        points[to + route.point_stride] = fma(Vector::new(A), odd, even);
-                        points[to + 2 * route.point_stride] = fma(Vector::new(-A), odd, even);
+                        points[to + transfer.point_stride] = fma(Vector::new(A), odd, even);
+                        points[to + 2 * transfer.point_stride] = fma(Vector::new(-A), odd, even);
                         let even = fma(Vector::new(B2), c[h], a[h]);
                         let odd = fma(Vector::new(B2), d[h], b[h]);
-                        points[to + 3 * route.point_stride] = fma(Vector::new(B), odd, even);
-                        points[to + 4 * route.point_stride] = fma(Vector::new(-B), odd, even);
-                        points[to + 5 * route.point_stride] = d[h];
+                        points[to + 3 * transfer.point_stride] = fma(Vector::new(B), odd, even);
+                        points[to + 4 * transfer.point_stride] = fma(Vector::new(-B), odd, even);
+                        points[to + 5 * transfer.point_stride] = d[h];
                     }
-                    at += route.tile_stride;
+                    at += transfer.tile_stride;
                 }
             }
         }
@@ -319,15 +215,11 @@ fn rows_of_window(
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
 fn column<N: Size>(
     x: &[Vector<f32, N>],
-    raw: &[Vector<f32, N>],
-    norm: &Array<Vector<f32, N>>,
     rows: &Rows,
     position: usize,
     width: usize,
     vectors: usize,
     vector: usize,
-    slope: Vector<f32, N>,
-    #[comptime] how: Load,
     #[comptime] window: Window,
     #[comptime] deep: bool,
 ) -> Array<Vector<f32, N>> {
@@ -340,14 +232,10 @@ fn column<N: Size>(
         #[unroll]
         for h in 0..heights {
             if comptime!(deep) {
-                let near = Vector::new(rows.factor[h * 2]) * load(x, raw, norm, rows.start[h * 2] + at, slope, how);
-                sums[h] = fma(
-                    Vector::new(rows.factor[h * 2 + 1]),
-                    load(x, raw, norm, rows.start[h * 2 + 1] + at, slope, how),
-                    near,
-                );
+                let near = Vector::new(rows.factor[h * 2]) * x[rows.start[h * 2] + at];
+                sums[h] = fma(Vector::new(rows.factor[h * 2 + 1]), x[rows.start[h * 2 + 1] + at], near);
             } else {
-                sums[h] = Vector::new(rows.factor[h]) * load(x, raw, norm, rows.start[h] + at, slope, how);
+                sums[h] = Vector::new(rows.factor[h]) * x[rows.start[h] + at];
             }
         }
         if comptime!(window == Window::Input) {
@@ -363,21 +251,4 @@ fn column<N: Size>(
         }
     }
     points
-}
-
-/// One vector of the tensor that is transformed.
-#[cube]
-fn load<N: Size>(
-    x: &[Vector<f32, N>],
-    raw: &[Vector<f32, N>],
-    norm: &Array<Vector<f32, N>>,
-    at: usize,
-    slope: Vector<f32, N>,
-    #[comptime] how: Load,
-) -> Vector<f32, N> {
-    if comptime!(how == Load::NormGradient) {
-        loaded(x[at], raw[at], norm, slope, how)
-    } else {
-        loaded(x[at], x[at], norm, slope, how)
-    }
 }

@@ -2,15 +2,12 @@
 //!
 //! Each split of the tiles has sums of its own, which a second launch adds in a fixed order while it transforms them.
 
-use super::tiles::{Route, Window, transform};
-use super::{A, A2, B, B2, BLOCK_BYTES, Extents, FEW_TILES, Grid, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
-use super::{block_of, vectors_of};
+use super::scratch::GradientScratch;
+use super::tiles::{Transfer, Window, transform};
+use super::{A, A2, B, B2, Extents, Grid, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS, vectors_of};
 use crate::block::strip;
-use crate::conv3d::gather::widest_vector;
-use crate::instance_norm::Operand;
-use crate::instance_norm::epilogue::{Epilogue, slope_of};
-use crate::instance_norm::prologue::Load;
-use crate::{Buffer, Context, Dtype, KernelError, Work};
+use crate::conv3d::gather::WeightGradient;
+use crate::{Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
 const OPERATION: &str = "winograd weight gradient";
@@ -26,14 +23,10 @@ struct Plan {
     deep: bool,
     /// Whether a second input continues the channels of the first.
     second_input: bool,
-    /// How the inputs and the gradient are loaded.
-    load: Load,
-    second_load: Load,
-    gradient_load: Load,
 }
 
 #[derive(CubeType, CubeLaunch)]
-struct Shape {
+struct Numbers {
     /// Vectors of channels of the inputs.
     vectors_first: usize,
     vectors_second: usize,
@@ -54,23 +47,17 @@ struct Shape {
     sums_stride: usize,
 }
 
-/// `sums` is `[split, point, channel in, vector out]`. One unit sums one split for one group of output channels. `raw` and the
-/// `norm`s serve the loads.
+/// `sums` is `[split, point, channel in, vector out]`. One unit sums one split for one group of output channels.
 #[cube(launch)]
 fn weight_sums_kernel<I: Size, O: Size>(
     x: &[Vector<f32, I>],
     second: &[Vector<f32, I>],
     dy: &[Vector<f32, O>],
-    raw: &[Vector<f32, O>],
-    norm: &[Vector<f32, I>],
-    second_norm: &[Vector<f32, I>],
-    gradient_norm: &[Vector<f32, O>],
-    slope: f32,
     input_points: &mut [Vector<f32, I>],
     gradient_points: &mut [Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
     grid: Grid,
-    s: Shape,
+    s: Numbers,
     #[comptime] plan: Plan,
 ) {
     if ABSOLUTE_POS < s.splits * s.groups {
@@ -80,7 +67,7 @@ fn weight_sums_kernel<I: Size, O: Size>(
         let first_vector = ABSOLUTE_POS % s.groups * group_vectors;
         let input_base = ABSOLUTE_POS * PLANE * s.input_stride;
         let gradient_base = ABSOLUTE_POS * PLANE * s.gradient_stride;
-        let first = Route {
+        let first = Transfer {
             vectors: s.vectors_first,
             first: 0usize.runtime(),
             count: s.vectors_first,
@@ -88,7 +75,7 @@ fn weight_sums_kernel<I: Size, O: Size>(
             point_stride: s.input_stride,
             tile_stride: s.vectors_first + s.vectors_second,
         };
-        let behind = Route {
+        let behind = Transfer {
             vectors: s.vectors_second,
             first: 0usize.runtime(),
             count: s.vectors_second,
@@ -96,7 +83,7 @@ fn weight_sums_kernel<I: Size, O: Size>(
             point_stride: s.input_stride,
             tile_stride: s.vectors_first + s.vectors_second,
         };
-        let gradient = Route {
+        let gradient = Transfer {
             vectors: s.vectors_out,
             first: first_vector,
             count: group_vectors,
@@ -110,50 +97,28 @@ fn weight_sums_kernel<I: Size, O: Size>(
             let low = block * s.block;
             let high = (low + s.block).min(s.tiles);
             for depth_point in 0..depth_points {
-                transform::<I>(
-                    x,
-                    x,
-                    norm,
-                    slope,
-                    input_points,
-                    &grid,
-                    depth_point,
-                    low,
-                    high,
-                    &first,
-                    plan.load,
-                    Window::Input,
-                    plan.deep,
-                );
+                transform::<I>(x, input_points, &grid, depth_point, low, high, &first, Window::Input, plan.deep);
                 if comptime!(plan.second_input) {
                     transform::<I>(
                         second,
-                        second,
-                        second_norm,
-                        slope,
                         input_points,
                         &grid,
                         depth_point,
                         low,
                         high,
                         &behind,
-                        plan.second_load,
                         Window::Input,
                         plan.deep,
                     );
                 }
                 transform::<O>(
                     dy,
-                    raw,
-                    gradient_norm,
-                    slope,
                     gradient_points,
                     &grid,
                     depth_point,
                     low,
                     high,
                     &gradient,
-                    plan.gradient_load,
                     Window::Gradient,
                     plan.deep,
                 );
@@ -183,7 +148,7 @@ fn add_products<I: Size, O: Size>(
     input_points: &[Vector<f32, I>],
     gradient_points: &[Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
-    s: &Shape,
+    s: &Numbers,
     input_base: usize,
     gradient_base: usize,
     sums_base: usize,
@@ -303,124 +268,62 @@ fn weights_of_sums_kernel<N: Size>(
     }
 }
 
-/// One weight gradient for stride 1 with "same" padding, all f32. Axes are depth, height, width.
-pub(crate) struct WeightGradient<'a> {
-    pub batch: usize,
-    pub dims: [usize; 3],
-    /// `[batch, dims, channels_in]`; the channels of the second input continue the first's.
-    pub input: Operand<'a>,
-    pub channels_in: usize,
-    pub second: Option<(Operand<'a>, usize)>,
-    /// Whether the kernel has three taps along the depth, else one.
-    pub deep: bool,
-    /// `[batch, dims, channels_out]`.
-    pub output_gradient: Operand<'a>,
-    pub channels_out: usize,
-    /// `[taps, channels in of both inputs, channels_out]`.
-    pub gradient: &'a Buffer,
-}
-
-impl WeightGradient<'_> {
-    /// Launches the kernels.
-    pub fn launch(&self, context: &Context) -> Result<(), KernelError> {
-        let caps = context.caps();
-        let extents = Extents::new(self.batch, self.dims, self.deep);
-        let tiles = extents.count();
-        let (second, second_channels) = self.second.unwrap_or((Operand::Stored(self.input.buffer()), 0));
-        let channels_in = self.channels_in + second_channels;
-        let lanes_in = widest_vector(caps, self.channels_in).min(widest_vector(caps, second_channels));
-        let lanes_out = widest_vector(caps, self.channels_out);
-        let vectors_out = self.channels_out / lanes_out;
-        let vectors = vectors_of(vectors_out);
-        // Eight divides the channels: see `algorithm`.
-        let rows = if caps.registers >= 32 && vectors <= 2 { 8 } else { 4 };
-
-        let units = caps.cube_units() as usize;
-        // Where sums are large, units share the output channels instead of having sums of their own.
-        let parts = vectors_out / vectors;
-        let groups = (1..=units.min(parts))
-            .rev()
-            .find(|&groups| parts.is_multiple_of(groups) && self.channels_out / groups >= GROUP_CHANNELS)
-            .unwrap_or(1);
-        let bytes_of_tile = PLANE * (channels_in + self.channels_out / groups) * 4;
-        let block = block_of(tiles, (units / groups).max(1), (BLOCK_BYTES / bytes_of_tile).clamp(FEW_TILES, 192));
-        let blocks = tiles.div_ceil(block);
-        let splits = (units / groups).clamp(1, blocks.max(1));
-        let points = if self.deep { POINTS * PLANE } else { PLANE };
-        // One vector more than is needed: at a distance of a large power of two, points would share few lines of a cache.
-        let input_stride = block * (channels_in / lanes_in) + 1;
-        let gradient_stride = block * (vectors_out / groups) + 1;
-        let pairs = channels_in * vectors_out;
-        let sums_stride = pairs + 1;
-        let input_points = context.empty(units * PLANE * input_stride * lanes_in, Dtype::F32)?;
-        let gradient_points = context.empty(units * PLANE * gradient_stride * lanes_out, Dtype::F32)?;
-        let sums = context.empty(splits * points * sums_stride * lanes_out, Dtype::F32)?;
-        let plan = Plan {
-            rows,
-            vectors,
-            deep: self.deep,
-            second_input: self.second.is_some(),
-            load: self.input.load(),
-            second_load: second.load(),
-            gradient_load: self.output_gradient.load(),
-        };
-        let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
-        let norm = |operand: &Operand| operand.coefficients().map_or(&nothing, |by| &by.values).arg();
-        let operands = [Some(&self.input), Some(&second), Some(&self.output_gradient)];
-        let slope = slope_of(OPERATION, operands, &Epilogue::Nothing)?;
-        let shape = ShapeLaunch::new(
-            self.channels_in / lanes_in,
+/// Launches the kernels for an operation with stride 1 and "same" padding.
+pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(), KernelError> {
+    let caps = context.caps();
+    let deep = gradient.taps[0] == 3;
+    let extents = Extents::new(gradient.batch, gradient.in_dims, deep);
+    let (second, second_channels) = gradient.second.unwrap_or((gradient.strided, 0));
+    let scratch = GradientScratch::of(gradient, caps);
+    let GradientScratch { lanes_in, lanes_out, units, splits, .. } = scratch;
+    let channels_in = gradient.rows + second_channels;
+    let vectors_out = gradient.columns / lanes_out;
+    let vectors = vectors_of(vectors_out);
+    let plan = Plan {
+        // Eight divides the channels: see `fits`.
+        rows: if caps.registers >= 32 && vectors <= 2 { 8 } else { 4 },
+        vectors,
+        deep,
+        second_input: gradient.second.is_some(),
+    };
+    let pairs = channels_in * vectors_out;
+    let input_points = context.empty(scratch.input_len(), Dtype::F32)?;
+    let gradient_points = context.empty(scratch.gradient_len(), Dtype::F32)?;
+    let sums = context.empty(scratch.sums_len(), Dtype::F32)?;
+    context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
+        let numbers = NumbersLaunch::new(
+            gradient.rows / lanes_in,
             second_channels / lanes_in,
             channels_in,
             vectors_out,
-            groups,
+            scratch.groups,
             splits,
-            tiles,
-            block,
-            blocks,
-            input_stride,
-            gradient_stride,
-            sums_stride,
+            extents.count(),
+            scratch.block,
+            extents.count().div_ceil(scratch.block),
+            scratch.input_stride,
+            scratch.gradient_stride,
+            scratch.sums_stride,
         );
-        context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
-            weight_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes_in,
-                lanes_out,
-                self.input.buffer().arg(),
-                second.buffer().arg(),
-                self.output_gradient.buffer().arg(),
-                self.output_gradient.raw().arg(),
-                norm(&self.input),
-                norm(&second),
-                norm(&self.output_gradient),
-                slope,
-                input_points.arg(),
-                gradient_points.arg(),
-                sums.arg(),
-                extents.launch(),
-                shape,
-                plan,
-            )
-        })?;
-        context.launch(OPERATION, Work::units(caps.strips(pairs, 1), units as u32), |client, count, dim| {
-            weights_of_sums_kernel::launch(
-                client,
-                count,
-                dim,
-                lanes_out,
-                sums.arg(),
-                self.gradient.arg(),
-                pairs,
-                splits,
-                sums_stride,
-                self.deep,
-            )
-        })
-    }
+        weight_sums_kernel::launch(
+            client,
+            count,
+            dim,
+            lanes_in,
+            lanes_out,
+            gradient.strided.arg(),
+            second.arg(),
+            gradient.dense.arg(),
+            input_points.arg(),
+            gradient_points.arg(),
+            sums.arg(),
+            extents.launch(),
+            numbers,
+            plan,
+        );
+    })?;
+    context.launch(OPERATION, Work::units(caps.strips(pairs, 1), units as u32), |client, count, dim| {
+        let (sums, into, stride) = (sums.arg(), gradient.gradient.arg(), scratch.sums_stride);
+        weights_of_sums_kernel::launch(client, count, dim, lanes_out, sums, into, pairs, splits, stride, deep);
+    })
 }
-
-/// Output channels of a group at least: with fewer, the input would be transformed again for little work.
-pub(super) const GROUP_CHANNELS: usize = 64;

@@ -2,7 +2,7 @@
 
 use super::{A, A2, B, B2, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
 use crate::block::strip;
-use crate::conv3d::pack::Packing;
+use crate::conv3d::pack::{Packing, Weights};
 use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 
@@ -83,10 +83,7 @@ fn weight_points_kernel<N: Size>(
 
 /// The weights' points of one convolution, for products of `vectors` vectors of `lanes` output channels.
 pub(super) struct WeightPoints<'a> {
-    pub weights: &'a Buffer,
-    /// How the convolution's weights relate to the stored ones; its block is set here, and the channels of two inputs
-    /// follow each other.
-    pub packing: Packing,
+    pub weights: Weights<'a>,
     pub lanes: usize,
     pub vectors: usize,
     pub deep: bool,
@@ -95,16 +92,19 @@ pub(super) struct WeightPoints<'a> {
 impl WeightPoints<'_> {
     /// The points, and their distance in vectors.
     pub fn run(&self, context: &Context) -> Result<(Buffer, usize), KernelError> {
-        let Self { packing, lanes, vectors, .. } = *self;
-        let channels_in = if packing.transposed { packing.columns } else { packing.rows };
+        let Self { weights, lanes, vectors, .. } = *self;
+        let channels_in = weights.gathered();
         let block = vectors * lanes;
-        let blocks = packing.out_count / block;
-        // Weights of the forward pass are read where they are.
-        let packed = match packing.transposed {
-            true => Some(Packing { block, split: 1, first_input: channels_in, ..packing }.run(context, self.weights)?),
+        let blocks = weights.out_count / block;
+        // Weights of the forward pass are read where they are. The channels of both inputs follow each other.
+        let packed = match weights.transposed {
+            true => {
+                let packing = Packing { block, split: 1, dtype: Dtype::F32 };
+                Some(Weights { first_input: channels_in, ..weights }.pack(context, packing)?)
+            }
             false => None,
         };
-        let taps: usize = packing.taps.iter().product();
+        let taps: usize = weights.taps.iter().product();
         let (block_stride, tap_stride, channel_stride) = match packed {
             Some(_) => (taps * channels_in * vectors, channels_in * vectors, vectors),
             None => (vectors, channels_in * blocks * vectors, blocks * vectors),
@@ -123,7 +123,7 @@ impl WeightPoints<'_> {
                     count,
                     dim,
                     lanes,
-                    packed.as_ref().unwrap_or(self.weights).arg(),
+                    packed.as_ref().unwrap_or(weights.stored).arg(),
                     transformed.arg(),
                     blocks,
                     channels_in,

@@ -5,10 +5,11 @@ use serde_json::{Map, Value, json};
 use super::budget::Budget;
 pub use super::budget::PlannerKind;
 use super::fingerprint::{Fingerprint, percentile};
-use super::plans::{Plans, is_file_name};
 use super::topology::{Encoder, Topology};
-use super::{Dataset, DatasetJson};
+use crate::dataset::plans::Plans;
+use crate::dataset::{Dataset, DatasetJson};
 use crate::error::{Error, Result};
+use crate::io;
 use crate::preprocess::Normalization;
 
 /// How much coarser an axis must be to count as anisotropic.
@@ -53,7 +54,7 @@ impl Planner {
         if fingerprint.spacings.is_empty() || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len() {
             return Err(Error::NoCases);
         }
-        if let Some(name) = self.plans_name.as_deref().filter(|name| !is_file_name(name)) {
+        if let Some(name) = self.plans_name.as_deref().filter(|name| !io::is_file_name(name)) {
             return Err(Error::Setting {
                 setting: "plans name",
                 value: format!("{name:?}"),

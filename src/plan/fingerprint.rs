@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Axis, s};
 use serde::{Deserialize, Serialize};
 
-use super::Dataset;
-use super::plans::IntensityProperties;
 use crate::compat::Compat;
+use crate::dataset::Dataset;
+use crate::dataset::plans::IntensityProperties;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;

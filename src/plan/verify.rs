@@ -6,8 +6,8 @@ use std::path::Path;
 use ndarray::Axis;
 
 use super::fingerprint::percentile;
-use super::splits::Split;
-use super::{CaseFiles, Dataset, DatasetJson, LabelManager};
+use crate::dataset::splits::Split;
+use crate::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
 use crate::error::{Error, Result};
 use crate::preprocess::{CaseHeaders, Normalization, RawCase, in_parallel, label_counts};
 

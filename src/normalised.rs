@@ -1,0 +1,119 @@
+//! Values and gradients that know of an instance norm: what can be computed again, and what has been taken on the way.
+
+use crate::error::Result;
+use crate::kernels::conv3d::NormBefore;
+use crate::kernels::instance_norm::{self, Coefficients, GradientParts, Norm, NormGradient};
+use crate::kernels::{Buffer, Context, elementwise};
+use crate::parameters::Parameter;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// What an instance norm and its activation are computed from: the tensor before them, which their own backward needs
+/// too, and a few numbers a channel.
+#[derive(Debug)]
+pub(crate) struct Normalised {
+    pub problem: instance_norm::Problem,
+    pub raw: Tensor,
+    /// f32 `[batch, 2, channels]`: mean and inverse deviation.
+    pub statistics: Buffer,
+    pub weight: Parameter,
+    pub bias: Parameter,
+    /// For convolutions that take the sums of a gradient, where there are any.
+    pub coefficients: Option<Coefficients>,
+}
+
+impl Normalised {
+    /// What normalises, as the kernels take it.
+    pub fn norm(&self) -> Norm<'_> {
+        Norm { statistics: &self.statistics, gamma: self.weight.value(), beta: self.bias.value() }
+    }
+
+    /// Where the gradients of its parameters go.
+    pub fn gradient(&self) -> NormGradient<'_> {
+        NormGradient { gamma: self.weight.gradient(), beta: self.bias.gradient() }
+    }
+
+    /// Normalises and activates into a new tensor: the same bits every time.
+    pub fn activate(&self, context: &Context) -> Result<Tensor> {
+        let raw = self.raw.buffer();
+        let output = Tensor::empty(context, self.raw.shape(), raw.dtype())?;
+        instance_norm::apply(context, &self.problem, raw, &self.norm(), output.buffer())?;
+        Ok(output)
+    }
+
+    /// As the norm before a convolution that takes the sums of its gradient.
+    pub fn before(&self) -> Option<NormBefore<'_>> {
+        self.coefficients.as_ref().map(|by| NormBefore { raw: self.raw.buffer(), by })
+    }
+}
+
+/// What an operation has put out.
+#[derive(Clone, Debug)]
+pub(crate) struct Value {
+    pub tensor: Tensor,
+    /// The norm that has put it out.
+    pub norm: Option<Arc<Normalised>>,
+    /// Whether backward computes it again instead of keeping it.
+    recompute: bool,
+}
+
+impl From<Tensor> for Value {
+    fn from(tensor: Tensor) -> Self {
+        Self { tensor, norm: None, recompute: false }
+    }
+}
+
+impl Value {
+    /// Of a norm and its activation.
+    pub fn normalised(tensor: Tensor, norm: Arc<Normalised>, recompute: bool) -> Self {
+        Self { tensor, norm: Some(norm), recompute }
+    }
+
+    /// The value as an operation's backward should keep it.
+    pub fn keep(&self) -> Kept {
+        match &self.norm {
+            Some(norm) if self.recompute => Kept::Recomputed(norm.clone()),
+            _ => Kept::Stored(self.tensor.clone()),
+        }
+    }
+}
+
+/// A value as backward keeps it.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Stored(Tensor),
+    Recomputed(Arc<Normalised>),
+}
+
+impl Kept {
+    /// The value: a new tensor if it has to be computed again, which should be dropped as soon as it was used.
+    pub fn tensor(&self, context: &Context) -> Result<Tensor> {
+        match self {
+            Self::Stored(tensor) => Ok(tensor.clone()),
+            Self::Recomputed(normalised) => normalised.activate(context),
+        }
+    }
+}
+
+/// A gradient on its way back.
+pub(crate) struct Gradient {
+    pub tensor: Tensor,
+    /// Of the gradient of a normalised value: what the norm's own backward begins with, if the kernel that stored the gradient
+    /// has taken it.
+    pub parts: Option<GradientParts>,
+}
+
+impl From<Tensor> for Gradient {
+    fn from(tensor: Tensor) -> Self {
+        Self { tensor, parts: None }
+    }
+}
+
+impl Gradient {
+    /// Adds another gradient of the same variable, in place. What was taken of the first alone is then of no use.
+    pub fn add(&mut self, context: &Context, more: &Self) -> Result<()> {
+        elementwise::add_assign(context, self.tensor.buffer(), more.tensor.buffer())?;
+        self.parts = None;
+        Ok(())
+    }
+}

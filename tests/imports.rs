@@ -1,0 +1,172 @@
+//! The rooms of both packages: in `src` a room imports only from those below it, and no files of `src` or `kernels` import
+//! each other in a circle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Rooms of `src`, those that may see the most first. What stands on one line knows nothing of each other.
+const ORDER: &[&[&str]] = &[
+    &["cli"],
+    &["train"],
+    &["tune"],
+    &["predict"],
+    &["augment", "infer", "eval", "report"],
+    &["sample"],
+    &["patch", "plan", "import", "history"],
+    &["sparsify"],
+    &["preprocess", "loss"],
+    &["nn"],
+    &["optim", "ops"],
+    &["tape"],
+    &["normalised", "fusion"],
+    &["parameters"],
+    &["tensor"],
+    &["dataset"],
+    &["io", "numpy_random", "compat"],
+    &["error"],
+    &["device"],
+];
+
+/// What a file imports by `crate::` or `super::`, as paths of module names from the root of its package.
+fn imports(text: &str, module: &[String]) -> BTreeSet<Vec<String>> {
+    let mut found = BTreeSet::new();
+    // Comments and doc links are no imports.
+    let code: String = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join(" ");
+    for (start, above) in [("crate::", None), ("super::super::", Some(2)), ("super::", Some(1))] {
+        for (place, _) in code.match_indices(start) {
+            let before = code[..place].chars().next_back().unwrap_or(' ');
+            if before.is_alphanumeric() || before == '_' || before == ':' || before == '$' {
+                continue;
+            }
+            let base = match above {
+                None => Vec::new(),
+                Some(levels) if levels <= module.len() => module[..module.len() - levels].to_vec(),
+                Some(_) => continue,
+            };
+            expand(&code[place + start.len()..], base, &mut found);
+        }
+    }
+    found
+}
+
+/// `a::{b, c::d}` as `a::b` and `a::c::d`.
+fn expand(text: &str, base: Vec<String>, found: &mut BTreeSet<Vec<String>>) {
+    let text = text.trim_start();
+    if let Some(inside) = text.strip_prefix('{') {
+        let (mut depth, mut start) = (0, 0);
+        for (place, letter) in inside.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    expand(&inside[start..place], base.clone(), found);
+                    start = place + 1;
+                    if letter == '}' {
+                        return;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return;
+    }
+    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len());
+    if end == 0 {
+        return;
+    }
+    let mut path = base;
+    path.push(text[..end].into());
+    match text[end..].strip_prefix("::") {
+        Some(rest) if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '{') => {
+            expand(rest, path, found);
+        }
+        _ => {
+            found.insert(path);
+        }
+    }
+}
+
+/// Files of a package by their modules: `conv3d/run.rs` is `conv3d::run`, `conv3d/mod.rs` is `conv3d`.
+fn files(root: &Path) -> BTreeMap<Vec<String>, PathBuf> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|ending| ending == "rs") {
+                let inside = entry.strip_prefix(root).unwrap().with_extension("");
+                let mut module: Vec<String> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+                if module.last().is_some_and(|name| name == "mod") {
+                    module.pop();
+                }
+                found.insert(module, entry);
+            }
+        }
+    }
+    found
+}
+
+/// The file that a path names something in: its longest beginning that is a module.
+fn file_of(path: &[String], files: &BTreeMap<Vec<String>, PathBuf>) -> Option<Vec<String>> {
+    (1..=path.len()).rev().map(|len| path[..len].to_vec()).find(|module| files.contains_key(module))
+}
+
+fn root(package: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(package)
+}
+
+#[test]
+fn rooms_import_from_those_below_them() {
+    let rank = |room: &str| ORDER.iter().position(|rooms| rooms.contains(&room));
+    let mut wrong = Vec::new();
+    for (module, path) in files(&root("src")) {
+        let Some(room) = module.first().filter(|room| !["lib", "main"].contains(&room.as_str())) else { continue };
+        let own = rank(room).unwrap_or_else(|| panic!("room {room} has no place in the order of this test"));
+        for import in imports(&std::fs::read_to_string(&path).unwrap(), &module) {
+            let other = &import[0];
+            // What is defined in lib.rs, the kernels among it, stands below everything.
+            let Some(below) = rank(other) else { continue };
+            if other != room && below <= own {
+                wrong.push(format!("{} imports {}", path.display(), import.join("::")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "upwards:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for package in ["src", "kernels/src"] {
+        let files = files(&root(package));
+        let arrows: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = files
+            .iter()
+            // The faces of folders hand names on.
+            .filter(|(module, path)| !path.ends_with("mod.rs") && !["lib", "main"].contains(&module[0].as_str()))
+            .map(|(module, path)| {
+                let found = imports(&std::fs::read_to_string(path).unwrap(), module);
+                let to = found.iter().filter_map(|import| file_of(import, &files));
+                (module.clone(), to.filter(|to| to != module && !files[to].ends_with("mod.rs")).collect())
+            })
+            .collect();
+        let mut left: BTreeSet<&Vec<String>> = arrows.keys().collect();
+        // Whoever imports nothing that is left goes; a circle stays.
+        loop {
+            let gone: Vec<&Vec<String>> =
+                left.iter().filter(|module| arrows[**module].iter().all(|to| !left.contains(to))).copied().collect();
+            if gone.is_empty() {
+                break;
+            }
+            left.retain(|module| !gone.contains(module));
+        }
+        let names: Vec<String> = left.iter().map(|module| module.join("::")).collect();
+        assert!(names.is_empty(), "{package}: a circle among, or above, {names:?}");
+    }
+}
+
+#[test]
+fn imports_are_found() {
+    let text = "use crate::{Buffer, conv3d::{self, run::forward as f}};\nuse super::plan::Plan; // crate::not\nlet x = crate::io::read(1);";
+    let module = ["loss", "pass"].map(String::from);
+    let found: Vec<String> = imports(text, &module).iter().map(|path| path.join("::")).collect();
+    assert_eq!(found, ["Buffer", "conv3d::run::forward", "conv3d::self", "io::read", "loss::plan::Plan"]);
+}
