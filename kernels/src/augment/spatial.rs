@@ -112,7 +112,8 @@ fn spatial_kernel<L: Int>(
             let mut voxels = Array::<usize>::new(8usize);
             let mut weights = Array::<f32>::new(8usize);
             let mut codes = Array::<u32>::new(8usize);
-            let mut mixed = false;
+            // Not 0 where the corners differ.
+            let mut spread = 0u32;
             #[unroll]
             for k in 0..8usize {
                 let high_z = comptime!(k >= 4);
@@ -126,7 +127,7 @@ fn spatial_kernel<L: Int>(
                 voxels[k] = voxel;
                 weights[k] = wz * wy * wx;
                 codes[k] = select(inside, u32::cast_from(labels[voxel]), 0u32);
-                mixed = mixed || codes[k] != codes[0];
+                spread |= codes[k] ^ codes[0];
             }
             let to_voxel = row * to.width + at;
             let mut near = 0usize.runtime();
@@ -134,7 +135,7 @@ fn spatial_kernel<L: Int>(
             near += select(ey.high_is_near, 2usize, 0usize);
             near += select(ex.high_is_near, 1usize, 0usize);
             let mut code = codes[0];
-            if mixed {
+            if spread != 0u32 {
                 if comptime!(vote) {
                     code = winner(&codes, &weights, near);
                 } else {
