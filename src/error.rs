@@ -678,7 +678,7 @@ pub enum Error {
         "every voxel of all {cases} training cases has the ignore label {ignore}: annotate some, or correct the value of \
          `ignore` in dataset.json"
     )]
-    NothingAnnotated {
+    NothingToLearn {
         /// Number of training cases.
         cases: usize,
         /// The ignore label.

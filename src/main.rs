@@ -4,6 +4,8 @@
 mod cli;
 
 use std::process::ExitCode;
+use voxgrad::Error;
+use voxgrad::kernels::KernelError;
 
 fn main() -> ExitCode {
     match cli::run() {
@@ -13,13 +15,19 @@ fn main() -> ExitCode {
                 return ExitCode::from(128 + signal);
             }
             eprintln!("error: {error:#}");
-            let device_failed = error.chain().any(|cause| {
-                matches!(
-                    cause.downcast_ref::<voxgrad::kernels::KernelError>(),
-                    Some(voxgrad::kernels::KernelError::Device { .. })
-                )
-            });
-            ExitCode::from(if device_failed { 1 } else { 2 })
+            ExitCode::from(if device_failed(&error) { 1 } else { 2 })
         }
     }
+}
+
+/// Whether a device failed, which no other input would change.
+fn device_failed(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        // The library's error passes a kernel's through, which is then no link of the chain.
+        let kernel = match cause.downcast_ref::<Error>() {
+            Some(Error::Kernel(kernel)) => Some(kernel),
+            _ => cause.downcast_ref::<KernelError>(),
+        };
+        matches!(kernel, Some(KernelError::Device { .. }))
+    })
 }

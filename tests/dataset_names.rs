@@ -3,7 +3,8 @@
 use crate::common::six_cases::Place;
 use std::fs;
 use voxgrad::Error;
-use voxgrad::dataset::{Dataset, DatasetJson, cases_in, list_cases, verify};
+use voxgrad::dataset::{Dataset, DatasetJson, cases_in, list_cases};
+use voxgrad::plan::verify;
 
 #[test]
 fn every_file_that_fits_no_case_is_listed() {

@@ -8,8 +8,9 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use voxgrad::dataset::{Dataset, DatasetJson, LabelManager, splits, verify};
+use voxgrad::dataset::{Dataset, DatasetJson, LabelManager, splits};
 use voxgrad::plan::fingerprint::Fingerprint;
+use voxgrad::plan::verify;
 use voxgrad::{Compat, Error};
 
 fn put_f32(bytes: &mut [u8], at: usize, values: &[f32]) {
@@ -204,7 +205,7 @@ fn single_slices_are_refused_in_every_direction() {
         }
         let failures = verify::quick(place.0.path()).unwrap().failures;
         let [Error::TwoDimensional { shape: median, .. }] = failures.as_slice() else { panic!("{failures:?}") };
-        assert_eq!(*median, [shape.0, shape.1, shape.2]);
+        assert_eq!(*median, <[usize; 3]>::from(shape));
     }
     // One such case among others is a thin volume.
     let place = Place::new();

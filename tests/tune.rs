@@ -56,7 +56,7 @@ fn choices_are_obeyed_where_they_are_possible() {
 fn impossible_choices_follow_the_rule() {
     let (context, _guard) = device();
     let strided = Problem::new(1, [6, 8, 8], 32, 32, [3; 3], [2; 3]).unwrap();
-    let applicable = |problem, pass, dtype| Route::applicable(problem, pass, dtype, context.caps());
+    let applicable = |problem: &Problem, pass, dtype| Route::applicable(problem, pass, dtype, context.caps());
     let possible = applicable(&strided, Pass::Forward, Dtype::F32);
     assert!(matches!(possible[..], [Route::Direct | Route::Tiled]), "{possible:?}");
     let ruled = results(context, &strided);

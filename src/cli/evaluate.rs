@@ -93,22 +93,23 @@ pub fn print(summary: &Summary, labels: &LabelManager) {
 /// Prints distances and lesions of every class, and how much of the images the references say anything about.
 fn print_measures(measures: &[CaseMeasures], labels: &LabelManager, tolerance: f64) {
     for (group, name) in labels.foreground_names().iter().enumerate() {
-        let of = |measure: fn(&Measures) -> f64| {
+        let of = |unit: &str, measure: fn(&Measures) -> f64| {
             let values = measures.iter().filter_map(|case| case.groups.get(group)).map(measure);
             let finite: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+            let mean = finite.iter().sum::<f64>() / finite.len() as f64;
             match finite.len() {
-                0 => "none".to_string(),
-                count => format!("{:.3} ({count} cases)", finite.iter().sum::<f64>() / count as f64),
+                0 => "in no case".to_string(),
+                count => format!("{mean:.3}{unit} in {count} of {} cases", measures.len()),
             }
         };
         let count = |lesions: fn(&Lesions) -> usize| {
             measures.iter().filter_map(|case| case.groups.get(group)).map(|m| lesions(&m.lesions)).sum::<usize>()
         };
         println!(
-            "  {name}: HD95 {} mm, ASSD {} mm, NSD at {tolerance} mm {}; lesions: {} of {} found, {} of {} predicted invented",
-            of(|m| m.surfaces.hausdorff_95),
-            of(|m| m.surfaces.average),
-            of(|m| m.surfaces.within_tolerance),
+            "  {name}: HD95 {}; ASSD {}; NSD at {tolerance} mm {}; lesions: {} of {} found, {} of {} predicted invented",
+            of(" mm", |m| m.surfaces.hausdorff_95),
+            of(" mm", |m| m.surfaces.average),
+            of("", |m| m.surfaces.within_tolerance),
             count(|l| l.found),
             count(|l| l.reference),
             count(|l| l.invented),

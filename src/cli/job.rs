@@ -291,6 +291,7 @@ fn prepared_dataset(prepared: &Path, model: &Model) -> anyhow::Result<Dataset> {
         json: model.dataset.clone(),
         labels: LabelManager::new(&model.dataset)?,
         cases: names.into_iter().map(case).collect(),
+        notes: Vec::new(),
     })
 }
 

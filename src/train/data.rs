@@ -50,7 +50,7 @@ impl DataSource<'_> {
     /// Opens all cases. `on_case` is called after each, from several threads.
     ///
     /// # Errors
-    /// Those of [`Opening::open`], and [`Error::NothingAnnotated`].
+    /// Those of [`Opening::open`], and [`Error::NothingToLearn`].
     pub fn open(&self, model: &Model, on_case: impl Fn(&str) + Sync) -> Result<TrainingData> {
         let Split { train, val } = self.split;
         // With fold `all` a case is in both.
@@ -86,7 +86,7 @@ impl DataSource<'_> {
             all += voxels;
         }
         if let (0, Some(ignore)) = (annotated, ignore) {
-            return Err(Error::NothingAnnotated { cases: train.len(), ignore });
+            return Err(Error::NothingToLearn { cases: train.len(), ignore });
         }
         let cache = ChunkCache::new(CACHE_BYTES);
         let cases = opened.cases.into_iter().map(|case| patches_of(case, &cache)).collect::<Result<Vec<Case>>>()?;

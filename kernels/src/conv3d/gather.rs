@@ -208,7 +208,7 @@ impl<'a> Gather<'a> {
     }
 
     /// The kernel's numbers.
-    pub fn numbers(&self, walk: Walk) -> NumbersLaunch {
+    pub(super) fn numbers(&self, walk: Walk) -> NumbersLaunch {
         let [first, second] = self.gathered();
         NumbersLaunch::new(
             self.batch,

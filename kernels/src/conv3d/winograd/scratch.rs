@@ -3,7 +3,6 @@
 use super::{BLOCK_BYTES, Extents, FEW_TILES, OUTPUTS, PLANE, POINTS, block_of, vectors_of};
 use crate::Caps;
 use crate::conv3d::gather::{Gather, WeightGradient};
-use crate::conv3d::problem::{Pass, Problem};
 
 /// What the division depends on. Axes are depth, height, width.
 #[derive(Clone, Copy)]
