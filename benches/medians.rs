@@ -14,7 +14,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
     let Some(group) = arguments.next() else {
         return eprintln!(
-            "medians: cargo bench --bench medians -- conv|norm|loss|step|size|winograd|all [REPEATS [TEXT]]"
+            "medians: cargo bench --bench medians -- conv|norm|loss|step|size|winograd|augment|all [REPEATS [TEXT]]"
         );
     };
     let repeats: usize = arguments.next().map_or(11, |text| text.parse().expect("REPEATS is a number"));

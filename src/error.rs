@@ -1007,6 +1007,26 @@ pub enum Error {
         problem: String,
     },
 
+    /// A name of a trainer class that stands for nothing here.
+    #[error("unknown trainer `{name}`; voxgrad has: {known}")]
+    UnknownTrainer {
+        /// What was asked for.
+        name: String,
+        /// All names, with commas.
+        known: String,
+    },
+    /// A training patch has a label that the dataset does not declare.
+    #[error(
+        "a training patch holds label {found}, the highest that dataset.json declares is {largest}; correct the label maps \
+         and preprocess again"
+    )]
+    LabelBeyondDeclared {
+        /// The label.
+        found: i16,
+        /// The highest declared one.
+        largest: i16,
+    },
+
     /// Step after step had a loss or gradient that is infinite or NaN.
     #[error(
         "epoch {epoch}: the last {in_a_row} steps had a loss or gradient that is not finite, and none of them was taken; \

@@ -59,6 +59,21 @@ impl Batch {
     }
 }
 
+/// Patches before augmentation, with nnU-Net's label -1 where there is no image.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RawBatch {
+    /// Number of patches.
+    pub size: usize,
+    /// Depth, height, width of a patch, margin included.
+    pub patch: [usize; 3],
+    /// Image channels.
+    pub channels: usize,
+    /// Images, `[batch, depth, height, width, channels]`.
+    pub image: Vec<f32>,
+    /// Labels, `[batch, depth, height, width]`.
+    pub labels: Vec<i16>,
+}
+
 /// Settings of patch sampling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchSampler {
@@ -100,15 +115,44 @@ impl PatchSampler {
     pub fn fill<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
         let channels = cases.first().ok_or(Error::NoCases)?.channels();
         batch.reshape(self.batch_size, self.patch, channels);
+        self.each(cases, channels, rng, |index, case, start| {
+            let (image, target) = batch.sample_mut(index);
+            case.copy_patch(start, self.patch, image, target)
+        })
+    }
+
+    /// The same patches as they are before augmentation.
+    ///
+    /// # Errors
+    /// As [`PatchSampler::fill`].
+    pub fn fill_raw<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut RawBatch) -> Result<()> {
+        let channels = cases.first().ok_or(Error::NoCases)?.channels();
+        (batch.size, batch.patch, batch.channels) = (self.batch_size, self.patch, channels);
+        let voxels: usize = self.patch.iter().product();
+        batch.image.resize(batch.size * voxels * channels, 0.0);
+        batch.labels.resize(batch.size * voxels, -1);
+        self.each(cases, channels, rng, |index, case, start| {
+            let image = &mut batch.image[index * voxels * channels..][..voxels * channels];
+            let labels = &mut batch.labels[index * voxels..][..voxels];
+            case.copy_raw_patch(start, self.patch, image, labels)
+        })
+    }
+
+    /// Chooses a case and a place in it for every patch of a batch.
+    fn each<S: PatchSource>(
+        &self,
+        cases: &[S],
+        channels: usize,
+        rng: &mut ChaCha8Rng,
+        mut copy: impl FnMut(usize, &S, [isize; 3]) -> Result<()>,
+    ) -> Result<()> {
         for index in 0..self.batch_size {
             let case = &cases[rng.random_range(0..cases.len())];
             if case.channels() != channels {
                 let (case, found) = (case.name().into(), case.channels());
                 return Err(Error::ChannelCount { case, found, expected: channels });
             }
-            let start = self.start(case, self.is_forced(index), rng);
-            let (image, target) = batch.sample_mut(index);
-            case.copy_patch(start, self.patch, image, target)?;
+            copy(index, case, self.start(case, self.is_forced(index), rng))?;
         }
         Ok(())
     }

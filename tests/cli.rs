@@ -52,6 +52,20 @@ fn a_missing_channel_file() {
 }
 
 #[test]
+fn unknown_trainers_and_augmentations_that_contradict() {
+    let folder = dataset(|_| ());
+    let refuse = |extra: &[&str], words: &[&str]| {
+        refused(folder.path(), &[&["--device", "cpu"], extra].concat(), words);
+    };
+    let known = ["nnUNetTrainerDA5", "nnUNetTrainerNoMirroring", "nnUNetTrainer_250epochs"];
+    refuse(&["-tr", "nnUNetTrainerDA5"], &known);
+    refuse(&["-tr", "nnUNetTrainer_5epochs"], &["--epochs is 1", "the trainer's name says 5"]);
+    refuse(&["-tr", "nnUNetTrainer", "--mirror", "0"], &["--mirror", "cannot be used with"]);
+    refuse(&["--augmentation", "none", "--mirror", "0"], &["--augmentation none mirrors nothing"]);
+    refuse(&["--augmentation", "strong"], &["nnunet, mirror or none"]);
+}
+
+#[test]
 fn a_label_that_dataset_json_does_not_declare() {
     let folder = dataset(|folder| {
         let labels = Array3::from_elem((phantom::SIDE, phantom::SIDE, phantom::SIDE), 7u8);

@@ -83,6 +83,15 @@ mod sample;
 /// Mirroring.
 mod mirror;
 
+/// Augmentation kernels against their definitions.
+mod augment;
+
+/// Augmentation against batchgeneratorsv2.
+mod augment_upstream;
+
+/// What is drawn for augmentation, and whole batches.
+mod augment_distributions;
+
 /// Sliding windows, accumulation and export.
 mod infer;
 

@@ -1,5 +1,6 @@
 //! The work that is timed: each item has an id that its peers in `benches/peers` print too.
 
+mod augment;
 mod conv;
 mod loss;
 mod norm;
@@ -66,10 +67,11 @@ impl Place {
     }
 }
 
-/// The items of a group: conv, norm, loss, step, size, winograd, or all of them but the last two; or the one item whose id
+/// The items of a group: conv, norm, loss, step, size, winograd, augment, or all of them but the last three; or the one item whose id
 /// is given.
 pub fn items(place: &Place, group: &str) -> Vec<Item> {
-    let all: [(&str, &dyn Fn() -> Vec<Item>); 5] = [
+    let all: [(&str, &dyn Fn() -> Vec<Item>); 6] = [
+        ("augment", &augment::items),
         ("conv", &|| conv::items(place)),
         ("norm", &|| norm::items(place)),
         ("loss", &|| loss::items(place)),
@@ -81,7 +83,7 @@ pub fn items(place: &Place, group: &str) -> Vec<Item> {
     }
     let (group, id) = group.split_once('/').map_or((group, None), |(name, _)| (name, Some(group)));
     all.into_iter()
-        .filter(|(name, _)| *name == group || group == "all" && *name != "winograd")
+        .filter(|(name, _)| *name == group || group == "all" && !["winograd", "augment"].contains(name))
         .flat_map(|(_, items)| items())
         .filter(|item| id.is_none_or(|id| item.id == id))
         .collect()

@@ -27,6 +27,7 @@
     reason = "kernels have neither iterators over slices nor copies of them"
 )]
 
+pub mod augment;
 mod bf16;
 mod block;
 mod caps;

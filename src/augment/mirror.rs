@@ -1,21 +1,4 @@
-//! Mirroring of channels-last patches, in place.
-
-use rand::RngExt;
-use rand_chacha::ChaCha8Rng;
-
-use crate::sample::Batch;
-
-/// Mirrors each allowed axis of each patch with probability one half, image and target alike.
-pub fn mirror(batch: &mut Batch, axes: [bool; 3], rng: &mut ChaCha8Rng) {
-    let (dims, channels) = (batch.patch, batch.channels);
-    for index in 0..batch.size {
-        // Drawn for all axes so that the stream does not depend on which are allowed.
-        let drawn = axes.map(|allowed| rng.random_bool(0.5) && allowed);
-        let (image, target) = batch.sample_mut(index);
-        flip(image, dims, channels, drawn);
-        flip(target, dims, 1, drawn);
-    }
-}
+//! Mirroring of channels-last volumes on the host, in place.
 
 /// Reverses axes (depth, height, width) of a buffer `[depth, height, width, channels]`.
 ///

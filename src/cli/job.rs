@@ -8,7 +8,7 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
 use voxgrad::preprocess::{OWN_FOLDER, cases_folder, stored_names};
-use voxgrad::train::{Checkpoint, Model, Settings, run};
+use voxgrad::train::{Asked, Checkpoint, Model, Settings, run};
 use voxgrad::{Compat, Error, io};
 
 /// This program's name in the place of nnU-Net's trainer class.
@@ -54,14 +54,15 @@ pub struct Job {
 impl Job {
     /// Settles everything; nothing is written.
     pub fn new(typed: &Train) -> anyhow::Result<Self> {
+        let asked = typed.asked()?;
         let source = source(typed)?;
         let plans = plans_path(typed, &source.prepared);
         let (output, shared) = output(typed, &source, &plans)?;
         let checkpoint = checkpoint(typed, &output)?;
         let (model, settings, compat) = match &checkpoint {
-            None => (begun(typed, &source, &plans)?, typed.asked().settings(), None),
+            None => (begun(typed, &source, &plans)?, asked.settings(), None),
             Some((path, checkpoint)) => {
-                let settings = continued(typed, &source, &plans, path, checkpoint)?;
+                let settings = continued(typed, &asked, &source, &plans, path, checkpoint)?;
                 (checkpoint.model.clone(), settings, checkpoint.cases.as_ref().map(|cases| cases.compat))
             }
         };
@@ -147,7 +148,9 @@ fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathB
     // A name that the plans do not have is refused before it becomes a folder's.
     let read = read_plans(plans)?;
     read.configuration(configuration)?;
-    let folder = results.join(format!("{TRAINER}__{}__{configuration}", read.plans_name));
+    // nnUNetTrainer_250epochs is voxgradTrainer_250epochs here.
+    let suffix = typed.trainer.as_deref().and_then(|name| name.strip_prefix("nnUNetTrainer")).unwrap_or("");
+    let folder = results.join(format!("{TRAINER}{suffix}__{}__{configuration}", read.plans_name));
     Ok((folder.join(format!("fold_{fold}")), Some((folder, plans.to_owned()))))
 }
 
@@ -203,13 +206,14 @@ fn description(source: &Source) -> PathBuf {
 /// typed, or that lies in the dataset, and that contradicts the checkpoint is refused together.
 fn continued(
     typed: &Train,
+    asked: &Asked,
     source: &Source,
     plans: &Path,
     path: &Path,
     checkpoint: &Checkpoint,
 ) -> anyhow::Result<Settings> {
     let model = &checkpoint.model;
-    let mut differences = typed.asked().differences(&checkpoint.settings, &checkpoint.progress);
+    let mut differences = asked.differences(&checkpoint.settings, &checkpoint.progress);
     if let Some(typed) = typed.configuration.as_ref().filter(|typed| **typed != model.configuration_name) {
         differences.push(format!("--configuration is {typed}, it was {}", model.configuration_name));
     }
@@ -246,7 +250,7 @@ fn continued(
         return Err(Error::Continuation { path: path.into(), differences: differences.join("; ") }.into());
     }
     let mut settings = checkpoint.settings;
-    let said = typed.asked().apply(&mut settings);
+    let said = asked.apply(&mut settings);
     if !said.is_empty() {
         println!("from here on: {}", said.join(", "));
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 14] = [
+const SPELLINGS: [(&str, &str); 15] = [
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
@@ -17,6 +17,7 @@ const SPELLINGS: [(&str, &str); 14] = [
     ("--no_pp", "--no-preprocessing"),
     ("--no_pbar", "--no-progress-bar"),
     ("-device", "--device"),
+    ("-tr", "--trainer"),
     ("--disable_tta", "--disable-tta"),
 ];
 

@@ -9,7 +9,7 @@ use super::{BEGAN, DeviceArgument, ExactArgument, progress_bar};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
+use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
@@ -41,7 +41,7 @@ pub struct Train {
     /// unless given. An index beyond the folds is, as in nnU-Net, a random 80:20 split.
     #[arg(short, long)]
     pub fold: Option<String>,
-    /// Epochs; 1000 unless given.
+    /// Epochs; 1000, or the trainer's number, unless given.
     #[arg(long)]
     epochs: Option<usize>,
     /// SGD iterations of an epoch; 250 unless given.
@@ -57,6 +57,15 @@ pub struct Train {
     /// learns sooner.
     #[arg(long)]
     momentum: Option<f32>,
+    /// What is done to training patches: nnunet (rotation, scaling, noise, blur, brightness, contrast, lower resolution,
+    /// gamma, mirroring, as nnU-Net has them), mirror or none; nnunet unless given. With none, predictions are not
+    /// mirrored either.
+    #[arg(long)]
+    augmentation: Option<Transforms>,
+    /// A trainer class of nnU-Net (-tr) that differs in augmentation, mirroring or epochs: nnUNetTrainerNoMirroring,
+    /// nnUNetTrainer_250epochs and others; an unknown name is answered with the list.
+    #[arg(long, value_name = "TRAINER", conflicts_with_all = ["augmentation", "mirror"])]
+    pub trainer: Option<String>,
     /// Axes to mirror patches along, of z,y,x = 0,1,2; `none` mirrors nothing. All three unless given.
     #[arg(long, value_parser = axes)]
     mirror: Option<Axes>,
@@ -105,19 +114,37 @@ fn axes(text: &str) -> Result<Axes, String> {
 
 impl Train {
     /// What was typed of the settings.
-    pub fn asked(&self) -> Asked {
-        Asked {
-            epochs: self.epochs,
+    pub fn asked(&self) -> anyhow::Result<Asked> {
+        let trainer = self.trainer.as_deref().map(TrainerVariant::of).transpose()?;
+        let mut mirror = self.mirror.map(|axes| axes.0);
+        if self.augmentation == Some(Transforms::None) {
+            if mirror.unwrap_or_default() != [false; 3] {
+                anyhow::bail!(
+                    "--augmentation none mirrors nothing: leave out --mirror, or choose another augmentation"
+                );
+            }
+            mirror = Some([false; 3]);
+        }
+        let epochs = trainer.as_ref().and_then(|trainer| trainer.epochs);
+        if let (Some(asked), Some(named)) = (self.epochs, epochs)
+            && asked != named
+        {
+            anyhow::bail!("--epochs is {asked}, but the trainer's name says {named}; give one of the two");
+        }
+        let typed = self.augmentation.map(|transforms| Recipe { transforms, ..Recipe::default() });
+        Ok(Asked {
+            epochs: self.epochs.or(epochs),
             iterations: self.iterations,
             validation_iterations: self.validation_iterations,
             learning_rate: self.learning_rate,
             momentum: self.momentum,
-            mirror: self.mirror.map(|axes| axes.0),
+            mirror: trainer.as_ref().map_or(mirror, |trainer| Some(trainer.mirror)),
+            augmentation: trainer.as_ref().map_or(typed, |trainer| Some(trainer.recipe)),
             precision: self.precision,
             // A flag can be typed in one way only.
             exact: self.exact.exact.then_some(true),
             seed: self.seed,
-        }
+        })
     }
 
     /// Trains, predicts, scores.
@@ -135,6 +162,7 @@ impl Train {
             None => Trainer::new(&context, job.model.clone(), job.settings)?,
         };
         job.make_output()?;
+        println!("augmentation: {}", trainer.settings().augmentation);
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
             trainer.network().parameters().count(),

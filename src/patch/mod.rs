@@ -31,6 +31,13 @@ pub trait PatchSource {
     /// # Errors
     /// If the case is read from a disk, what reading it may give.
     fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()>;
+
+    /// As [`copy_patch`](Self::copy_patch), but label -1 stays, and is the label of what lies outside the volume.
+    ///
+    /// # Errors
+    /// As [`copy_patch`](Self::copy_patch).
+    fn copy_raw_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16])
+    -> Result<()>;
 }
 
 impl PatchSource for PreprocessedCase {
@@ -52,7 +59,19 @@ impl PatchSource for PreprocessedCase {
 
     fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
         copy_image(self.data.view(), start, patch, image);
-        copy_target(self.seg.view(), start, patch, target);
+        copy_labels(self.seg.view(), start, patch, target, 0, |label| label.max(0) as u8);
+        Ok(())
+    }
+
+    fn copy_raw_patch(
+        &self,
+        start: [isize; 3],
+        patch: [usize; 3],
+        image: &mut [f32],
+        labels: &mut [i16],
+    ) -> Result<()> {
+        copy_image(self.data.view(), start, patch, image);
+        copy_labels(self.seg.view(), start, patch, labels, -1, |label| label);
         Ok(())
     }
 }
@@ -76,6 +95,16 @@ impl<S: PatchSource + ?Sized> PatchSource for Arc<S> {
 
     fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
         (**self).copy_patch(start, patch, image, target)
+    }
+
+    fn copy_raw_patch(
+        &self,
+        start: [isize; 3],
+        patch: [usize; 3],
+        image: &mut [f32],
+        labels: &mut [i16],
+    ) -> Result<()> {
+        (**self).copy_raw_patch(start, patch, image, labels)
     }
 }
 
@@ -114,15 +143,23 @@ pub(crate) fn copy_image(data: ArrayView4<f32>, start: [isize; 3], dims: [usize;
     }
 }
 
-/// Copies a box of labels into a target buffer `[z, y, x]`; -1 and what lies outside the volume become 0.
-pub(crate) fn copy_target(seg: ArrayView3<i16>, start: [isize; 3], dims: [usize; 3], out: &mut [u8]) {
+/// Copies a box of labels into a buffer `[z, y, x]`, each as `stored` makes of it; what lies outside the volume becomes
+/// `outside`.
+pub(crate) fn copy_labels<T: Copy>(
+    seg: ArrayView3<i16>,
+    start: [isize; 3],
+    dims: [usize; 3],
+    out: &mut [T],
+    outside: T,
+    stored: impl Fn(i16) -> T,
+) {
     let (depth, height, width) = seg.dim();
     let [_, height_out, width_out] = dims;
     let (z_to, z_from, z_count) = overlap(start[0], dims[0], depth);
     let (y_to, y_from, y_count) = overlap(start[1], dims[1], height);
     let (x_to, x_from, x_count) = overlap(start[2], dims[2], width);
     if [z_count, y_count, x_count] != dims {
-        out.fill(0);
+        out.fill(outside);
     }
     for z in 0..z_count {
         for y in 0..y_count {
@@ -130,7 +167,7 @@ pub(crate) fn copy_target(seg: ArrayView3<i16>, start: [isize; 3], dims: [usize;
             let row = &mut out[first..first + x_count];
             let line = seg.slice(ndarray::s![z_from + z, y_from + y, x_from..x_from + x_count]);
             for (to, &label) in row.iter_mut().zip(line) {
-                *to = label.max(0) as u8;
+                *to = stored(label);
             }
         }
     }

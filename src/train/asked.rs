@@ -1,6 +1,7 @@
 //! Settings as a person gives them: some, and the others come from a checkpoint or are the defaults.
 
 use super::{Precision, Progress, Settings};
+use crate::augment::Recipe;
 
 /// What was asked for; `None` for what was not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Asked {
     pub momentum: Option<f32>,
     /// As [`Settings::mirror`].
     pub mirror: Option<[bool; 3]>,
+    /// As [`Settings::augmentation`].
+    pub augmentation: Option<Recipe>,
     /// As [`Settings::precision`].
     pub precision: Option<Precision>,
     /// As [`Settings::exact`].
@@ -36,6 +39,7 @@ impl Asked {
             learning_rate: self.learning_rate.unwrap_or(default.learning_rate),
             momentum: self.momentum.unwrap_or(default.momentum),
             mirror: self.mirror.unwrap_or(default.mirror),
+            augmentation: self.augmentation.unwrap_or(default.augmentation),
             precision: self.precision.unwrap_or(default.precision),
             exact: self.exact.unwrap_or(default.exact),
             seed: self.seed.unwrap_or(default.seed),
@@ -50,6 +54,7 @@ impl Asked {
         all.of("--validation-iterations", self.validation_iterations, begun.validation_iterations);
         all.of("--momentum", self.momentum, begun.momentum);
         all.of("--mirror", self.mirror.map(axes), axes(begun.mirror));
+        all.of("--augmentation", self.augmentation, begun.augmentation);
         all.of("--precision", self.precision, begun.precision);
         all.of("--exact", self.exact, begun.exact);
         all.of("--seed", self.seed, begun.seed);

@@ -16,7 +16,7 @@ pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
 
-use crate::augment::mirror;
+use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
 use crate::error::{Error, Result};
 use crate::eval::PseudoDice;
@@ -26,7 +26,7 @@ use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::{Network, UNetShape};
 use crate::optim::{Optimizer, poly_learning_rate};
-use crate::sample::{Batch, PatchSampler, PatchSource, RandomState};
+use crate::sample::{Batch, PatchSampler, PatchSource, RandomState, RawBatch};
 use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
 use rand::SeedableRng;
@@ -58,6 +58,9 @@ pub struct Settings {
     /// Axes (depth, height, width) along which patches are mirrored at random, and predictions averaged over mirrored
     /// copies. Leave out an axis along which left and right mean different labels.
     pub mirror: [bool; 3],
+    /// What else is done to training patches. What earlier versions did, mirroring, stands for a missing value.
+    #[serde(default = "mirroring")]
+    pub augmentation: Recipe,
     /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
     #[serde(default)]
     pub precision: Precision,
@@ -78,11 +81,16 @@ impl Default for Settings {
             learning_rate: 0.01,
             momentum: Optimizer::default().momentum,
             mirror: [true; 3],
+            augmentation: Recipe::default(),
             precision: Precision::F32,
             exact: false,
             seed: 0,
         }
     }
+}
+
+fn mirroring() -> Recipe {
+    Recipe::MIRROR
 }
 
 /// Where training stands: everything that a later continuation needs beside weights and momenta.
@@ -150,8 +158,10 @@ pub struct Trainer {
     settings: Settings,
     step: Step,
     sampler: PatchSampler,
+    augmenter: Augmenter,
     random: ChaCha8Rng,
     progress: Progress,
+    raw: RawBatch,
     batch: Batch,
 }
 
@@ -216,7 +226,9 @@ impl Trainer {
         Ok(Self {
             context: context.clone(),
             sampler: PatchSampler::new(batch_size, patch),
+            augmenter: augmenter(&model, &settings)?,
             random: progress.random.restore(),
+            raw: RawBatch::default(),
             batch: Batch::default(),
             model,
             settings,
@@ -318,9 +330,9 @@ impl Trainer {
 
     /// One SGD step on one random batch; loss and norm of the gradient stay on the device.
     fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Unread> {
-        self.sampler.fill(cases, &mut self.random, &mut self.batch)?;
-        mirror(&mut self.batch, self.settings.mirror, &mut self.random);
-        let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
+        let sampler = PatchSampler { patch: self.augmenter.geometry().initial, ..self.sampler.clone() };
+        sampler.fill_raw(cases, &mut self.random, &mut self.raw)?;
+        let (x, target) = self.augmenter.batch(&self.context, &self.raw, &mut self.random)?;
         let loss = self.step.gradients(&x, &target)?;
         let norm = self.step.update(learning_rate)?;
         Ok(Unread { loss, norm })
@@ -404,7 +416,18 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
     let exact = settings.exact || policy.is_exact();
     let context = &policy.with_exact(exact).on(context);
     let dtype = settings.precision.dtype();
-    planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?.check(context.caps())
+    let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
+    // Augmentation is over before the step begins.
+    let before = plan.parameters + plan.batch + augmenter(model, settings)?.bytes(batch, architecture.channels_in);
+    MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+}
+
+fn augmenter(model: &Model, settings: &Settings) -> Result<Augmenter> {
+    let (patch, _) = model.configuration.three_dimensional()?;
+    let masked = &model.configuration.use_mask_for_norm;
+    let largest_label = model.labels.expected_labels().into_iter().max().unwrap_or(0);
+    let dtype = settings.precision.dtype();
+    Ok(Augmenter::new(settings.augmentation, patch, settings.mirror, masked, largest_label, dtype))
 }
 
 /// A batch on the device: the image, and the label map.

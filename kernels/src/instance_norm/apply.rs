@@ -10,7 +10,7 @@ pub(super) const APPLY_BLOCKS: usize = 4;
 
 /// `values[base + channel]` for the elements `element ..` of a row. Rows of several voxels repeat the channels.
 #[cube]
-pub(super) fn of_channels<N: Size>(
+pub(crate) fn of_channels<N: Size>(
     values: &[f32],
     base: usize,
     element: usize,

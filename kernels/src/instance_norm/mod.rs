@@ -30,6 +30,7 @@ mod problem;
 mod statistics;
 
 pub use apply::apply;
+pub(crate) use apply::of_channels;
 pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_parts};
 pub use epilogue::{Coefficients, GradientParts, Moments};
 pub use problem::{Norm, NormGradient, Problem};
