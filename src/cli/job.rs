@@ -1,6 +1,6 @@
 //! What `voxgrad train` trains: from what was typed and, where a training goes on, from its checkpoint.
 
-use super::train::Train;
+use super::typed::Train;
 use super::verify;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ mod evaluate;
 mod import;
 mod interrupt;
 mod job;
+mod options;
 mod predict;
 mod prepare;
 mod sparsify;
@@ -13,6 +14,7 @@ mod steps;
 mod summary;
 mod train;
 mod tuning;
+mod typed;
 mod validation;
 mod verify;
 
@@ -51,7 +53,7 @@ enum Verb {
     /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
     Import(import::Import),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
-    Train(Box<train::Train>),
+    Train(Box<typed::Train>),
     /// Segment images with a trained network.
     Predict(predict::Predict),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.

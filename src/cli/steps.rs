@@ -1,6 +1,6 @@
 //! The steps from a raw dataset to preprocessed cases, each with what it says.
 
-use super::prepare::{Configurations, Reading, Which};
+use super::options::{Configurations, Reading, Which};
 use super::{summary, verify};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The validation cases of a trained network: predicted as whole images, scored, drawn.
 
 use super::job::Job;
-use super::train::Train;
+use super::typed::Train;
 use super::{evaluate, predict};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};

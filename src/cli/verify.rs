@@ -1,6 +1,6 @@
 //! `voxgrad verify`.
 
-use super::prepare::{Shown, Which};
+use super::options::{Shown, Which};
 use super::summary;
 use anyhow::Context as _;
 use std::path::Path;
