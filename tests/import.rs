@@ -144,7 +144,7 @@ fn bad_annotations_are_refused() {
     write(&place.path("drawn/a.nii.gz"), &drawn("a").mapv(|label| label + 4));
     write(&place.path("drawn/b.nii.gz"), &drawn("a"));
     // All cases at once: undeclared values, another shape.
-    place.refuses(&import(&["--labels", "drawn"]), &["2 things", "case a", "label 4", "case b", "shape"]);
+    place.refuses(&import(&["--labels", "drawn"]), &["2 faults", "case a", "label 4", "case b", "shape"]);
     write(&place.path("drawn/c.nii.gz"), &drawn("a"));
     place.refuses(&import(&["--labels", "drawn"]), &["annotated case `c`"]);
     place.refuses(&import(&["--labels", "imagesTr"]), &["imagesTr"]);

@@ -205,7 +205,7 @@ fn masks_take_away_what_they_say() {
     fs::write(masks.join("nobody.nii.gz"), "").unwrap();
     place.refuses(&["sparsify", "dense", "-o", "x", "--scheme", "mask", "--mask-folder", "masks"], &["nobody.nii.gz"]);
     let names = ["--mask-class", "liver", "--mask-case", "z", "--mask-box", "0:4,5:5,0:4"];
-    let words = ["class `liver`", "case `z`", "[5, 5]", "3 things"];
+    let words = ["class `liver`", "case `z`", "[5, 5]", "3 faults"];
     place.refuses(&[&["sparsify", "dense", "-o", "x", "--scheme", "mask"], &names[..]].concat(), &words);
     place.refuses(&["sparsify", "dense", "-o", "x", "--scheme", "mask"], &["what to take away"]);
     fs::write(place.path("rules.json"), r#"[{"classes": ["anterior"], "case": "a"}]"#).unwrap();
@@ -245,7 +245,7 @@ fn listed_slices() {
     assert_eq!(kept_in("b"), [vec![], vec![1, 7], vec![0]]);
     assert_eq!(labels(&source, "a").dim().0, 12);
     fs::write(place.path("planes.json"), r#"{"a": {"z": [12]}, "c": {"z": [1]}}"#).unwrap();
-    let words = ["3 things", "0 to 11", "[12]", "case `c`", "case b"];
+    let words = ["3 faults", "0 to 11", "[12]", "case `c`", "case b"];
     place.refuses(&["sparsify", "dense", "-o", "x", "--scheme", "slices", "--planes", "planes.json"], &words);
 }
 
@@ -257,10 +257,10 @@ fn bad_datasets_are_refused_before_anything_is_written() {
     place.dataset(&["a"], r#"{"background": 0, "Anterior": 1, "Posterior": 3}"#);
     place.refuses(&sparsify, &["consecutive"]);
     place.dataset(&["a"], r#"{"background": 0, "A": 1, "B": 2, "C": 3, "D": 4}"#);
-    place.refuses(&sparsify, &["2 things", "C (label 3)", "D (label 4)"]);
+    place.refuses(&sparsify, &["2 faults", "C (label 3)", "D (label 4)"]);
     // The value that the ignore label must have is in use: all cases are named.
     place.dataset(&["a", "b"], r#"{"background": 0, "A": 1}"#);
-    place.refuses(&sparsify, &["2 things", "case a", "case b", "label 2", "declares [0, 1]"]);
+    place.refuses(&sparsify, &["2 faults", "case a", "case b", "label 2", "declares [0, 1]"]);
     // An image of one slice.
     let source = place.dataset(&["a", "b"], LABELS);
     let flat = Array3::from_elem((1, 8, 8), 1_u8);
@@ -276,7 +276,7 @@ fn bad_settings_are_refused() {
     let refuses = |scheme: &str, options: &[&str], words: &[&str]| {
         place.refuses(&[&["sparsify", "dense", "-o", "x", "--scheme", scheme], options].concat(), words);
     };
-    refuses("blocks", &["--block", "10"], &["2 things", "10.000 %", "smaller blocks"]);
+    refuses("blocks", &["--block", "10"], &["2 faults", "10.000 %", "smaller blocks"]);
     refuses("scribbles", &["--fraction", "0.9"], &["case a", "case b", "90.000 %", "every slice"]);
     refuses("scribbles", &["--fraction", "0.0001"], &["raise the fraction"]);
     refuses("slices", &["--fraction", "1.5"], &["fraction", "1.5"]);

@@ -9,7 +9,7 @@ pub mod sparse;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use voxgrad::device::{self, DeviceChoice};
+use voxgrad::device::{self, Device, DeviceChoice};
 use voxgrad::kernels::Context;
 
 static PANICKED: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
@@ -24,20 +24,24 @@ pub fn device() -> (&'static Context, MutexGuard<'static, ()>) {
 
 /// The device of [`device`], for those who neither launch nor allocate on it.
 pub fn context() -> &'static Context {
-    static CONTEXT: OnceLock<Context> = OnceLock::new();
-    CONTEXT.get_or_init(|| {
+    &opened().context
+}
+
+fn opened() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| {
         watch_device_threads();
         let choice = std::env::var("VOXGRAD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
         let choice: DeviceChoice = choice.parse().expect("VOXGRAD_TEST_DEVICE");
         let device = device::open(choice).expect("the device under test");
         eprintln!("device under test: {} ({})", device.found.choice, device.found.name);
-        device.context
+        device
     })
 }
 
-/// Whether the device under test interprets Vulkan on the CPU: test volumes must be tiny there.
+/// Whether the device under test is a GPU that the processor imitates: test volumes must be tiny there.
 pub fn is_slow() -> bool {
-    std::env::var("VOXGRAD_TEST_DEVICE").is_ok_and(|d| d.starts_with("vulkan"))
+    opened().found.software
 }
 
 /// A panic on a device's own thread is logged and otherwise lost, and the read after it returns old bytes: so
