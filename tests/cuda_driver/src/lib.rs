@@ -1,0 +1,20 @@
+//! A CUDA driver in software: `libcuda.so.1` that executes PTX on the CPU.
+pub mod access;
+pub mod alu;
+pub mod arithmetic;
+pub mod counters;
+pub mod cube;
+pub mod decode;
+pub mod device;
+pub mod driver;
+pub mod flow;
+pub mod launch;
+pub mod memory;
+pub mod opcode;
+pub mod opcode_memory;
+pub mod parse;
+pub mod program;
+pub mod report;
+pub mod shared;
+pub mod tensor_core;
+pub mod warp;
