@@ -28,9 +28,10 @@ pub fn device() -> (&'static Context, MutexGuard<'static, ()>) {
     (context, guard)
 }
 
-/// Whether the device under test interprets Vulkan on the CPU: test volumes must be tiny there.
+/// Whether the device under test interprets Vulkan or CUDA on the CPU: test volumes must be tiny there.
 pub fn is_slow() -> bool {
-    std::env::var("VOXGRAD_TEST_DEVICE").is_ok_and(|d| d.starts_with("vulkan"))
+    let software_cuda = std::env::var_os("CUDA_SOFTWARE_SM").is_some();
+    software_cuda || std::env::var("VOXGRAD_TEST_DEVICE").is_ok_and(|d| d.starts_with("vulkan"))
 }
 
 /// A panic on a device's own thread is logged and otherwise lost, and the read after it returns old bytes: so
