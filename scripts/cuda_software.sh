@@ -21,20 +21,24 @@ packages='nvidia-cuda-nvcc==13.* nvidia-nvvm==13.*'
 # Test files that use the device under test.
 device_files() { grep -l 'device()' tests/*.rs | sed 's/.*\///; s/\.rs$/::/' | grep -v '^ptx::$\|^sanitizer::$'; }
 
-# Together these launch every family of kernels in f32, f16 and bf16.
+# selection SM: f32 convolutions on one architecture, 16-bit ones with tensor cores on the other, all else on both. Ten
+# minutes together on two busy cores.
 selection() {
-    cat <<END
-reduce::
-vector_math::
-context::
-instance_norm::
-optimizer::
-END
+    printf '%s\n' reduce:: vector_math:: context:: elementwise:: instance_norm:: optimizer:: loss_edges::
+    if [ "$1" = 80 ]; then
+        printf '%s\n' conv3d::
+    else
+        printf '%s\n' conv_half:: conv_transpose3d::
+    fi
 }
 
 case "${1:-}" in
-    --selection) filters=$(selection) ;;
+    --selection) filters= ;;
     "") filters=$(device_files) ;;
+    -*)
+        printf 'cuda_software: unknown argument %s; the only one is: --selection\n' "$1" >&2
+        exit 2
+        ;;
     *) filters=$(printf '%s\n' "$@") ;;
 esac
 
@@ -72,7 +76,7 @@ for sm in ${SM:-80 90}; do
     out=$folder/sm_$sm
     rm -rf "$out"
     mkdir -p "$out"
-    for filter in $filters; do
+    for filter in ${filters:-$(selection "$sm")}; do
         log=$out/$(printf '%s' "$filter" | sed 's/:*$//; s/::/./g').txt
         start=$(date +%s)
         verdict=passed
