@@ -15,8 +15,8 @@ fn write_far_outside(y: &mut [f32], far: usize) {
 fn planted_memcheck_error() {
     let (context, _guard) = device();
     let y = context.upload_f32(&[0.0; 64]).unwrap();
-    // Beyond the pool that the buffer is part of, where a sanitizer sees no allocation at all.
-    let far = 1usize << 38;
+    // 16 GiB on: beyond the pool that the buffer is part of, where a sanitizer sees no allocation at all. Positions have 32 bits.
+    let far = u32::MAX as usize;
     // SAFETY: none, on purpose; see the module's documentation.
     unsafe {
         write_far_outside::launch_unchecked(

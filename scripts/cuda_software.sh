@@ -1,0 +1,108 @@
+#!/bin/sh
+# The device tests on CUDA without a GPU: tests/cuda_driver executes the PTX of every kernel on the CPU and checks every
+# access of memory. Once as an A100 (sm_80) and once as an H100 (sm_90).
+#
+#   sh scripts/cuda_software.sh                all device tests, file by file; hours on two cores
+#   sh scripts/cuda_software.sh FILTER...      those whose names contain one of these; each runs in a process of its own
+#   sh scripts/cuda_software.sh --selection    kernels of every kind at small ragged shapes: what CI has time for
+#
+# Fails if a test fails, if a check of the driver finds anything, or if an error that is planted is not found.
+# Logs, reports and counters of each launch go to ${CARGO_TARGET_DIR:-target}/cuda_software/sm_80 and sm_90.
+# SM: one of the two alone. LIMIT: seconds for each filter (3600).
+#
+# The library of mathematical functions that CubeCL's compiler links comes from PyPI, as in scripts/ptx_check.sh.
+set -eu
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-$PWD/target}
+folder=$target/cuda_software
+environment=${XDG_CACHE_HOME:-$HOME/.cache}/voxgrad/ptxas
+packages='nvidia-cuda-nvcc==13.* nvidia-nvvm==13.*'
+
+# Test files that use the device under test.
+device_files() { grep -l 'device()' tests/*.rs | sed 's/.*\///; s/\.rs$/::/' | grep -v '^ptx::$\|^sanitizer::$'; }
+
+# selection SM: f32 convolutions on one architecture, 16-bit ones with tensor cores on the other, all else on both. Ten
+# minutes together on two busy cores.
+selection() {
+    printf '%s\n' reduce:: vector_math:: context:: elementwise:: instance_norm:: optimizer:: loss_edges::
+    if [ "$1" = 80 ]; then
+        printf '%s\n' conv3d::
+    else
+        printf '%s\n' conv_half:: conv_transpose3d::
+    fi
+}
+
+case "${1:-}" in
+    --selection) filters= ;;
+    "") filters=$(device_files) ;;
+    -*)
+        printf 'cuda_software: unknown argument %s; the only one is: --selection\n' "$1" >&2
+        exit 2
+        ;;
+    *) filters=$(printf '%s\n' "$@") ;;
+esac
+
+sh scripts/setup.sh
+if [ "$(cat "$environment/installed.txt" 2>/dev/null)" != "$packages" ]; then
+    printf 'cuda_software: installing NVIDIA'"'"'s libraries into %s (once)\n' "$environment" >&2
+    "${PYTHON:-python3}" -m venv "$environment"
+    # shellcheck disable=SC2086  # a list of words
+    "$environment/bin/pip" install --quiet --disable-pip-version-check $packages
+    printf '%s\n' "$packages" >"$environment/installed.txt"
+fi
+# Not exported: Cargo would build CubeCL anew for it.
+toolkit=$(dirname "$(dirname "$(find "$environment/lib" -path '*/bin/ptxas' | head -n 1)")")
+
+# With the instructions of this machine, a fused multiply-add and vectors above all.
+(cd tests/cuda_driver && RUSTFLAGS="${RUSTFLAGS:-} -C target-cpu=native" cargo build --release --target-dir "$folder/build")
+tests=$(cargo test --release --test tests --no-run --message-format=json |
+    sed -n 's/.*"executable":"\([^"]*\/tests-[^"]*\)".*/\1/p' | tail -n 1)
+[ -n "$tests" ] || exit 1
+mkdir -p "$folder/driver" "$folder/run"
+cp "$folder/build/release/libcuda.so" "$folder/driver/libcuda.so.1"
+# CubeCL reads this where a program is started: each buffer an allocation of its own, not a part of a pool.
+printf '[memory]\npersistent_memory = "enforced"\n' >"$folder/run/cubecl.toml"
+
+# on_driver SM REPORTS ARGUMENTS...: the test program on the software driver.
+on_driver() {
+    sm=$1 reports=$2
+    shift 2
+    (cd "$folder/run" && CUDA_PATH=$toolkit LD_LIBRARY_PATH=$folder/driver VOXGRAD_TEST_DEVICE=cuda CUDA_SOFTWARE_SM=$sm \
+        CUDA_SOFTWARE_REPORT=$reports timeout "${LIMIT:-3600}" "$tests" "$@" --show-output --test-threads=1)
+}
+
+status=0
+for sm in ${SM:-80 90}; do
+    out=$folder/sm_$sm
+    rm -rf "$out"
+    mkdir -p "$out"
+    for filter in ${filters:-$(selection "$sm")}; do
+        log=$out/$(printf '%s' "$filter" | sed 's/:*$//; s/::/./g').txt
+        start=$(date +%s)
+        verdict=passed
+        CUDA_SOFTWARE_COUNTERS=$out/counters.json on_driver "$sm" "$out/reports.txt" "$filter" >"$log" 2>&1 || verdict=FAILED
+        [ "$verdict" = passed ] || status=1
+        grep -q '^test result' "$log" || verdict="$verdict (no result: stopped)"
+        awk -v sm="$sm" -v filter="$filter" -v verdict="$verdict" -v seconds=$(($(date +%s) - start)) '
+            /^skipped/ { skipped++ }
+            /^test result:/ { passed += $4; failed += $6 }
+            END { printf "sm_%s %s %s: %d passed, %d failed, %d skipped, %d s\n", sm, filter, verdict, passed - skipped,
+                failed, skipped, seconds }' "$log" | tee -a "$out/summary.txt"
+    done
+    if [ -s "$out/reports.txt" ]; then
+        printf 'sm_%s: %s findings, in %s; the first ones:\n' "$sm" "$(wc -l <"$out/reports.txt")" "$out/reports.txt"
+        head -n 20 "$out/reports.txt"
+        status=1
+    fi
+    # A driver that stays silent on these proves nothing by staying silent elsewhere.
+    for planted in 'memcheck:access out of bounds.*write_far_outside' 'racecheck:race in shared memory.*exchange_without_barrier'; do
+        on_driver "$sm" "$out/planted.txt" "sanitizer::planted_${planted%%:*}_error" --ignored >"$out/planted.log" 2>&1 || true
+        if grep -q "^${planted#*:}" "$out/planted.txt"; then
+            printf 'sm_%s: the planted %s error is found\n' "$sm" "${planted%%:*}"
+        else
+            printf 'sm_%s: the planted %s error is NOT found\n' "$sm" "${planted%%:*}"
+            status=1
+        fi
+    done
+done
+exit $status

@@ -1,0 +1,700 @@
+//! Instructions that only work on registers.
+
+use crate::arithmetic::{self as numbers, NAN_F32, flush};
+use crate::program::{Comparison, Float, Integer, Logic, Mode, Op, Rounding, Slot, Type};
+use crate::warp::{FULL, LANES, Lane, Warp};
+use half::{bf16, f16};
+
+impl Warp {
+    #[inline(always)]
+    fn one<A: Lane, D: Lane>(&mut self, o: &[Slot], mask: u32, f: impl Fn(A) -> D) {
+        let a = self.get::<A>(o[1]);
+        self.put(o[0], &std::array::from_fn(|lane| f(a[lane])), mask);
+    }
+
+    #[inline(always)]
+    fn two<A: Lane, B: Lane, D: Lane>(&mut self, o: &[Slot], mask: u32, f: impl Fn(A, B) -> D) {
+        let (a, b) = (self.get::<A>(o[1]), self.get::<B>(o[2]));
+        self.put(o[0], &std::array::from_fn(|lane| f(a[lane], b[lane])), mask);
+    }
+
+    #[inline(always)]
+    fn three<A: Lane, B: Lane, C: Lane, D: Lane>(&mut self, o: &[Slot], mask: u32, f: impl Fn(A, B, C) -> D) {
+        let (a, b, c) = (self.get::<A>(o[1]), self.get::<B>(o[2]), self.get::<C>(o[3]));
+        self.put(o[0], &std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])), mask);
+    }
+
+    /// Executes an instruction on registers in the lanes of a mask; false if it is of another kind.
+    pub fn calculate(&mut self, op: Op, o: &[Slot], mask: u32) -> bool {
+        match op {
+            Op::Integer(integer, ty) => self.integer(integer, ty, o, mask),
+            Op::Float(float, ty, mode) => self.float(float, ty, mode, o, mask),
+            Op::Carry { subtract, ty } => self.carry(subtract, ty, o, mask),
+            Op::Logic(logic) => {
+                let value = combine(logic, self.predicate(o[1]), self.predicate(o[2]));
+                self.put_predicate(o[0], value, mask);
+            }
+            Op::Compare { comparison, ty, ftz, combine: logic, invert } => {
+                let (low, high) = self.compared(comparison, ty, ftz, o[2], o[3]);
+                let by = logic.map(|logic| (logic, self.predicate(o[4]) ^ if invert { FULL } else { 0 }));
+                let other = if matches!(ty, Type::F16x2 | Type::Bf16x2) { high } else { !low };
+                let [p, q] = [low, other].map(|value| by.map_or(value, |(logic, c)| combine(logic, value, c)));
+                self.put_predicate(o[0], p, mask);
+                self.put_predicate(o[1], q, mask);
+            }
+            Op::Set { comparison, ty, ftz, to, combine: logic, invert } => {
+                let (low, _) = self.compared(comparison, ty, ftz, o[1], o[2]);
+                let by = logic.map(|logic| (logic, self.predicate(o[3]) ^ if invert { FULL } else { 0 }));
+                let value = by.map_or(low, |(logic, c)| combine(logic, low, c));
+                let yes = match to {
+                    Type::F32 => 1f32.to_bits(),
+                    Type::F16 => u32::from(f16::ONE.to_bits()),
+                    Type::Bf16 => u32::from(bf16::ONE.to_bits()),
+                    _ => u32::MAX,
+                };
+                self.put(o[0], &std::array::from_fn(|lane| if value >> lane & 1 == 1 { yes } else { 0u32 }), mask);
+            }
+            Op::Select => {
+                let p = self.predicate(o[3]);
+                match o[0].file() {
+                    crate::program::File::Wide => {
+                        let (a, b) = (self.get::<u64>(o[1]), self.get::<u64>(o[2]));
+                        self.put(o[0], &std::array::from_fn(|i| if p >> i & 1 == 1 { a[i] } else { b[i] }), mask);
+                    }
+                    crate::program::File::Word => {
+                        let (a, b) = (self.get::<u32>(o[1]), self.get::<u32>(o[2]));
+                        self.put(o[0], &std::array::from_fn(|i| if p >> i & 1 == 1 { a[i] } else { b[i] }), mask);
+                    }
+                    crate::program::File::Predicate => {
+                        let value = self.predicate(o[1]) & p | self.predicate(o[2]) & !p;
+                        self.put_predicate(o[0], value, mask);
+                    }
+                }
+            }
+            Op::SelectBySign(by) => {
+                let sign = self.get::<u32>(o[3]).map(|c| match by {
+                    Type::F32 => f32::from_bits(c) >= 0.0,
+                    _ => c as i32 >= 0,
+                });
+                let (a, b) = (self.get_bits(o[1]), self.get_bits(o[2]));
+                self.put_bits(o[0], &std::array::from_fn(|i| if sign[i] { a[i] } else { b[i] }), mask);
+            }
+            Op::Move => match o[0].file() {
+                crate::program::File::Wide => self.one(o, mask, |a: u64| a),
+                crate::program::File::Word => self.one(o, mask, |a: u32| a),
+                crate::program::File::Predicate => {
+                    let value = self.predicate(o[1]);
+                    self.put_predicate(o[0], value, mask);
+                }
+            },
+            Op::Pack(bits) => {
+                let mut packed = [0; LANES];
+                for (part, slot) in o[1..].iter().enumerate() {
+                    let values = self.get::<u32>(*slot);
+                    for lane in 0..LANES {
+                        let value = u64::from(values[lane]) & ((1 << bits) - 1);
+                        packed[lane] |= value << (part as u32 * bits);
+                    }
+                }
+                self.put_bits(o[0], &packed, mask);
+            }
+            Op::Unpack(bits) => {
+                let (source, parts) = (o[o.len() - 1], &o[..o.len() - 1]);
+                let packed = self.get_bits(source);
+                for (part, slot) in parts.iter().enumerate() {
+                    let value = packed.map(|all| (all >> (part as u32 * bits) & ((1 << bits) - 1)) as u32);
+                    self.put(*slot, &value, mask);
+                }
+            }
+            Op::Convert(conversion) => self.convert(conversion, o, mask),
+            Op::ConvertPair(conversion) => {
+                let (high, low) = (self.get::<f32>(o[1]), self.get::<f32>(o[2]));
+                let one = if conversion.to == Type::F16x2 { Type::F16 } else { Type::Bf16 };
+                let half = crate::program::Conversion { to: one, ..conversion };
+                let fast = conversion.rounding == Rounding::Nearest && !conversion.relu && !conversion.saturate;
+                let both: [u32; LANES] = std::array::from_fn(|i| match (fast, one) {
+                    (true, Type::F16) => {
+                        u32::from(numbers::to_f16(high[i]).to_bits()) << 16
+                            | u32::from(numbers::to_f16(low[i]).to_bits())
+                    }
+                    (true, _) => {
+                        u32::from(numbers::to_bf16(high[i]).to_bits()) << 16
+                            | u32::from(numbers::to_bf16(low[i]).to_bits())
+                    }
+                    _ => {
+                        let [high, low] =
+                            [high[i], low[i]].map(|x| numbers::convert(u64::from(x.to_bits()), half) as u32);
+                        high << 16 | low
+                    }
+                });
+                self.put(o[0], &both, mask);
+            }
+            Op::Test(test, ty) => {
+                let smallest = if ty == Type::F64 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+                let holds = self.get_bits(o[1]).map(|a| numbers::test(numbers::to_f64(a, ty), smallest, test));
+                self.put_predicate(o[0], to_mask(holds), mask);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn convert(&mut self, conversion: crate::program::Conversion, o: &[Slot], mask: u32) {
+        use Type::*;
+        let plain = conversion.rounding == Rounding::Nearest
+            && !(conversion.saturate || conversion.relu || conversion.ftz || conversion.to_integer);
+        let words = o[1].file() == crate::program::File::Word;
+        match (conversion.to, conversion.from) {
+            (F16, F32) if plain => self.one(o, mask, numbers::to_f16),
+            (Bf16, F32) if plain => self.one(o, mask, numbers::to_bf16),
+            (F32, F16) if plain => self.one(o, mask, |a: f16| canonical(a.to_f32())),
+            (F32, Bf16) if plain => self.one(o, mask, |a: bf16| canonical(a.to_f32())),
+            (F32, U32) if plain && words => self.one(o, mask, |a: u32| a as f32),
+            (F32, S32) if plain && words => self.one(o, mask, |a: i32| a as f32),
+            (U64 | S64, U32) if words => self.one(o, mask, |a: u32| u64::from(a)),
+            (U64 | S64, S32) if words => self.one(o, mask, |a: i32| i64::from(a)),
+            (U32 | S32, U64 | S64) if !words && !conversion.saturate => self.one(o, mask, |a: u64| a as u32),
+            _ => {
+                let bits = self.get_bits(o[1]);
+                let converted = std::array::from_fn(|lane| numbers::convert(bits[lane], conversion));
+                // A register that is wider than the result holds it extended by its sign.
+                let extended = match conversion.to.is_signed() {
+                    true => converted.map(|value| numbers::extend(value, conversion.to)),
+                    false => converted,
+                };
+                self.put_bits(o[0], &extended, mask);
+            }
+        }
+    }
+
+    fn carry(&mut self, subtract: bool, ty: Type, o: &[Slot], mask: u32) {
+        let (a, b, into) = (self.get_bits(o[2]), self.get_bits(o[3]), self.predicate(o[4]));
+        let most = u128::from(u64::MAX >> (64 - ty.bits()));
+        let mut out = 0;
+        let result = std::array::from_fn(|lane| {
+            let (a, b, carry) = (u128::from(a[lane]), u128::from(b[lane]), u128::from(into >> lane & 1));
+            let all = if subtract { a.wrapping_sub(b).wrapping_sub(carry) } else { a + b + carry };
+            out |= u32::from(all > most) << lane;
+            (all & most) as u64
+        });
+        self.put_bits(o[0], &result, mask);
+        self.put_predicate(o[1], out, mask);
+    }
+
+    /// Of the lower halves and of the upper ones, for packed types.
+    fn compared(&self, comparison: Comparison, ty: Type, ftz: bool, a: Slot, b: Slot) -> (u32, u32) {
+        let flushed = |x: f32| if ftz { flush(x) } else { x };
+        let word = |comparison| match ty {
+            Type::U16 | Type::B16 => self.compare_as::<u16, _>(a, b, comparison, |x| x),
+            Type::S16 => self.compare_as::<i16, _>(a, b, comparison, |x| x),
+            Type::S32 => self.compare_as::<i32, _>(a, b, comparison, |x| x),
+            Type::U64 | Type::B64 => self.compare_as::<u64, _>(a, b, comparison, |x| x),
+            Type::S64 => self.compare_as::<i64, _>(a, b, comparison, |x| x),
+            Type::F32 => self.compare_as::<f32, _>(a, b, comparison, flushed),
+            Type::F64 => self.compare_as::<f64, _>(a, b, comparison, |x| x),
+            Type::F16 => self.compare_as::<f16, _>(a, b, comparison, |x| x),
+            Type::Bf16 => self.compare_as::<bf16, _>(a, b, comparison, |x| x),
+            Type::F16x2 => self.compare_as::<[f16; 2], _>(a, b, comparison, |[low, _]| low),
+            Type::Bf16x2 => self.compare_as::<[bf16; 2], _>(a, b, comparison, |[low, _]| low),
+            _ => self.compare_as::<u32, _>(a, b, comparison, |x| x),
+        };
+        let high = match ty {
+            Type::F16x2 => self.compare_as::<[f16; 2], _>(a, b, comparison, |[_, high]| high),
+            Type::Bf16x2 => self.compare_as::<[bf16; 2], _>(a, b, comparison, |[_, high]| high),
+            _ => 0,
+        };
+        (word(comparison), high)
+    }
+
+    #[inline(always)]
+    fn compare_as<T: Lane, U: PartialOrd>(&self, a: Slot, b: Slot, comparison: Comparison, f: impl Fn(T) -> U) -> u32 {
+        let (a, b) = (self.get::<T>(a), self.get::<T>(b));
+        // One loop for each of the common ones, which the compiler turns into vector code.
+        match comparison {
+            Comparison::Eq => to_mask(std::array::from_fn(|i| f(a[i]) == f(b[i]))),
+            Comparison::Lt => to_mask(std::array::from_fn(|i| f(a[i]) < f(b[i]))),
+            Comparison::Gt => to_mask(std::array::from_fn(|i| f(a[i]) > f(b[i]))),
+            Comparison::Le => to_mask(std::array::from_fn(|i| f(a[i]) <= f(b[i]))),
+            Comparison::Ge => to_mask(std::array::from_fn(|i| f(a[i]) >= f(b[i]))),
+            _ => to_mask(std::array::from_fn(|i| numbers::compare(f(a[i]), f(b[i]), comparison))),
+        }
+    }
+
+    fn float(&mut self, float: Float, ty: Type, mode: Mode, o: &[Slot], mask: u32) {
+        match ty {
+            Type::F32 => self.single(float, mode, o, mask),
+            Type::F64 => self.double(float, mode, o, mask),
+            Type::F16 => match (float, o.len()) {
+                (_, 2) => self.one(o, mask, |a: f16| half_f16(float, mode, a, a, a)),
+                (_, 3) => self.two(o, mask, |a: f16, b: f16| half_f16(float, mode, a, b, b)),
+                _ => self.three(o, mask, |a: f16, b: f16, c: f16| half_f16(float, mode, a, b, c)),
+            },
+            Type::Bf16 => match o.len() {
+                2 => self.one(o, mask, |a: bf16| half_bf16(float, mode, a, a, a)),
+                3 => self.two(o, mask, |a: bf16, b: bf16| half_bf16(float, mode, a, b, b)),
+                _ => self.three(o, mask, |a: bf16, b: bf16, c: bf16| half_bf16(float, mode, a, b, c)),
+            },
+            Type::F16x2 => {
+                let f = |a: [f16; 2], b: [f16; 2], c: [f16; 2]| {
+                    [half_f16(float, mode, a[0], b[0], c[0]), half_f16(float, mode, a[1], b[1], c[1])]
+                };
+                match o.len() {
+                    2 => self.one(o, mask, |a| f(a, a, a)),
+                    3 => self.two(o, mask, |a, b| f(a, b, b)),
+                    _ => self.three(o, mask, f),
+                }
+            }
+            _ => {
+                let f = |a: [bf16; 2], b: [bf16; 2], c: [bf16; 2]| {
+                    [half_bf16(float, mode, a[0], b[0], c[0]), half_bf16(float, mode, a[1], b[1], c[1])]
+                };
+                match o.len() {
+                    2 => self.one(o, mask, |a| f(a, a, a)),
+                    3 => self.two(o, mask, |a, b| f(a, b, b)),
+                    _ => self.three(o, mask, f),
+                }
+            }
+        }
+    }
+
+    fn single(&mut self, float: Float, mode: Mode, o: &[Slot], mask: u32) {
+        let Mode { rounding, ftz, saturate, nan, .. } = mode;
+        let into = |x: f32| if ftz { flush(x) } else { x };
+        let out = |x: f32| {
+            let x = canonical(if ftz { flush(x) } else { x });
+            match saturate {
+                true if x.is_nan() => 0.0,
+                true => numbers::max_f32(numbers::min_f32(x, 1.0), 0.0),
+                false => x,
+            }
+        };
+        let plain = rounding == Rounding::Nearest && !ftz && !saturate;
+        let precise = |x: f64| out(x as f32);
+        let round = |x: f64| out(f32::from_bits(numbers::narrow(x, numbers::F32, rounding)));
+        let bad = |a: f32, b: f32| nan && (a.is_nan() || b.is_nan());
+        match float {
+            Float::Add if plain => self.two(o, mask, |a: f32, b: f32| canonical(a + b)),
+            Float::Sub if plain => self.two(o, mask, |a: f32, b: f32| canonical(a - b)),
+            Float::Mul if plain => self.two(o, mask, |a: f32, b: f32| canonical(a * b)),
+            Float::Fma if plain => self.three(o, mask, |a: f32, b: f32, c: f32| canonical(a.mul_add(b, c))),
+            Float::Add => self.two(o, mask, |a, b| out(numbers::add_f32(into(a), into(b), rounding))),
+            Float::Sub => self.two(o, mask, |a, b: f32| out(numbers::add_f32(into(a), -into(b), rounding))),
+            Float::Mul => self.two(o, mask, |a, b| out(numbers::mul_f32(into(a), into(b), rounding))),
+            Float::Fma => self.three(o, mask, |a, b, c| out(numbers::fma_f32(into(a), into(b), into(c), rounding))),
+            Float::Div if rounding == Rounding::Nearest => {
+                self.two(o, mask, |a: f32, b: f32| out(into(a) / into(b)));
+            }
+            Float::Div => {
+                self.two(o, mask, |a: f32, b: f32| round(numbers::divide_odd(f64::from(into(a)), f64::from(into(b)))))
+            }
+            Float::Min => self.two(o, mask, |a, b| {
+                if bad(a, b) { f32::from_bits(NAN_F32) } else { out(numbers::min_f32(into(a), into(b))) }
+            }),
+            Float::Max => self.two(o, mask, |a, b| {
+                if bad(a, b) { f32::from_bits(NAN_F32) } else { out(numbers::max_f32(into(a), into(b))) }
+            }),
+            Float::Min3 | Float::Max3 => self.three(o, mask, |a, b, c| {
+                let of = if float == Float::Min3 { numbers::min_f32 } else { numbers::max_f32 };
+                if bad(a, b) || bad(a, c) { f32::from_bits(NAN_F32) } else { out(of(of(into(a), into(b)), into(c))) }
+            }),
+            Float::Abs => self.one(o, mask, |a: f32| into(a).abs()),
+            Float::Neg => self.one(o, mask, |a: f32| -into(a)),
+            Float::CopySign => self.two(o, mask, |a: f32, b: f32| b.copysign(a)),
+            Float::Sqrt if rounding == Rounding::Nearest => self.one(o, mask, |a: f32| out(into(a).sqrt())),
+            Float::Sqrt => self.one(o, mask, |a: f32| round(numbers::root_odd(f64::from(into(a))))),
+            Float::Reciprocal if rounding == Rounding::Nearest => self.one(o, mask, |a: f32| out(1.0 / into(a))),
+            Float::Reciprocal => self.one(o, mask, |a: f32| round(numbers::divide_odd(1.0, f64::from(into(a))))),
+            Float::ReciprocalRoot => self.one(o, mask, |a: f32| match into(a) {
+                // 1 / sqrt(-0) is minus infinity here.
+                0.0 => f32::INFINITY.copysign(a),
+                a => precise(1.0 / f64::from(a).sqrt()),
+            }),
+            Float::Sin => self.one(o, mask, |a: f32| precise(f64::from(into(a)).sin())),
+            Float::Cos => self.one(o, mask, |a: f32| precise(f64::from(into(a)).cos())),
+            Float::Exp2 => self.one(o, mask, |a: f32| out(into(a).exp2())),
+            Float::Log2 => self.one(o, mask, |a: f32| out(into(a).log2())),
+            Float::Tanh => self.one(o, mask, |a: f32| precise(f64::from(into(a)).tanh())),
+        }
+    }
+
+    fn double(&mut self, float: Float, mode: Mode, o: &[Slot], mask: u32) {
+        let Mode { rounding, .. } = mode;
+        match float {
+            Float::Add => self.two(o, mask, |a: f64, b: f64| sum_f64(a, b, rounding)),
+            Float::Sub => self.two(o, mask, |a: f64, b: f64| sum_f64(a, -b, rounding)),
+            Float::Mul => self.two(o, mask, |a: f64, b: f64| {
+                let product = a * b;
+                numbers::directed(product, a.mul_add(b, -product), rounding)
+            }),
+            Float::Fma => self.three(o, mask, |a: f64, b: f64, c: f64| a.mul_add(b, c)),
+            Float::Div => self.two(o, mask, |a: f64, b: f64| quotient_f64(a, b, rounding)),
+            Float::Reciprocal => self.one(o, mask, |a: f64| quotient_f64(1.0, a, rounding)),
+            Float::Sqrt => self.one(o, mask, |a: f64| {
+                let root = a.sqrt();
+                numbers::directed(root, (-root).mul_add(root, a), rounding)
+            }),
+            Float::ReciprocalRoot => self.one(o, mask, |a: f64| match a {
+                0.0 => f64::INFINITY.copysign(a),
+                a => 1.0 / a.sqrt(),
+            }),
+            Float::Min => self.two(o, mask, numbers::min_f64),
+            Float::Max => self.two(o, mask, numbers::max_f64),
+            Float::Min3 => self.three(o, mask, |a, b, c| numbers::min_f64(numbers::min_f64(a, b), c)),
+            Float::Max3 => self.three(o, mask, |a, b, c| numbers::max_f64(numbers::max_f64(a, b), c)),
+            Float::Abs => self.one(o, mask, |a: f64| a.abs()),
+            Float::Neg => self.one(o, mask, |a: f64| -a),
+            Float::CopySign => self.two(o, mask, |a: f64, b: f64| b.copysign(a)),
+            Float::Sin => self.one(o, mask, |a: f64| a.sin()),
+            Float::Cos => self.one(o, mask, |a: f64| a.cos()),
+            Float::Exp2 => self.one(o, mask, |a: f64| a.exp2()),
+            Float::Log2 => self.one(o, mask, |a: f64| a.log2()),
+            Float::Tanh => self.one(o, mask, |a: f64| a.tanh()),
+        }
+    }
+
+    fn integer(&mut self, integer: Integer, ty: Type, o: &[Slot], mask: u32) {
+        match (ty.bits(), ty.is_signed(), ty) {
+            (_, _, Type::U16x2 | Type::S16x2) => self.integer_pairs(integer, ty, o, mask),
+            (16, false, _) => self.integer_16(integer, false, o, mask),
+            (16, true, _) => self.integer_16(integer, true, o, mask),
+            (64, signed, _) => self.integer_64(integer, signed, o, mask),
+            (_, signed, _) => self.integer_32(integer, signed, o, mask),
+        }
+    }
+
+    fn integer_32(&mut self, integer: Integer, signed: bool, o: &[Slot], mask: u32) {
+        let wide = |a: u32| if signed { i64::from(a as i32) } else { i64::from(a) };
+        match integer {
+            Integer::Add => self.two(o, mask, u32::wrapping_add),
+            Integer::Sub => self.two(o, mask, u32::wrapping_sub),
+            Integer::MulLow => self.two(o, mask, u32::wrapping_mul),
+            Integer::MadLow => self.three(o, mask, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c)),
+            Integer::And => self.two(o, mask, |a: u32, b: u32| a & b),
+            Integer::Or => self.two(o, mask, |a: u32, b: u32| a | b),
+            Integer::Xor => self.two(o, mask, |a: u32, b: u32| a ^ b),
+            Integer::Not => self.one(o, mask, |a: u32| !a),
+            Integer::ShiftLeft => self.two(o, mask, |a: u32, b: u32| a.checked_shl(b).unwrap_or(0)),
+            Integer::ShiftRight if signed => self.two(o, mask, |a: i32, b: u32| a >> b.min(31)),
+            Integer::ShiftRight => self.two(o, mask, |a: u32, b: u32| a.checked_shr(b).unwrap_or(0)),
+            Integer::Min if signed => self.two(o, mask, i32::min),
+            Integer::Max if signed => self.two(o, mask, i32::max),
+            Integer::Min => self.two(o, mask, u32::min),
+            Integer::Max => self.two(o, mask, u32::max),
+            Integer::AddSaturated => self.two(o, mask, i32::saturating_add),
+            Integer::SubSaturated => self.two(o, mask, i32::saturating_sub),
+            Integer::MulHigh => self.two(o, mask, |a, b| (wide(a).wrapping_mul(wide(b)) as u64 >> 32) as u32),
+            Integer::MadHigh => self
+                .three(o, mask, |a, b, c: u32| ((wide(a).wrapping_mul(wide(b)) as u64 >> 32) as u32).wrapping_add(c)),
+            Integer::MulWide => self.two(o, mask, |a, b| wide(a).wrapping_mul(wide(b))),
+            Integer::MadWide => self.three(o, mask, |a, b, c: i64| wide(a).wrapping_mul(wide(b)).wrapping_add(c)),
+            // Division by zero gives all ones on a GPU.
+            Integer::Div if signed => {
+                self.two(o, mask, |a: i32, b: i32| if b == 0 { -1 } else { a.wrapping_div(b) });
+            }
+            Integer::Rem if signed => self.two(o, mask, |a: i32, b: i32| if b == 0 { a } else { a.wrapping_rem(b) }),
+            Integer::Div => self.two(o, mask, |a: u32, b: u32| a.checked_div(b).unwrap_or(u32::MAX)),
+            Integer::Rem => self.two(o, mask, |a: u32, b: u32| a.checked_rem(b).unwrap_or(a)),
+            Integer::Abs => self.one(o, mask, i32::wrapping_abs),
+            Integer::Neg => self.one(o, mask, i32::wrapping_neg),
+            Integer::LogicalNot => self.one(o, mask, |a: u32| u32::from(a == 0)),
+            Integer::PopulationCount => self.one(o, mask, u32::count_ones),
+            Integer::LeadingZeros => self.one(o, mask, u32::leading_zeros),
+            Integer::Reverse => self.one(o, mask, u32::reverse_bits),
+            Integer::ExtractField => self.three(o, mask, |a: u32, from: u32, length: u32| {
+                extract_field(u64::from(a), 32, signed, from, length) as u32
+            }),
+            Integer::InsertField => {
+                let (a, b) = (self.get::<u32>(o[1]), self.get::<u32>(o[2]));
+                let (from, length) = (self.get::<u32>(o[3]), self.get::<u32>(o[4]));
+                let f = |i: usize| insert_field(u64::from(a[i]), u64::from(b[i]), 32, from[i], length[i]) as u32;
+                self.put(o[0], &std::array::from_fn(f), mask);
+            }
+            Integer::FindTop(amount) => {
+                self.one(o, mask, |a: u32| {
+                    find_top(if signed { a as i32 as i64 as u64 } else { u64::from(a) }, 32, amount)
+                });
+            }
+            Integer::SumOfDifferences => {
+                self.three(o, mask, |a, b, c: u32| c.wrapping_add(wide(a).abs_diff(wide(b)) as u32));
+            }
+            Integer::Permute => self.three(o, mask, permute),
+            Integer::Lop3(table) => self.three(o, mask, |a, b, c| lop3(a, b, c, table)),
+            Integer::Funnel { left, wrap } => self.three(o, mask, |low: u32, high: u32, by: u32| {
+                let by = if wrap { by & 31 } else { by.min(32) };
+                let both = u64::from(high) << 32 | u64::from(low);
+                if left { ((both << by) >> 32) as u32 } else { (both >> by) as u32 }
+            }),
+            Integer::Dot4(a_signed, b_signed) => self.three(o, mask, |a: u32, b: u32, c: u32| {
+                let byte = |word: u32, i: usize, signed: bool| {
+                    let byte = word.to_le_bytes()[i];
+                    if signed { i32::from(byte as i8) } else { i32::from(byte) }
+                };
+                let products = (0..4).map(|i| byte(a, i, a_signed) * byte(b, i, b_signed));
+                c.wrapping_add(products.sum::<i32>() as u32)
+            }),
+        }
+    }
+
+    fn integer_64(&mut self, integer: Integer, signed: bool, o: &[Slot], mask: u32) {
+        let wide = |a: u64| if signed { i128::from(a as i64) } else { i128::from(a) };
+        let high = |a: u64, b: u64| (wide(a).wrapping_mul(wide(b)) as u128 >> 64) as u64;
+        match integer {
+            Integer::Add => self.two(o, mask, u64::wrapping_add),
+            Integer::Sub => self.two(o, mask, u64::wrapping_sub),
+            Integer::MulLow | Integer::MulWide => self.two(o, mask, u64::wrapping_mul),
+            Integer::MadLow | Integer::MadWide => {
+                self.three(o, mask, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c));
+            }
+            Integer::And => self.two(o, mask, |a: u64, b: u64| a & b),
+            Integer::Or => self.two(o, mask, |a: u64, b: u64| a | b),
+            Integer::Xor => self.two(o, mask, |a: u64, b: u64| a ^ b),
+            Integer::Not => self.one(o, mask, |a: u64| !a),
+            Integer::ShiftLeft => self.two(o, mask, |a: u64, b: u32| a.checked_shl(b).unwrap_or(0)),
+            Integer::ShiftRight if signed => self.two(o, mask, |a: i64, b: u32| a >> b.min(63)),
+            Integer::ShiftRight => self.two(o, mask, |a: u64, b: u32| a.checked_shr(b).unwrap_or(0)),
+            Integer::Min if signed => self.two(o, mask, i64::min),
+            Integer::Max if signed => self.two(o, mask, i64::max),
+            Integer::Min => self.two(o, mask, u64::min),
+            Integer::Max => self.two(o, mask, u64::max),
+            Integer::AddSaturated => self.two(o, mask, i64::saturating_add),
+            Integer::SubSaturated => self.two(o, mask, i64::saturating_sub),
+            Integer::MulHigh => self.two(o, mask, high),
+            Integer::MadHigh => self.three(o, mask, |a, b, c: u64| high(a, b).wrapping_add(c)),
+            Integer::Div if signed => {
+                self.two(o, mask, |a: i64, b: i64| if b == 0 { -1 } else { a.wrapping_div(b) });
+            }
+            Integer::Rem if signed => self.two(o, mask, |a: i64, b: i64| if b == 0 { a } else { a.wrapping_rem(b) }),
+            Integer::Div => self.two(o, mask, |a: u64, b: u64| a.checked_div(b).unwrap_or(u64::MAX)),
+            Integer::Rem => self.two(o, mask, |a: u64, b: u64| a.checked_rem(b).unwrap_or(a)),
+            Integer::Abs => self.one(o, mask, i64::wrapping_abs),
+            Integer::Neg => self.one(o, mask, i64::wrapping_neg),
+            Integer::LogicalNot => self.one(o, mask, |a: u64| u64::from(a == 0)),
+            Integer::PopulationCount => self.one(o, mask, u64::count_ones),
+            Integer::LeadingZeros => self.one(o, mask, u64::leading_zeros),
+            Integer::Reverse => self.one(o, mask, u64::reverse_bits),
+            Integer::ExtractField => {
+                self.three(o, mask, |a: u64, from: u32, length: u32| extract_field(a, 64, signed, from, length))
+            }
+            Integer::InsertField => {
+                let (a, b) = (self.get::<u64>(o[1]), self.get::<u64>(o[2]));
+                let (from, length) = (self.get::<u32>(o[3]), self.get::<u32>(o[4]));
+                let f = |i: usize| insert_field(a[i], b[i], 64, from[i], length[i]);
+                self.put(o[0], &std::array::from_fn(f), mask);
+            }
+            Integer::FindTop(amount) => {
+                self.one(o, mask, |a: u64| find_top(a, if signed { 64 } else { 65 }, amount));
+            }
+            Integer::SumOfDifferences => {
+                self.three(o, mask, |a, b, c: u64| c.wrapping_add(wide(a).abs_diff(wide(b)) as u64));
+            }
+            Integer::Permute | Integer::Lop3(_) | Integer::Funnel { .. } | Integer::Dot4(..) => {
+                unreachable!("these only exist for 32 bits, which decoding sees to")
+            }
+        }
+    }
+
+    /// Through 32 bits, which all lower bits come out right from.
+    fn integer_16(&mut self, integer: Integer, signed: bool, o: &[Slot], mask: u32) {
+        let wide = |a: u16| if signed { a as i16 as i32 as u32 } else { u32::from(a) };
+        match integer {
+            Integer::MulWide => self.two(o, mask, |a, b| wide(a).wrapping_mul(wide(b))),
+            Integer::MadWide => self.three(o, mask, |a, b, c: u32| wide(a).wrapping_mul(wide(b)).wrapping_add(c)),
+            Integer::MulHigh => self.two(o, mask, |a, b| (wide(a).wrapping_mul(wide(b)) >> 16) as u16),
+            Integer::MadHigh => {
+                self.three(o, mask, |a, b, c: u16| ((wide(a).wrapping_mul(wide(b)) >> 16) as u16).wrapping_add(c))
+            }
+            Integer::ShiftLeft => self.two(o, mask, |a: u16, b: u32| a.checked_shl(b).unwrap_or(0)),
+            Integer::ShiftRight if signed => self.two(o, mask, |a: i16, b: u32| a >> b.min(15)),
+            Integer::ShiftRight => self.two(o, mask, |a: u16, b: u32| a.checked_shr(b).unwrap_or(0)),
+            Integer::Div if signed => {
+                self.two(o, mask, |a: i16, b: i16| if b == 0 { -1 } else { a.wrapping_div(b) });
+            }
+            Integer::Rem if signed => self.two(o, mask, |a: i16, b: i16| if b == 0 { a } else { a.wrapping_rem(b) }),
+            Integer::Div => self.two(o, mask, |a: u16, b: u16| a.checked_div(b).unwrap_or(u16::MAX)),
+            Integer::Rem => self.two(o, mask, |a: u16, b: u16| a.checked_rem(b).unwrap_or(a)),
+            Integer::Min if signed => self.two(o, mask, i16::min),
+            Integer::Max if signed => self.two(o, mask, i16::max),
+            Integer::Min => self.two(o, mask, u16::min),
+            Integer::Max => self.two(o, mask, u16::max),
+            Integer::Abs => self.one(o, mask, i16::wrapping_abs),
+            Integer::LogicalNot => self.one(o, mask, |a: u16| u16::from(a == 0)),
+            Integer::SumOfDifferences => {
+                self.three(o, mask, |a, b, c: u16| c.wrapping_add((wide(a) as i32).abs_diff(wide(b) as i32) as u16));
+            }
+            other => self.integer_32(other, signed, o, mask),
+        }
+    }
+
+    fn integer_pairs(&mut self, integer: Integer, ty: Type, o: &[Slot], mask: u32) {
+        let signed = ty == Type::S16x2;
+        let f = |a: u16, b: u16| match integer {
+            Integer::Add => a.wrapping_add(b),
+            Integer::Sub => a.wrapping_sub(b),
+            Integer::Min if signed => (a as i16).min(b as i16) as u16,
+            Integer::Max if signed => (a as i16).max(b as i16) as u16,
+            Integer::Min => a.min(b),
+            Integer::Max => a.max(b),
+            _ => (a as i16).wrapping_neg() as u16,
+        };
+        match o.len() {
+            2 => self.one(o, mask, |a: [u16; 2]| [f(a[0], a[0]), f(a[1], a[1])]),
+            _ => self.two(o, mask, |a: [u16; 2], b: [u16; 2]| [f(a[0], b[0]), f(a[1], b[1])]),
+        }
+    }
+}
+
+#[inline(always)]
+fn canonical(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(NAN_F32) } else { x }
+}
+
+#[inline(always)]
+fn to_mask(holds: [bool; LANES]) -> u32 {
+    holds.iter().enumerate().fold(0, |mask, (lane, holds)| mask | u32::from(*holds) << lane)
+}
+
+fn combine(logic: Logic, a: u32, b: u32) -> u32 {
+    match logic {
+        Logic::And => a & b,
+        Logic::Or => a | b,
+        Logic::Xor => a ^ b,
+        Logic::Not => !a,
+    }
+}
+
+fn sum_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    let sum = a + b;
+    if rounding == Rounding::Nearest {
+        return sum;
+    }
+    if sum == 0.0 && rounding == Rounding::Down && a.is_sign_negative() != b.is_sign_negative() {
+        return -0.0;
+    }
+    let other = sum - a;
+    numbers::directed(sum, (a - (sum - other)) + (b - other), rounding)
+}
+
+fn quotient_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    let quotient = a / b;
+    let rest = (-quotient).mul_add(b, a);
+    numbers::directed(quotient, if b > 0.0 { rest } else { -rest }, rounding)
+}
+
+fn half_f16(float: Float, mode: Mode, a: f16, b: f16, c: f16) -> f16 {
+    match float {
+        Float::Abs => return f16::from_bits(a.to_bits() & 0x7fff),
+        Float::Neg => return f16::from_bits(a.to_bits() ^ 0x8000),
+        _ => {}
+    }
+    let flushed = |x: f16| if mode.ftz && x.to_bits() & 0x7c00 == 0 { f16::from_bits(x.to_bits() & 0x8000) } else { x };
+    let (a, b, c) = (flushed(a), flushed(b), flushed(c));
+    let result = match float {
+        Float::Fma => flushed(numbers::fma_f16(a, b, c)),
+        _ => flushed(numbers::to_f16(half_in_single(float, mode, a.to_f32(), b.to_f32(), c.to_f32()))),
+    };
+    finish_half(result.to_f32(), mode).map_or(result, numbers::to_f16)
+}
+
+fn half_bf16(float: Float, mode: Mode, a: bf16, b: bf16, c: bf16) -> bf16 {
+    match float {
+        Float::Abs => return bf16::from_bits(a.to_bits() & 0x7fff),
+        Float::Neg => return bf16::from_bits(a.to_bits() ^ 0x8000),
+        // Sums and products of bf16 are fused operations with 1 and -0.
+        Float::Fma => {
+            let result = numbers::fma_bf16(a, b, c);
+            return finish_half(result.to_f32(), mode).map_or(result, numbers::to_bf16);
+        }
+        Float::Add | Float::Sub => {
+            let c = if float == Float::Sub { bf16::from_bits(b.to_bits() ^ 0x8000) } else { b };
+            let result = numbers::fma_bf16(a, bf16::ONE, c);
+            return finish_half(result.to_f32(), mode).map_or(result, numbers::to_bf16);
+        }
+        Float::Mul => {
+            let result = numbers::fma_bf16(a, b, bf16::NEG_ZERO);
+            return finish_half(result.to_f32(), mode).map_or(result, numbers::to_bf16);
+        }
+        _ => {}
+    }
+    let result = numbers::to_bf16(half_in_single(float, mode, a.to_f32(), b.to_f32(), c.to_f32()));
+    finish_half(result.to_f32(), mode).map_or(result, numbers::to_bf16)
+}
+
+/// What `.sat` and `.relu` make of a result, if anything.
+fn finish_half(result: f32, mode: Mode) -> Option<f32> {
+    if mode.saturate {
+        return Some(if result.is_nan() { 0.0 } else { numbers::max_f32(numbers::min_f32(result, 1.0), 0.0) });
+    }
+    (mode.relu && result <= 0.0).then_some(0.0)
+}
+
+/// In f32, from which rounding once more to 16 bits is as good as rounding once.
+fn half_in_single(float: Float, mode: Mode, a: f32, b: f32, c: f32) -> f32 {
+    if mode.nan && (a.is_nan() || b.is_nan() || c.is_nan()) {
+        return f32::NAN;
+    }
+    match float {
+        Float::Add => a + b,
+        Float::Sub => a - b,
+        Float::Mul => a * b,
+        Float::Min => numbers::min_f32(a, b),
+        Float::Max => numbers::max_f32(a, b),
+        Float::Min3 => numbers::min_f32(numbers::min_f32(a, b), c),
+        Float::Max3 => numbers::max_f32(numbers::max_f32(a, b), c),
+        Float::Exp2 => a.exp2(),
+        Float::Tanh => f64::from(a).tanh() as f32,
+        Float::Div => a / b,
+        Float::Sqrt => a.sqrt(),
+        Float::Reciprocal => 1.0 / a,
+        Float::ReciprocalRoot => 1.0 / a.sqrt(),
+        Float::Sin => a.sin(),
+        Float::Cos => a.cos(),
+        Float::Log2 => a.log2(),
+        Float::CopySign => b.copysign(a),
+        Float::Fma | Float::Abs | Float::Neg => unreachable!("done before"),
+    }
+}
+
+fn extract_field(a: u64, bits: u32, signed: bool, from: u32, length: u32) -> u64 {
+    let (from, length) = (from & 0xff, length & 0xff);
+    let sign_at = (from + length).saturating_sub(1).min(bits - 1);
+    let sign = signed && length > 0 && a >> sign_at & 1 == 1;
+    let kept = a.checked_shr(from).unwrap_or(0);
+    let length = length.min(bits.saturating_sub(from));
+    let field = if length >= 64 { kept } else { kept & ((1 << length) - 1) };
+    if sign && length < 64 { field | u64::MAX << length } else { field }
+}
+
+fn insert_field(a: u64, b: u64, bits: u32, from: u32, length: u32) -> u64 {
+    let (from, length) = (from & 0xff, (length & 0xff).min(bits.saturating_sub(from & 0xff)));
+    let ones = if length >= 64 { u64::MAX } else { (1 << length) - 1 };
+    let mask = ones.checked_shl(from).unwrap_or(0);
+    b & !mask | a.checked_shl(from).unwrap_or(0) & mask
+}
+
+/// `bfind`; bits: 32 of any kind extended to 64, 64 with a sign, 65 for 64 without.
+fn find_top(a: u64, bits: u32, amount: bool) -> u32 {
+    let inverted = if bits != 65 && (a as i64) < 0 { !a } else { a };
+    let top = if bits == 32 { 31 } else { 63 };
+    match inverted.checked_ilog2() {
+        Some(at) if amount => top - at,
+        Some(at) => at,
+        None => u32::MAX,
+    }
+}
+
+fn permute(a: u32, b: u32, selector: u32) -> u32 {
+    let bytes = (u64::from(b) << 32 | u64::from(a)).to_le_bytes();
+    let byte = |i: u32| {
+        let nibble = selector >> (4 * i) & 0xf;
+        let value = bytes[nibble as usize & 7];
+        u32::from(if nibble & 8 == 0 { value } else { (value as i8 >> 7) as u8 }) << (8 * i)
+    };
+    byte(0) | byte(1) | byte(2) | byte(3)
+}
+
+fn lop3(a: u32, b: u32, c: u32, table: u8) -> u32 {
+    (0..8).filter(|row| table >> row & 1 == 1).fold(0, |all, row| {
+        let pick = |value: u32, bit: u32| if row >> bit & 1 == 1 { value } else { !value };
+        all | pick(a, 2) & pick(b, 1) & pick(c, 0)
+    })
+}
