@@ -557,9 +557,9 @@ pub enum Error {
         /// Where it occurs first.
         voxel: [usize; 3],
         /// The values declared, ignore label included.
-        expected: Vec<i16>,
+        expected: Box<[i16]>,
         /// All undeclared values, each with the number of its voxels.
-        found: Vec<(i16, u64)>,
+        found: Box<[(i16, u64)]>,
     },
     /// A label file that holds far more values than labels are declared.
     #[error(

@@ -236,13 +236,13 @@ fn values_and_gradients_of_real_nnunet_steps() {
         case.set_levels(&[(shapes[0], 2.0 / 3.0), (shapes[1], 1.0 / 3.0), (shapes[2], 0.0)]);
         case.labels = wide(&labels);
         case.logits = logits;
-        for level in 0..3 {
+        for (level, &dims) in shapes.iter().enumerate() {
             let theirs = label_map(&tensor(&file, &format!("step.target.{level}")), 2, regions);
             let ours: Vec<u8> = case.sources(level).into_iter().map(|v| labels[v]).collect();
             assert_eq!(ours, theirs, "{name}: target {level}");
             let mut case = case.clone();
             case.name = format!("{name} level {level}");
-            case.levels = vec![Level { dims: shapes[level], weight: 1.0 }];
+            case.levels = vec![Level { dims, weight: 1.0 }];
             case.logits = vec![case.logits.swap_remove(level)];
             let outcome = run(context, &case);
             let value = tensor(&file, &format!("loss.{level}.value"));

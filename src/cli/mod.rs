@@ -49,7 +49,7 @@ enum Verb {
     /// Fingerprint, plan and preprocess in one go: what to run on a new dataset.
     PlanAndPreprocess(prepare::PlanAndPreprocess),
     /// Make sparse annotations from dense ones: scribbles, slices, blocks, masks, with an ignore label.
-    Sparsify(sparsify::Sparsify),
+    Sparsify(Box<sparsify::Sparsify>),
     /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
     Import(import::Import),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.

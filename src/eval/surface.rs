@@ -48,8 +48,8 @@ pub fn surface_distances(
     let [z, y, x] = surrounding.map(|[start, end]| start..end);
     let part = s![z, y, x];
     let surfaces = masks.each_ref().map(|mask| {
-        let mut surface = Array3::from_elem(mask.slice(part.clone()).dim(), false);
-        for ((at, inside), target) in mask.slice(part.clone()).indexed_iter().zip(&mut surface) {
+        let mut surface = Array3::from_elem(mask.slice(part).dim(), false);
+        for ((at, inside), target) in mask.slice(part).indexed_iter().zip(&mut surface) {
             *target = *inside && is_surface(mask, reference, ignore, [at.0, at.1, at.2], surrounding);
         }
         surface

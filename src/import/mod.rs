@@ -335,7 +335,14 @@ impl Work<'_> {
             let (case, path) = (grid.case.into(), path.into());
             let expected: Vec<i16> = self.values.keys().copied().collect();
             let found = undeclared(map.view(), &expected);
-            return Err(Error::UnexpectedLabel { case, path, value, voxel: [z, y, x], expected, found });
+            return Err(Error::UnexpectedLabel {
+                case,
+                path,
+                value,
+                voxel: [z, y, x],
+                expected: expected.into(),
+                found: found.into(),
+            });
         }
         let mut counts: BTreeMap<i16, u64> = BTreeMap::new();
         for voxel in &mut map {

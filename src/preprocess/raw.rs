@@ -169,7 +169,7 @@ fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i1
         let values = ValueSummary::of(map.iter().map(|&label| f64::from(label)));
         return Err(Error::LabelIsImage { case, path, values, expected });
     }
-    Err(Error::UnexpectedLabel { case, path, value, voxel, expected, found })
+    Err(Error::UnexpectedLabel { case, path, value, voxel, expected: expected.into(), found: found.into() })
 }
 
 /// Values of a label map that are not among the `expected` ones, each with the number of its voxels.

@@ -286,7 +286,14 @@ impl Work<'_> {
                 None => {
                     let (case, path) = (case.name.clone(), path.to_owned());
                     let found = undeclared(map.data.view(), &expected);
-                    return Err(Error::UnexpectedLabel { case, path, value, voxel: [z, y, x], expected, found });
+                    return Err(Error::UnexpectedLabel {
+                        case,
+                        path,
+                        value,
+                        voxel: [z, y, x],
+                        expected: expected.into(),
+                        found: found.into(),
+                    });
                 }
             }
         }

@@ -21,15 +21,14 @@ pub fn gaussian_taps(sigma: f64) -> Vec<f32> {
     values.iter().map(|value| (value / sum) as f32).collect()
 }
 
-/// `i` where it is one of `0..size`, else reflected at the first or last voxel.
+/// `i` where it is one of `0..size`, else reflected at the first and the last voxel.
 #[cube]
 fn reflected(i: i32, size: usize) -> usize {
     let last = i32::cast_from(size) - 1i32;
-    let i = select(i < 0i32, -i, i);
-    let i = select(i > last, 2i32 * last - i, i);
-    // Volumes of one to three voxels are crossed more than once.
-    let i = select(i < 0i32, -i, i);
-    usize::cast_from(clamp(i, 0i32, last))
+    // Volumes of a few voxels are crossed more than once.
+    let period = max(2i32 * last, 1i32);
+    let i = select(i < 0i32, -i, i) % period;
+    usize::cast_from(select(i > last, period - i, i))
 }
 
 /// `taps` is `[channels, 2 * radius + 1]`.
