@@ -166,7 +166,7 @@ impl Warp {
             (F32, U32) if plain && words => self.one(o, mask, |a: u32| a as f32),
             (F32, S32) if plain && words => self.one(o, mask, |a: i32| a as f32),
             (U64 | S64, U32) if words => self.one(o, mask, |a: u32| u64::from(a)),
-            (U64 | S64, S32) if words => self.one(o, mask, |a: i32| i64::from(a)),
+            (U64 | S64, S32) if words && !conversion.saturate => self.one(o, mask, |a: i32| i64::from(a)),
             (U32 | S32, U64 | S64) if !words && !conversion.saturate => self.one(o, mask, |a: u64| a as u32),
             _ => {
                 let bits = self.get_bits(o[1]);

@@ -218,7 +218,7 @@ fn lanes_exchange_values() {
     assert_eq!(shuffled("bfly.b32 d, a, 5, 31"), wanted(|lane| lane ^ 5));
     assert_eq!(shuffled("up.b32 d, a, 3, 0"), wanted(|lane| if lane < 3 { lane } else { lane - 3 }));
     assert_eq!(shuffled("down.b32 d, a, 3, 31"), wanted(|lane| if lane + 3 > 31 { lane } else { lane + 3 }));
-    assert_eq!(shuffled("idx.b32 d, a, 9, 31"), wanted(|_| 1009));
+    assert_eq!(shuffled("idx.b32 d, a, 9, 31"), wanted(|_| 9));
     // In segments of eight lanes.
     assert_eq!(shuffled("idx.b32 d, a, 3, 6175"), wanted(|lane| lane / 8 * 8 + 3));
     assert_eq!(shuffled("down.b32 d, a, 2, 6175"), wanted(|lane| if lane % 8 > 5 { lane } else { lane + 2 }));
