@@ -3,10 +3,10 @@
 use crate::arithmetic as numbers;
 use crate::cube::{Cube, Stop};
 use crate::memory::{Allocation, SECTOR};
-use crate::program::{Access, Atomic, Slot, Space};
+use crate::program::{Access, Atomic, File, Slot, Space};
 use crate::report::Fault;
 use crate::shared::Who;
-use crate::warp::{LANES, Pending, Warp};
+use crate::warp::{LANES, Warp, each};
 
 /// Where shared memory is in the generic address space.
 pub const SHARED_WINDOW: u64 = 0x0e00_0000_0000;
@@ -50,7 +50,7 @@ pub fn lanes(mut mask: u32) -> impl Iterator<Item = usize> {
 
 /// What is done to memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Does {
+pub(crate) enum Does {
     Read,
     Write,
     Update,
@@ -63,7 +63,7 @@ impl Cube<'_> {
     /// Addresses of all lanes.
     #[inline]
     pub fn addresses(warp: &Warp, slot: Slot, offset: i64) -> [u64; LANES] {
-        warp.get_bits(slot).map(|address| address.wrapping_add(offset as u64))
+        each(&warp.get_bits(slot), |address| address.wrapping_add(offset as u64))
     }
 
     /// `ld`
@@ -77,13 +77,13 @@ impl Cube<'_> {
             // SAFETY (all four): `resolve` checked that each lane's pointer, unless null, has `count * bytes` bytes
             // behind it that stay mapped during the launch. Another thread may write them at the same time, as on a
             // GPU: that is a race of the kernel, which is reported.
-            match bytes {
-                4 if slot.file() == crate::program::File::Word => {
-                    let read = |p: *mut u8| unsafe { p.add(at).cast::<u32>().read_unaligned() };
-                    warp.put(*slot, &pointers.map(|p| if p.is_null() { 0 } else { read(p) }), mask);
-                    continue;
+            if bytes == 4 && slot.file() == File::Word {
+                let mut values = [0u32; LANES];
+                for lane in lanes(mask) {
+                    values[lane] = unsafe { pointers[lane].add(at).cast::<u32>().read_unaligned() };
                 }
-                _ => {}
+                warp.put(*slot, &values, mask);
+                continue;
             }
             let mut values = [0; LANES];
             for lane in lanes(mask) {
@@ -129,7 +129,7 @@ impl Cube<'_> {
     }
 
     /// Notes a write of shared memory, before it is done.
-    fn store_shared(&mut self, warp: &Warp, lane: usize, offset: usize, data: &[u8]) {
+    pub(crate) fn store_shared(&mut self, warp: &Warp, lane: usize, offset: usize, data: &[u8]) {
         let who = Who::Thread(warp.number as u16 * 32 + lane as u16);
         let changes = self.shared.data[offset..][..data.len()] != *data;
         if let Some(conflict) = self.shared.write(offset, data.len(), who, &warp.stamps, changes) {
@@ -179,7 +179,7 @@ impl Cube<'_> {
     }
 
     #[inline]
-    fn space_of(&self, space: Space, address: u64) -> (Space, u64) {
+    pub(crate) fn space_of(&self, space: Space, address: u64) -> (Space, u64) {
         match space {
             Space::Generic => from_generic(address),
             Space::Const => (Space::Global, address),
@@ -287,7 +287,7 @@ impl Cube<'_> {
         Ok(())
     }
 
-    fn count_sectors(
+    pub(crate) fn count_sectors(
         &mut self,
         allocation: &Allocation,
         total: usize,
@@ -340,22 +340,36 @@ impl Cube<'_> {
         does: Does,
         pointers: &mut Pointers,
     ) -> Result<(), Stop> {
+        let first = mask.trailing_zeros() as usize;
+        let (mut same, mut consecutive, mut next) = (true, true, addresses[first]);
         for lane in lanes(mask) {
             self.check_shared(warp, lane, addresses[lane], total)?;
-            let offset = addresses[lane] as usize;
-            pointers[lane] = self.shared.data.as_mut_ptr().wrapping_add(offset);
-            if does != Does::Write {
-                self.read_shared(warp, lane, offset, total, does == Does::Update);
+            pointers[lane] = self.shared.data.as_mut_ptr().wrapping_add(addresses[lane] as usize);
+            same &= addresses[lane] == addresses[first];
+            consecutive &= addresses[lane] == next;
+            next += total as u64;
+        }
+        if does == Does::Read && same && mask.count_ones() > 1 {
+            self.read_shared(warp, first, Who::Warp(warp.number as u16), addresses[first] as usize, total, false);
+        } else if does != Does::Write {
+            for lane in lanes(mask) {
+                let who = Who::Thread(warp.number as u16 * 32 + lane as u16);
+                self.read_shared(warp, lane, who, addresses[lane] as usize, total, does == Does::Update);
             }
         }
-        let words =
-            lanes(mask).flat_map(|lane| addresses[lane] as usize / 4..(addresses[lane] as usize + total - 1) / 4 + 1);
-        let parts = total.div_ceil(4);
-        self.count_wavefronts(words, parts);
+        if same || consecutive {
+            let bytes = if same { total } else { total * mask.count_ones() as usize };
+            self.counters.shared_wavefronts += bytes.div_ceil(128) as u64;
+            self.counters.shared_wavefronts_least += bytes.div_ceil(128) as u64;
+            return Ok(());
+        }
+        let range = |lane: usize| addresses[lane] as usize / 4..(addresses[lane] as usize + total - 1) / 4 + 1;
+        self.count_wavefronts(lanes(mask).flat_map(range), total.div_ceil(4));
         Ok(())
     }
 
     /// That a range is in the cube's shared memory.
+    #[inline]
     pub fn check_shared(&self, warp: &Warp, lane: usize, address: u64, bytes: usize) -> Result<(), Stop> {
         let size = self.launch.shape.total_shared as usize;
         if self.shared.holds(address, bytes, size) {
@@ -365,8 +379,16 @@ impl Cube<'_> {
         Err(self.fatal(Fault::OutOfBounds, warp.number, lane, Some(address), detail))
     }
 
-    fn read_shared(&mut self, warp: &Warp, lane: usize, offset: usize, bytes: usize, update: bool) {
-        let who = Who::Thread(warp.number as u16 * 32 + lane as u16);
+    #[inline]
+    pub(crate) fn read_shared(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        who: Who,
+        offset: usize,
+        bytes: usize,
+        update: bool,
+    ) {
         if !self.shared.is_written(offset, bytes) {
             let detail = "in shared memory of this cube".to_string();
             self.note(Fault::NeverWritten, warp.number, lane, Some(offset as u64), detail);
@@ -458,151 +480,5 @@ impl Cube<'_> {
             pointers[lane] = parameters.as_ptr().wrapping_add(address as usize).cast_mut();
         }
         Ok(())
-    }
-
-    /// A range that the warp reads as a whole, for tensor cores: the host's pointer to it.
-    pub fn read_range(
-        &mut self,
-        warp: &Warp,
-        lane: usize,
-        space: Space,
-        address: u64,
-        bytes: usize,
-    ) -> Result<*const u8, Stop> {
-        let (space, address) = self.space_of(space, address);
-        if space == Space::Shared {
-            self.check_shared(warp, lane, address, bytes)?;
-            let offset = address as usize;
-            if !self.shared.is_written(offset, bytes) {
-                let detail = "in shared memory of this cube".to_string();
-                self.note(Fault::NeverWritten, warp.number, lane, Some(address), detail);
-            }
-            let who = Who::Warp(warp.number as u16);
-            if let Some(conflict) = self.shared.read(offset, bytes, who, &warp.stamps) {
-                let detail = format!("read after {}", self.describe(conflict));
-                self.note(Fault::SharedRace, warp.number, lane, Some(address), detail);
-            }
-            return Ok(self.shared.data.as_ptr().wrapping_add(offset));
-        }
-        self.global_range(warp, lane, address, bytes, Does::Read).map(|p| p.cast_const())
-    }
-
-    /// A range that the warp writes as a whole.
-    pub fn write_range(
-        &mut self,
-        warp: &Warp,
-        lane: usize,
-        space: Space,
-        address: u64,
-        data: &[u8],
-    ) -> Result<(), Stop> {
-        let (space, address) = self.space_of(space, address);
-        if space == Space::Shared {
-            self.check_shared(warp, lane, address, data.len())?;
-            let offset = address as usize;
-            let who = Who::Warp(warp.number as u16);
-            let changes = self.shared.data[offset..][..data.len()] != *data;
-            if let Some(conflict) = self.shared.write(offset, data.len(), who, &warp.stamps, changes) {
-                let detail = format!("written after {}", self.describe(conflict));
-                self.note(Fault::SharedRace, warp.number, lane, Some(address), detail);
-            }
-            self.shared.data[offset..][..data.len()].copy_from_slice(data);
-            return Ok(());
-        }
-        let to = self.global_range(warp, lane, address, data.len(), Does::Write)?;
-        // SAFETY: as in `load`.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
-        Ok(())
-    }
-
-    fn global_range(
-        &mut self,
-        warp: &Warp,
-        lane: usize,
-        address: u64,
-        bytes: usize,
-        does: Does,
-    ) -> Result<*mut u8, Stop> {
-        let launch = self.launch;
-        let found = launch.view.find(address).and_then(|number| launch.view.allocation(number));
-        let Some(allocation) = found.filter(|allocation| allocation.holds(address, bytes)) else {
-            let (fault, detail) = launch.memory.explain(address, bytes);
-            return Err(self.fatal(fault, warp.number, lane, Some(address), detail));
-        };
-        let offset = (address - allocation.base) as usize;
-        let mut addresses = [0; LANES];
-        addresses[0] = address;
-        self.count_sectors(allocation, bytes, &addresses, 1, does);
-        let clean = if does == Does::Read {
-            if let Some(byte) = allocation.never_written(offset, bytes) {
-                let detail = format!("byte {} of an allocation of {}", offset + byte, allocation.bytes);
-                self.note(Fault::NeverWritten, warp.number, lane, Some(address), detail);
-            }
-            allocation.read_by(self.who, offset, bytes, false)
-        } else {
-            allocation.mark_written(offset, bytes);
-            allocation.written_by(self.who, offset, bytes, false)
-        };
-        if !clean {
-            let detail = "also accessed by another cube of the launch".to_string();
-            self.note(Fault::GlobalRace, warp.number, lane, Some(address), detail);
-        }
-        Ok(allocation.pointer(offset))
-    }
-
-    /// `cp.async`: what it reads is read now, and arrives when it is waited for.
-    pub fn copy_async(
-        &mut self,
-        warp: &mut Warp,
-        bytes: usize,
-        offsets: [i64; 2],
-        o: &[Slot],
-        mask: u32,
-    ) -> Result<(), Stop> {
-        let to = Self::addresses(warp, o[0], offsets[0]);
-        let from = Self::addresses(warp, o[1], offsets[1]);
-        let read = warp.get::<u32>(o[2]);
-        for lane in lanes(mask) {
-            let (_, to) = from_generic(to[lane]);
-            for address in [to, from[lane]] {
-                if address % bytes as u64 != 0 {
-                    let detail = format!("{bytes} bytes are copied together, and need addresses that they divide");
-                    return Err(self.fatal(Fault::Misaligned, warp.number, lane, Some(address), detail));
-                }
-            }
-            self.check_shared(warp, lane, to, bytes)?;
-            let mut data = [0; 16];
-            let read = (read[lane] as usize).min(bytes);
-            if read > 0 {
-                let p = self.global_range(warp, lane, from[lane], read, Does::Read)?;
-                // SAFETY: as in `load`.
-                unsafe { std::ptr::copy_nonoverlapping(p, data.as_mut_ptr(), read) };
-            }
-            // It may arrive at any time from now on.
-            let who = Who::Thread(warp.number as u16 * 32 + lane as u16);
-            if let Some(conflict) = self.shared.write(to as usize, bytes, who, &warp.stamps, true) {
-                let detail = format!("asynchronous copy started after {}", self.describe(conflict));
-                self.note(Fault::SharedRace, warp.number, lane, Some(to), detail);
-            }
-            self.shared.forget_write(to as usize, bytes);
-            warp.pending.push(Pending { group: None, lane: lane as u8, to, bytes: bytes as u8, data });
-        }
-        Ok(())
-    }
-
-    /// `cp.async.wait_group`: all but the last groups arrive.
-    pub fn copy_wait(&mut self, warp: &mut Warp, outstanding: u32, mask: u32) {
-        let before = warp.groups.saturating_sub(outstanding);
-        let pending = std::mem::take(&mut warp.pending);
-        for copy in pending {
-            let arrives = mask >> copy.lane & 1 == 1 && copy.group.is_some_and(|group| group < before);
-            if !arrives {
-                warp.pending.push(copy);
-                continue;
-            }
-            let bytes = copy.bytes as usize;
-            self.store_shared(warp, copy.lane as usize, copy.to as usize, &copy.data[..bytes]);
-            self.shared.data[copy.to as usize..][..bytes].copy_from_slice(&copy.data[..bytes]);
-        }
     }
 }

@@ -129,14 +129,28 @@ pub fn fma_f32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
     if rounding == Rounding::Nearest {
         return a.mul_add(b, c);
     }
-    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
-    exact_zero(product, c, rounding).unwrap_or_else(|| f32::from_bits(narrow(add_odd(product, c), F32, rounding)))
+    // The product is exact.
+    sum_f32(f64::from(a) * f64::from(b), f64::from(c), rounding)
 }
 
-/// A sum that is exactly zero is negative only if rounded downwards, or if both terms are.
-fn exact_zero(a: f64, b: f64, rounding: Rounding) -> Option<f32> {
-    let mixed = a == -b && a.is_sign_negative() != b.is_sign_negative();
-    (mixed && rounding == Rounding::Down).then_some(-0.0)
+/// a + b, rounded once to f32.
+#[inline(always)]
+fn sum_f32(a: f64, b: f64, rounding: Rounding) -> f32 {
+    let sum = a + b;
+    let other = sum - a;
+    let error = (a - (sum - other)) + (b - other);
+    let near = sum as f32;
+    let wide = f64::from(near);
+    let (above, below) = (wide > sum || wide == sum && error < 0.0, wide < sum || wide == sum && error > 0.0);
+    match rounding {
+        Rounding::Down if above => near.next_down(),
+        // A sum that is exactly zero is negative if rounded downwards, or if both terms are.
+        Rounding::Down if sum == 0.0 && a.is_sign_negative() != b.is_sign_negative() => -0.0,
+        Rounding::Up if below => near.next_up(),
+        Rounding::Zero if above && near > 0.0 => near.next_down(),
+        Rounding::Zero if below && near < 0.0 => near.next_up(),
+        _ => near,
+    }
 }
 
 /// a + b in f32.
@@ -144,8 +158,7 @@ pub fn add_f32(a: f32, b: f32, rounding: Rounding) -> f32 {
     if rounding == Rounding::Nearest {
         return a + b;
     }
-    let (a, b) = (f64::from(a), f64::from(b));
-    exact_zero(a, b, rounding).unwrap_or_else(|| f32::from_bits(narrow(add_odd(a, b), F32, rounding)))
+    sum_f32(f64::from(a), f64::from(b), rounding)
 }
 
 /// a * b in f32.

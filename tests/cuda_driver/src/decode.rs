@@ -369,7 +369,7 @@ impl<'a> Decoder<'a> {
             }
             Operand::F64(bits) => self.constant(file, *bits),
             Operand::Name(name) if name == "WARP_SZ" => self.constant(file, 32),
-            Operand::Name(name) => match special_named(name) {
+            Operand::Name(name) => match Special::named(name) {
                 Some(special) => self.special(special),
                 None => match self.variable_named(name) {
                     Some((_, address)) => self.constant(file, address),
@@ -399,7 +399,7 @@ impl<'a> Decoder<'a> {
     /// A source of whatever size its register has; an immediate value is taken for one of the type.
     pub fn read_any(&mut self, operand: &Operand, ty: Type) -> Result<Slot, PtxError> {
         match operand {
-            Operand::Name(name) if special_named(name).is_none() && self.variable_named(name).is_none() => {
+            Operand::Name(name) if Special::named(name).is_none() && self.variable_named(name).is_none() => {
                 self.register(name)
             }
             _ => self.read(operand, ty),
@@ -475,38 +475,5 @@ impl<'a> Decoder<'a> {
     /// Of the instruction at hand.
     pub fn line(&self) -> u32 {
         self.line
-    }
-}
-
-fn special_named(name: &str) -> Option<Special> {
-    let axis = |special: fn(u8) -> Special, axis: &str| match axis {
-        "x" => Some(special(0)),
-        "y" => Some(special(1)),
-        "z" => Some(special(2)),
-        _ => None,
-    };
-    let name = name.strip_prefix('%')?;
-    match name.split_once('.') {
-        Some(("tid", rest)) => axis(Special::Thread, rest),
-        Some(("ntid", rest)) => axis(Special::CubeSize, rest),
-        Some(("ctaid", rest)) => axis(Special::Cube, rest),
-        Some(("nctaid", rest)) => axis(Special::CubeCount, rest),
-        Some(_) => None,
-        None => Some(match name {
-            "laneid" => Special::Lane,
-            "warpid" => Special::Warp,
-            "nwarpid" => Special::Warps,
-            "dynamic_smem_size" => Special::DynamicShared,
-            "total_smem_size" => Special::TotalShared,
-            "lanemask_eq" => Special::LaneMask(0),
-            "lanemask_lt" => Special::LaneMask(1),
-            "lanemask_le" => Special::LaneMask(2),
-            "lanemask_gt" => Special::LaneMask(3),
-            "lanemask_ge" => Special::LaneMask(4),
-            "smid" => Special::Multiprocessor,
-            "nsmid" => Special::Multiprocessors,
-            "gridid" => Special::Grid,
-            _ => return None,
-        }),
     }
 }

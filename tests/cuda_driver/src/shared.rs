@@ -59,8 +59,40 @@ pub struct Shared {
     first_epoch: u32,
 }
 
-/// The synchronisations that a thread's lane, and the others of its warp, took part in.
-pub type Stamps = [u32; 32];
+/// The synchronisations that the lanes of a warp took part in.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamps {
+    lanes: [u32; 32],
+    least: u32,
+    newest: u32,
+}
+
+impl Default for Stamps {
+    fn default() -> Self {
+        Self { lanes: [1; 32], least: 1, newest: 1 }
+    }
+}
+
+impl Stamps {
+    /// The lanes of a mask synchronise.
+    pub fn advance(&mut self, mask: u32) {
+        self.newest += 1;
+        for (lane, stamp) in self.lanes.iter_mut().enumerate() {
+            if mask >> lane & 1 == 1 {
+                *stamp = self.newest;
+            }
+        }
+        self.least = self.lanes.iter().copied().min().unwrap_or_default();
+    }
+
+    #[inline]
+    fn of(&self, who: Who) -> u32 {
+        match who {
+            Who::Thread(thread) => self.lanes[thread as usize % 32],
+            _ => self.newest,
+        }
+    }
+}
 
 impl Default for Shared {
     fn default() -> Self {
@@ -84,7 +116,8 @@ impl Shared {
         self.first_epoch = self.epoch;
     }
 
-    /// Bytes that the cube has.
+    /// Whether a range is within the bytes that the cube has.
+    #[inline]
     pub fn holds(&self, offset: u64, bytes: usize, of: usize) -> bool {
         offset < of as u64 && offset + bytes as u64 <= of as u64
     }
@@ -115,8 +148,8 @@ impl Shared {
             return false;
         }
         let synchronised = |who: Who| match who {
-            Who::Thread(thread) => stamps[thread as usize % 32] > last.stamp,
-            _ => stamps.iter().all(|stamp| *stamp > last.stamp),
+            Who::Thread(thread) => stamps.lanes[thread as usize % 32] > last.stamp,
+            _ => stamps.least > last.stamp,
         };
         synchronised(last.who) && synchronised(who)
     }
@@ -125,10 +158,19 @@ impl Shared {
     #[inline]
     pub fn read(&mut self, offset: usize, bytes: usize, who: Who, stamps: &Stamps) -> Option<Conflict> {
         let mut conflict = None;
+        let (epoch, stamp) = (self.epoch, stamps.of(who));
         for at in self.range(offset, bytes) {
             let Granule { write, read, .. } = self.granules[at];
-            if !self.is_over(write, who, stamps) {
+            if write.epoch != epoch && read.epoch != epoch {
+                self.granules[at].read = Last { epoch, stamp, who };
+                continue;
+            }
+            if write.epoch == epoch && !self.is_over(write, who, stamps) {
                 conflict = Some(Conflict { who: write.who, wrote: true });
+            }
+            // Nothing new.
+            if read.epoch == epoch && (read.who == Who::Many || read.who == who && read.stamp == stamp) {
+                continue;
             }
             let who = match self.is_over(read, who, stamps) {
                 true => who,
@@ -137,7 +179,7 @@ impl Shared {
                 }
                 false => Who::Many,
             };
-            self.granules[at].read = Last { epoch: self.epoch, stamp: newest(who, stamps), who };
+            self.granules[at].read = Last { epoch, stamp: stamps.of(who), who };
         }
         conflict
     }
@@ -154,7 +196,7 @@ impl Shared {
             } else if changes && !self.is_over(read, who, stamps) {
                 conflict = Some(Conflict { who: read.who, wrote: false });
             }
-            let write = Last { epoch: self.epoch, stamp: newest(who, stamps), who };
+            let write = Last { epoch: self.epoch, stamp: stamps.of(who), who };
             self.granules[at] = Granule { write, read, written: self.first_epoch };
         }
         conflict
@@ -164,13 +206,5 @@ impl Shared {
     pub fn forget_write(&mut self, offset: usize, bytes: usize) {
         let range = self.range(offset, bytes);
         self.granules[range].iter_mut().for_each(|granule| granule.written = 0);
-    }
-}
-
-#[inline]
-fn newest(who: Who, stamps: &Stamps) -> u32 {
-    match who {
-        Who::Thread(thread) => stamps[thread as usize % 32],
-        _ => stamps.iter().copied().max().unwrap_or_default(),
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::arithmetic as numbers;
 use crate::cube::{Cube, Stop};
+use crate::opcode_memory::tile_registers;
 use crate::program::{Fragment, Product, Slot, Space, Tile, Type};
 use crate::report::Fault;
 use crate::warp::{FULL, LANES, Warp};
@@ -100,18 +101,28 @@ impl Cube<'_> {
         slots.iter().map(|slot| warp.get(*slot)).collect()
     }
 
-    /// Base address and stride, the same in all lanes, and as aligned as they have to be.
-    fn tile_address(&self, warp: &Warp, base: Slot, stride: Slot, offset: i64, ty: Type) -> Result<(u64, usize), Stop> {
+    /// Base address and stride in bytes, the same in all lanes, and as aligned as a lane's part is large.
+    fn tile_address(
+        &self,
+        warp: &Warp,
+        base: Slot,
+        stride: Slot,
+        offset: i64,
+        tile: Tile,
+    ) -> Result<(u64, usize), Stop> {
         let (bases, strides) = (Self::addresses(warp, base, offset), warp.get::<u32>(stride));
         let (base, stride) = (bases[0], strides[0]);
         if let Some(lane) = (1..LANES).find(|lane| bases[*lane] != base || strides[*lane] != stride) {
             let detail = "its lanes give different addresses or strides".to_string();
             return Err(self.fatal(Fault::MissingLanes, warp.number, lane, Some(bases[lane]), detail));
         }
-        let step = stride as usize * ty.bytes();
-        if base % 32 != 0 || step % 16 != 0 {
-            let detail =
-                format!("a tile needs an address that 32 divides and a stride that 16 divides, it is {step} bytes");
+        let step = stride as usize * tile.ty.bytes();
+        let part = 4 * tile_registers(tile.shape, tile.fragment, tile.ty);
+        if base % part as u64 != 0 || step % part.min(16) != 0 {
+            let detail = format!(
+                "a tile needs an address that {part} divides, and a stride that {} divides: it is {step} bytes",
+                part.min(16)
+            );
             return Err(self.fatal(Fault::Misaligned, warp.number, 0, Some(base), detail));
         }
         Ok((base, step))
@@ -137,7 +148,7 @@ impl Cube<'_> {
         o: &[Slot],
     ) -> Result<(), Stop> {
         let (slots, rest) = o.split_at(o.len() - 2);
-        let (base, step) = self.tile_address(warp, rest[0], rest[1], offset, tile.ty)?;
+        let (base, step) = self.tile_address(warp, rest[0], rest[1], offset, tile)?;
         let (rows, columns) = tile.size();
         let (lines, length) = if tile.row_major { (rows, columns) } else { (columns, rows) };
         let width = tile.ty.bytes();
@@ -182,7 +193,7 @@ impl Cube<'_> {
         offset: i64,
         o: &[Slot],
     ) -> Result<(), Stop> {
-        let (base, step) = self.tile_address(warp, o[0], o[1], offset, tile.ty)?;
+        let (base, step) = self.tile_address(warp, o[0], o[1], offset, tile)?;
         let registers = Self::registers(warp, &o[2..]);
         let (rows, columns) = tile.size();
         let (lines, length) = if tile.row_major { (rows, columns) } else { (columns, rows) };

@@ -1,6 +1,7 @@
 //! The 32 lanes that execute together: their registers, and where each of them is.
 
 use crate::program::{File, Program, Slot, Special};
+use crate::shared::Stamps;
 use half::{bf16, f16};
 
 /// Lanes of a warp.
@@ -75,7 +76,7 @@ pub struct Warp {
     /// See `local`.
     pub local_written: Vec<u8>,
     /// Synchronisations of the warp that each lane took part in.
-    pub stamps: [u32; LANES],
+    pub stamps: Stamps,
     /// Asynchronous copies.
     pub pending: Vec<Pending>,
     /// Groups of copies that were committed.
@@ -111,7 +112,7 @@ impl Default for Warp {
             state: State::Done,
             local: Vec::new(),
             local_written: Vec::new(),
-            stamps: [1; LANES],
+            stamps: Stamps::default(),
             pending: Vec::new(),
             groups: 0,
             executed: 0,
@@ -136,7 +137,7 @@ impl Warp {
         self.local.resize(program.local_bytes * LANES, 0);
         self.local_written.clear();
         self.local_written.resize(program.local_bytes * LANES, 0);
-        self.stamps = [1; LANES];
+        self.stamps = Stamps::default();
         self.pending.clear();
         self.groups = 0;
         self.executed = 0;
@@ -203,7 +204,7 @@ impl Warp {
     pub fn get_bits(&self, slot: Slot) -> [u64; LANES] {
         match slot.file() {
             File::Wide => self.wides[slot.index()],
-            _ => self.words[slot.index()].map(u64::from),
+            _ => each(&self.words[slot.index()], u64::from),
         }
     }
 
@@ -211,7 +212,7 @@ impl Warp {
     pub fn put_bits(&mut self, slot: Slot, values: &[u64; LANES], mask: u32) {
         match slot.file() {
             File::Wide => self.put(slot, values, mask),
-            _ => self.put(slot, &values.map(|value| value as u32), mask),
+            _ => self.put(slot, &each(values, |value| value as u32), mask),
         }
     }
 }
@@ -222,11 +223,21 @@ pub fn thread_of(units: [u32; 3], index: u32) -> [u32; 3] {
 }
 
 /// What a register can be taken for.
-pub trait Lane: Copy {
+pub trait Lane: Copy + Default {
     /// All lanes.
     fn get(warp: &Warp, slot: Slot) -> [Self; LANES];
     /// Those of a mask.
     fn put(warp: &mut Warp, slot: Slot, values: &[Self; LANES], mask: u32);
+}
+
+/// A function of each lane. In a plain loop, which becomes vector code where `array::map` does not.
+#[inline(always)]
+pub fn each<T: Copy, U: Copy + Default>(values: &[T; LANES], f: impl Fn(T) -> U) -> [U; LANES] {
+    let mut results = [U::default(); LANES];
+    for (result, value) in results.iter_mut().zip(values) {
+        *result = f(*value);
+    }
+    results
 }
 
 #[inline(always)]
@@ -245,12 +256,12 @@ macro_rules! lanes {
         impl Lane for $ty {
             #[inline(always)]
             fn get(warp: &Warp, slot: Slot) -> [Self; LANES] {
-                warp.$file[slot.index()].map($from)
+                each(&warp.$file[slot.index()], $from)
             }
 
             #[inline(always)]
             fn put(warp: &mut Warp, slot: Slot, values: &[Self; LANES], mask: u32) {
-                blend(&mut warp.$file[slot.index()], &values.map($to), mask);
+                blend(&mut warp.$file[slot.index()], &each(values, $to), mask);
             }
         }
     )*};
