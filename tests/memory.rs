@@ -62,8 +62,7 @@ fn step_in(
     let network = Network::new(context, shape.clone(), 1).unwrap();
     let step = Step::new(context, network, loss, Optimizer::default()).with_fusion(fusion);
     let input = Shape { batch: BATCH, dims, channels: shape.channels_in };
-    let image = Tensor::upload(context, input, &uniform(1, input.len())).unwrap();
-    let image = image.cast(context, dtype).unwrap();
+    let image = Tensor::upload(context, input, &uniform(1, input.len())).unwrap().cast(context, dtype).unwrap();
     let map: Vec<u8> = (0..input.voxels()).map(|i| (i / 7 % 4) as u8).collect();
     let target = context.upload(&map, Dtype::U8).unwrap();
     context.reset_peak();

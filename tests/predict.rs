@@ -150,7 +150,10 @@ fn one_bad_case_fails_alone_and_warnings_are_told() {
     let (said, told) = texts(&result);
     assert_eq!(result.status.code(), Some(2), "{told}");
     has_all(&said, &["2 made, 0 kept"]);
-    has_all(&told, &["case_001_0001.nii.gz: damaged gzip", "1 of 3 cases", "case_000_0001.nii.gz lies elsewhere"]);
+    has_all(
+        &told,
+        &["case_001_0001.nii.gz: damaged gzip", "1 of 3 cases", "case_000_0001.nii.gz (channel 1) lies elsewhere"],
+    );
     assert!(output.join("case_000.nii.gz").exists() && output.join("case_002.nii.gz").exists());
     assert!(!output.join("case_001.nii.gz").exists());
 }
