@@ -98,6 +98,7 @@ fn change_kernel<N: Size>(
     channels: usize,
     path: &Path,
     #[comptime] power: bool,
+    #[comptime] polynomials: bool,
     #[comptime] tile: usize,
     #[comptime] chunked: bool,
     #[comptime] cyclic: bool,
@@ -124,7 +125,7 @@ fn change_kernel<N: Size>(
                         let k = t * COEFFICIENTS;
                         let scaled = (x[here + t] - coefficients[k]) * coefficients[k + 1];
                         if comptime!(power) {
-                            let raised = raise::<N>(scaled, coefficients[k + 2]);
+                            let raised = raise::<N>(scaled, coefficients[k + 2], polynomials);
                             x[here + t] = raised * coefficients[k + 3] + coefficients[k + 4];
                         } else {
                             let value = scaled + coefficients[k + 2];
@@ -137,11 +138,13 @@ fn change_kernel<N: Size>(
     }
 }
 
-/// `base^exponent` for bases in [0, 1] and exponents above 0.
+/// `base^exponent` for bases in [0, 1] and exponents above 0. The polynomials are made for a CPU's vectors.
 #[cube]
-fn raise<N: Size>(base: Vector<f32, N>, exponent: Vector<f32, N>) -> Vector<f32, N> {
+fn raise<N: Size>(base: Vector<f32, N>, exponent: Vector<f32, N>, #[comptime] polynomials: bool) -> Vector<f32, N> {
     let least = Vector::<f32, N>::new(f32::MIN_POSITIVE);
-    let value = exp::<N>(exponent * ln::<N>(max(base, least)));
+    let normal = max(base, least);
+    let value =
+        if comptime!(polynomials) { exp::<N>(exponent * ln::<N>(normal)) } else { (exponent * normal.ln()).exp() };
     select_many(base.less_than(&least), Vector::new(0.0f32), value)
 }
 
@@ -200,6 +203,7 @@ fn apply(
                 patch.channels,
                 walk.arg(),
                 change == Change::Power,
+                context.caps().cores.is_some(),
                 walk.tile,
                 walk.chunked,
                 walk.cyclic(patch.channels),
