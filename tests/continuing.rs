@@ -229,7 +229,8 @@ fn stopped(mut command: Command, line: &str, signal: &str) -> Option<i32> {
     let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
     let mut lines = lines.map(|line| line.unwrap());
     assert!(lines.any(|found| found.starts_with(line)), "no `{line}`");
-    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    // The shell's own: a bare system has no program of that name.
+    let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status().unwrap();
     assert!(sent.success());
     lines.for_each(drop);
     child.wait().unwrap().code()
