@@ -174,10 +174,7 @@ impl Opening<'_> {
             (true, false) => Some(Compat::Nnunet),
         };
         if differ && !corrected.is_empty() && !nnunets.is_empty() {
-            list(
-                &nnunets,
-                "made with nnU-Net's treatment of ignored voxels, the others with the corrected one",
-            );
+            list(&nnunets, "made with nnU-Net's treatment of ignored voxels, the others with the corrected one");
         }
         if let (true, Some(wanted), Some(found)) = (differ, self.compat, found)
             && wanted != found
