@@ -2,10 +2,10 @@
 
 mod atomic;
 mod geometry;
-mod header;
 mod listing;
 mod nifti;
-mod stream;
+mod nifti_header;
+mod nifti_stream;
 
 pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;

@@ -11,7 +11,7 @@ use nifti::writer::WriterOptions;
 
 use super::Geometry;
 use super::atomic::write_aside;
-use super::header::{Header, Scalar};
+use super::nifti_header::{Header, Scalar};
 use super::stream;
 use crate::error::{Error, FileError, Result, ValueSummary};
 

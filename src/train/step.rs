@@ -1,4 +1,5 @@
-//! One step of training: forward, loss, backward, clipping, SGD.
+//! One step of training: forward, loss, backward, clipping, SGD. Between [`Step::gradients`] and [`Step::update`] all gradients
+//! lie in one buffer, the place to sum those of several devices.
 
 use crate::error::Result;
 use crate::kernels::{Buffer, Context, LossScale, Scale};
