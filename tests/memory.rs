@@ -9,7 +9,7 @@ use voxgrad::infer::memory::planned_host;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Caps, Context, Dtype};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape, planned_prediction, pytorch_kept_bytes};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape, planned_prediction, pytorch_kept_bytes};
 use voxgrad::optim::Optimizer;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::tape::{Fusion, Tape, Var};
@@ -31,7 +31,8 @@ pub fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShap
         encoder_blocks: 2,
         decoder_blocks: if i + 1 == stages { 0 } else { 2 },
     };
-    UNetShape { channels_in, heads, stages: features.iter().enumerate().map(stage).collect(), bias: true }
+    let stages = features.iter().enumerate().map(stage).collect();
+    UNetShape { channels_in, heads, encoder: Encoder::Plain, stages, bias: true }
 }
 
 fn labels() -> LabelManager {

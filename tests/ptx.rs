@@ -8,7 +8,7 @@ use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
 use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
@@ -42,7 +42,13 @@ fn brats(labels: &str) -> Work {
         decoder_blocks: 2,
     };
     let stages = [32, 64, 128, 256, 320, 320].into_iter().enumerate().map(stage).collect();
-    let network = UNetShape { channels_in: 4, heads: labels.num_segmentation_heads(), stages, bias: true };
+    let network = UNetShape {
+        channels_in: 4,
+        heads: labels.num_segmentation_heads(),
+        encoder: Encoder::Plain,
+        stages,
+        bias: true,
+    };
     Work { network, labels, batch: 2, patch: [128; 3], batch_dice: true }
 }
 
