@@ -17,8 +17,8 @@ use voxgrad::tensor::{Shape, Tensor};
 use voxgrad::train::{MemoryPlan, Step};
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
-const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
-const BATCH: usize = 2;
+pub const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
+pub const BATCH: usize = 2;
 const DATASET: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
     "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}"#;
 
@@ -35,11 +35,11 @@ pub fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShap
     UNetShape { channels_in, heads, encoder: Encoder::Plain, stages, bias: true }
 }
 
-fn labels() -> LabelManager {
+pub fn labels() -> LabelManager {
     LabelManager::new(&DatasetJson::parse("dataset.json".as_ref(), DATASET).unwrap()).unwrap()
 }
 
-fn planned_memory(
+pub fn planned_memory(
     context: &Context,
     shape: &UNetShape,
     batch: usize,
@@ -51,7 +51,7 @@ fn planned_memory(
 }
 
 /// Launches, peak bytes and gradients of one step with activations of type `dtype`.
-fn step_in(
+pub fn step_in(
     context: &Context,
     shape: &UNetShape,
     dims: [usize; 3],
@@ -80,7 +80,7 @@ pub fn step(context: &Context, shape: &UNetShape, dims: [usize; 3], fusion: Fusi
 }
 
 /// A plan holds what was measured and is at most 5 % above it.
-fn check_plan(name: &str, peak: u64, planned: u64) {
+pub fn check_plan(name: &str, peak: u64, planned: u64) {
     eprintln!("{name}: peak {peak} bytes, planned {planned}");
     assert!(peak <= planned, "{name}: {peak} bytes exceed the planned {planned}");
     assert!(peak + planned / 20 >= planned, "{name}: {peak} bytes are far below the planned {planned}");

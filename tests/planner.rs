@@ -86,7 +86,7 @@ fn plans_are_nnunets_field_by_field() {
 }
 
 /// Plans of a made-up dataset in which all cases have the same shape and spacing.
-fn plan(kind: PlannerKind, shape: [usize; 3], spacing: [f64; 3], cases: usize, labels: usize) -> Plans {
+pub fn plan(kind: PlannerKind, shape: [usize; 3], spacing: [f64; 3], cases: usize, labels: usize) -> Plans {
     let names: Vec<String> = (1..labels).map(|l| format!(r#""l{l}": {l}"#)).collect();
     let json = format!(
         r#"{{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, {}}}, "numTraining": {cases},
@@ -104,7 +104,7 @@ fn plan(kind: PlannerKind, shape: [usize; 3], spacing: [f64; 3], cases: usize, l
     planner.plan_from_json("Dataset001_X", &json, &fingerprint).unwrap()
 }
 
-fn fullres(plans: &Plans) -> Configuration {
+pub fn fullres(plans: &Plans) -> Configuration {
     plans.configuration("3d_fullres").unwrap()
 }
 

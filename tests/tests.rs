@@ -65,6 +65,15 @@ mod dataset_names;
 /// What is found in a dataset before any work begins.
 mod dataset_verify;
 
+/// Average pooling against its definition.
+mod average_pool;
+
+/// The end of a residual block, fused, against the formulas and its parts.
+mod residual_norm;
+
+/// Networks with a residual encoder: names, memory, plans, training.
+mod residual;
+
 /// Reading plans and resolving configurations.
 mod plans;
 
