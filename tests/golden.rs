@@ -385,7 +385,8 @@ fn one_step_in(folder: &str, dtype: Dtype, bound: f64, gradient_bound: f64) {
 fn f16_stays_close_to_f32() {
     one_step_in("brats_regions", Dtype::F16, 5e-3, 2e-2);
     one_step_in("brats_labels_anisotropic", Dtype::F16, 5e-3, 3e-2);
-    one_step_in("residual", Dtype::F16, 5e-3, 3e-2);
+    // PyTorch's autocast: 2.8e-2.
+    one_step_in("residual", Dtype::F16, 5e-3, 6e-2);
 }
 
 #[test]
@@ -393,5 +394,6 @@ fn bf16_stays_close_to_f32() {
     // Three bits of mantissa fewer.
     one_step_in("brats_regions", Dtype::Bf16, 4e-2, 1e-1);
     one_step_in("brats_labels_anisotropic", Dtype::Bf16, 4e-2, 1e-1);
-    one_step_in("residual", Dtype::Bf16, 4e-2, 1e-1);
+    // PyTorch's autocast: 9.7e-2.
+    one_step_in("residual", Dtype::Bf16, 4e-2, 2e-1);
 }
