@@ -212,7 +212,8 @@ fn three_steps_of(folder: &str) {
     };
     check("direct", &direct);
     check("direct, fused", &three_steps(&exact, folder, Fusion::default(), 0.0));
-    if context.caps().cores.is_some() {
+    // With as few channels as the small network has, no other algorithm is chosen.
+    if context.caps().cores.is_some() && folder != "residual" {
         check("other algorithms", &three_steps(context, folder, Fusion::NONE, 0.0));
         check("other algorithms, fused", &three_steps(context, folder, Fusion::default(), 0.0));
     }
@@ -385,7 +386,7 @@ fn one_step_in(folder: &str, dtype: Dtype, bound: f64, gradient_bound: f64) {
 fn f16_stays_close_to_f32() {
     one_step_in("brats_regions", Dtype::F16, 5e-3, 2e-2);
     one_step_in("brats_labels_anisotropic", Dtype::F16, 5e-3, 3e-2);
-    // PyTorch's autocast: 2.8e-2.
+    // PyTorch's autocast is 4.5e-2 away on this one.
     one_step_in("residual", Dtype::F16, 5e-3, 6e-2);
 }
 
@@ -394,6 +395,6 @@ fn bf16_stays_close_to_f32() {
     // Three bits of mantissa fewer.
     one_step_in("brats_regions", Dtype::Bf16, 4e-2, 1e-1);
     one_step_in("brats_labels_anisotropic", Dtype::Bf16, 4e-2, 1e-1);
-    // PyTorch's autocast: 9.7e-2.
+    // PyTorch's autocast: 1.0e-1.
     one_step_in("residual", Dtype::Bf16, 4e-2, 2e-1);
 }

@@ -5,7 +5,9 @@ Usage: python3 make_residual_fixture.py tests/data/residual
 Needs nnunetv2 2.8.1 (with dynamic-network-architectures 0.4.4 and torch 2.15). The network comes out of the plans written here,
 by nnU-Net's own function; loss, deep supervision, optimiser and clipping are those of nnUNetTrainer. Its stages have a skip of
 every kind: identity; pooled and projected; only pooled; only projected. Norms get random scales and shifts, since nnU-Net's begin
-with blocks that do nothing. The names of all entries of the state dict and the order of the parameters are in the file's metadata.
+with blocks that do nothing. The seed is the first for which no value comes so close to leaky ReLU's kink that rounding, which
+differs from device to device, could put it on the other side: in a network as small as this one voxel changes the gradient by
+1e-3. The names of all entries of the state dict and the order of the parameters are in the file's metadata.
 """
 
 import gzip
@@ -22,6 +24,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from safetensors.torch import save
 
 BATCH, PATCH, CLASSES, IGNORE = 2, [8, 16, 16], 3, 3
+# Rounding moves a normalised value by 2e-6, in the root mean square.
+CLOSEST = 8e-6
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 1, 1]]
 
 ARCHITECTURE = {
@@ -95,9 +99,20 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plans.json").write_text(json.dumps(plans(), indent=4) + "\n")
     (folder / "dataset.json").write_text(json.dumps(DATASET, indent=4) + "\n")
-
-    torch.manual_seed(7)
     torch.set_num_threads(1)
+    for seed in range(1000):
+        closest, content = run(seed)
+        if closest > CLOSEST:
+            break
+    print("seed", seed, "closest to the kink", closest)
+    # Level and time are fixed so that the file is reproducible.
+    with gzip.GzipFile(folder / "step.safetensors.gz", "wb", 9, mtime=0) as file:
+        file.write(content)
+
+
+def run(seed):
+    """The smallest magnitude that a leaky ReLU meets in three steps, and the file's content."""
+    torch.manual_seed(seed)
     network = get_network_from_plans(
         ARCHITECTURE["network_class_name"],
         ARCHITECTURE["arch_kwargs"],
@@ -118,6 +133,11 @@ def main():
             elif name.endswith("bias") and not name.endswith("conv.bias"):
                 # A convolution's, which the norm behind it takes out again, stays 0: its gradient is rounding.
                 value.uniform_(-0.3, 0.3)
+
+    closest = [float("inf")]
+    for module in network.modules():
+        if isinstance(module, torch.nn.LeakyReLU):
+            module.register_forward_pre_hook(lambda _, x: closest.append(x[0].detach().abs().min().item()))
 
     image = torch.randn(BATCH, 1, *PATCH)
     target = torch.randint(0, CLASSES + 1, (BATCH, 1, *[n // 2 for n in PATCH])).float()
@@ -158,13 +178,9 @@ def main():
         optimizer.step()
         out[f"step.loss.{step}"] = value.detach().reshape(1)
         out[f"step.gradnorm.{step}"] = norm.detach().reshape(1)
-        print("loss", value.item(), "norm", norm.item())
     out |= {f"step.weights3.{name}": value.detach().clone() for name, value in network.named_parameters()}
     metadata = {"parameters": "\n".join(names), "state_dict": "\n".join(network.state_dict())}
-    bytes_ = save({name: value.contiguous() for name, value in out.items()}, metadata)
-    # Level and time are fixed so that the file is reproducible.
-    with gzip.GzipFile(folder / "step.safetensors.gz", "wb", 9, mtime=0) as file:
-        file.write(bytes_)
+    return min(closest), save({name: value.contiguous() for name, value in out.items()}, metadata)
 
 
 main()
