@@ -39,10 +39,9 @@ fn guarded(context: &Context, len: usize, dtype: Dtype, write: impl FnOnce(&voxg
     values
 }
 
-fn check(batch: usize, dims: [usize; 3], channels: usize, stride: [usize; 3]) {
-    let (context, _guard) = device();
+fn check(context: &Context, types: &[Dtype], (batch, dims, channels): (usize, [usize; 3], usize), stride: [usize; 3]) {
     let problem = Problem::new(batch, dims, channels, stride).unwrap();
-    for dtype in types(context) {
+    for &dtype in types {
         let name = format!("{batch}x{dims:?}x{channels} by {stride:?} in {dtype:?}");
         let x = put(context, &uniform(1, problem.input_len()), dtype);
         let dy = put(context, &uniform(2, problem.output_len()), dtype);
@@ -67,25 +66,25 @@ fn check(batch: usize, dims: [usize; 3], channels: usize, stride: [usize; 3]) {
 
 #[test]
 fn every_stride() {
+    let (context, _guard) = device();
     for s in 0..8 {
         let stride = [1 + s / 4, 1 + s / 2 % 2, 1 + s % 2];
-        check(2, [4, 6, 10], 8, stride);
+        check(context, &[Dtype::F32], (2, [4, 6, 10], 8), stride);
     }
 }
 
 /// Also extents that the stride does not divide, and one output along an axis.
 #[test]
-fn every_kind_of_shape() {
+fn every_kind_of_shape_and_type() {
+    let (context, _guard) = device();
+    let types = types(context);
     for (dims, channels, stride) in [
-        ([3, 5, 7], 1, [2, 2, 2]),
         ([3, 5, 7], 3, [1, 2, 2]),
-        ([2, 3, 3], 33, [2, 2, 2]),
-        ([5, 2, 9], 12, [2, 1, 2]),
+        ([2, 3, 3], 1, [2, 2, 2]),
         ([1, 16, 16], 20, [1, 2, 2]),
         ([8, 12, 8], 32, [2, 2, 2]),
-        ([4, 4, 4], 320, [2, 2, 2]),
     ] {
-        check(3, dims, channels, stride);
+        check(context, &types, (3, dims, channels), stride);
     }
 }
 

@@ -18,7 +18,7 @@ use voxgrad::tensor::{Shape, Tensor};
 use voxgrad::train::{MemoryPlan, Step};
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
-pub const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
+const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
 pub const BATCH: usize = 2;
 const DATASET: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
     "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}"#;

@@ -3,7 +3,7 @@
 
 use crate::common::{assert_no_device_panic, context, data, device, is_slow, phantom, uniform};
 use crate::golden::Reference;
-use crate::memory::{BATCH, check_plan, labels, network, planned_memory, step, step_in};
+use crate::memory::{BATCH, check_plan, labels, network, planned_memory, step_in};
 use crate::planner::{fullres, plan};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -82,19 +82,15 @@ fn blocks_begin_as_their_skips() {
 #[test]
 fn a_step_takes_what_is_planned() {
     let (context, _guard) = device();
-    let (features, dims): (&[usize], _) = if is_slow() { (&[8, 16], [16; 3]) } else { (&[16, 24, 32], [48, 32, 32]) };
-    let shape = residual(features, 3, 3);
+    let dims = if is_slow() { [16; 3] } else { [32, 24, 16] };
+    let shape = residual(&[16, 24], 3, 3);
     for (dtype, there) in [(Dtype::F32, true), (Dtype::F16, context.caps().f16)] {
-        for fusion in [Fusion::NONE, Fusion::ALL] {
-            if !there {
-                println!("skipped: no f16 on this device");
-                continue;
-            }
-            let (_, peak, _) = step_in(context, &shape, dims, dtype, fusion);
-            let plan = planned_memory(context, &shape, BATCH, dims, dtype, fusion);
-            check_plan(&format!("residual in {dtype:?}, {fusion:?}"), peak, plan.total);
-        }
-        if there {
+        if !there {
+            println!("skipped: no f16 on this device");
+        } else {
+            let (_, peak, _) = step_in(context, &shape, dims, dtype, Fusion::ALL);
+            let plan = planned_memory(context, &shape, BATCH, dims, dtype, Fusion::ALL);
+            check_plan(&format!("residual in {dtype:?}"), peak, plan.total);
             let held_before = context.held_bytes();
             let network = Network::new(context, shape.clone(), 1).unwrap();
             context.reset_peak();
@@ -118,27 +114,6 @@ fn less_is_kept_than_pytorch_keeps() {
     let share = plan.activations as f64 / pytorch_kept_bytes(&shape, 2, [128; 3], 4) as f64;
     eprintln!("{plan:?}: {share:.3} of what PyTorch keeps");
     assert!((0.5..0.75).contains(&share), "{share}");
-    let step = |shape| planned_memory(context(), shape, 2, [32; 3], Dtype::F32, Fusion::ALL).activations;
-    assert!(step(&shape) > step(&network(&[32, 64, 128, 256, 320, 320], 4, 3)));
-}
-
-#[test]
-fn fusing_changes_rounding_only_and_saves_launches() {
-    let (context, _guard) = device();
-    let (shape, dims) = (residual(&[8, 16], 1, 3), [16; 3]);
-    let (launches_unfused, _, unfused) = step(context, &shape, dims, Fusion::NONE);
-    let (launches_again, _, again) = step(context, &shape, dims, crate::memory::RECOMPUTE);
-    assert_eq!(again, unfused, "computing again changes no bit");
-    let (launches, _, fused) = step(context, &shape, dims, Fusion::ALL);
-    eprintln!("launches: {launches_unfused} unfused, {launches_again} computing again, {launches} fused");
-    let size = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
-    let (mut apart, mut all) = (0.0, 0.0);
-    for ((_, _, fused), (_, _, unfused)) in fused.iter().zip(&unfused) {
-        apart += size(&mut fused.iter().zip(unfused).map(|(a, b)| a - b));
-        all += size(&mut unfused.iter().copied());
-    }
-    assert!((apart / all).sqrt() < 1e-3, "gradients differ by {:.1e}", (apart / all).sqrt());
-    assert_no_device_panic();
 }
 
 #[test]
@@ -202,15 +177,15 @@ fn the_presets_load_and_train() {
         if is_slow() {
             continue;
         }
-        // Isotropic, and with thick slices: kernels and strides of 1 across them.
-        for small in [shape_of([20, 24, 20], [1.0; 3]), shape_of([6, 28, 28], [4.0, 1.0, 1.0])] {
-            if !trained.contains(&small) {
-                trains(context, &small);
-                trained.push(small);
-            }
+        // With thick slices: kernels and strides of 1 across them.
+        let small = shape_of([6, 28, 28], [4.0, 1.0, 1.0]);
+        assert_eq!(small.stages[0].kernel, [1, 3, 3]);
+        if !trained.contains(&small) {
+            trains(context, &small);
+            trained.push(small);
         }
     }
-    assert!(is_slow() || trained.len() >= 2);
+    assert!(is_slow() || !trained.is_empty());
     assert_no_device_panic();
 }
 

@@ -149,17 +149,11 @@ fn run(context: &Context, case: &Case, dtype: Dtype, fused: bool) -> Actual {
     }
 }
 
-/// Batch, voxels, channels: rows of every width, a tail, the bottleneck of a network.
+/// Batch, voxels, channels: rows of one voxel and of several, a tail, the bottleneck of a network, many parts.
 fn shapes() -> Vec<(usize, usize, usize)> {
-    let mut shapes = Vec::new();
-    for channels in [1, 3, 4, 6, 12, 32, 33] {
-        for voxels in [7, 96, 1000] {
-            shapes.push((2, voxels, channels));
-        }
-    }
-    shapes.extend([(1, 80, 320), (3, 2100, 4)]);
+    let mut shapes = vec![(2, 7, 3), (2, 96, 3), (1, 1000, 6), (2, 1000, 32), (1, 80, 320), (3, 2100, 4)];
     if !is_slow() {
-        shapes.push((2, 32_768, 32));
+        shapes.push((2, 8192, 32));
     }
     shapes
 }
@@ -169,6 +163,9 @@ fn forward_and_backward_equal_the_formulas() {
     let (context, _guard) = device();
     for (batch, voxels, channels) in shapes() {
         for dtype in types(context) {
+            if dtype != Dtype::F32 && voxels != 1000 {
+                continue;
+            }
             let name = format!("[{batch}, {voxels}, {channels}] in {dtype:?}");
             let case = Case::new(context, batch, voxels, channels, dtype);
             let actual = run(context, &case, dtype, true);
