@@ -1,7 +1,7 @@
 //! Average pooling against a plain f64 loop over the definition.
 
+use crate::common::convolution::{get, put, types};
 use crate::common::{assert_close, assert_no_device_panic, device, uniform};
-use crate::fusion::{get, put, types};
 use voxgrad::kernels::average_pool::{self, Problem};
 use voxgrad::kernels::{Context, Dtype, KernelError};
 

@@ -1,10 +1,11 @@
 //! Networks with a residual encoder: names as nnU-Net's, initialisation, memory, convolutions, the plans of nnU-Net's presets,
 //! training and prediction. Logits, gradients and weights are compared with PyTorch's in `golden`.
 
+use super::golden::Reference;
+use super::memory::{check_plan, planned_memory};
+use crate::common::network::{BATCH, labels, network, step_in};
+use crate::common::plans::{fullres, plan};
 use crate::common::{assert_no_device_panic, context, data, device, is_slow, phantom, uniform};
-use crate::golden::Reference;
-use crate::memory::{BATCH, check_plan, labels, network, planned_memory, step_in};
-use crate::planner::{fullres, plan};
 use serde_json::json;
 use std::ops::ControlFlow;
 use voxgrad::augment::Recipe;
@@ -47,7 +48,7 @@ fn names_and_their_order_are_pytorchs() {
     let keys = network.parameters().iter().flat_map(|p| p.state_dict_keys()).collect();
     assert_eq!(sorted(keys), sorted(reference.lines("state_dict")));
     // A plain network of six stages.
-    let shape = crate::memory::network(&[4, 8, 8, 8, 8, 8], 1, 2);
+    let shape = network(&[4, 8, 8, 8, 8, 8], 1, 2);
     let plain = PlainConvUNet::new(&context().dry(), shape, 1).unwrap();
     let mut keys: Vec<_> = plain.parameters().iter().flat_map(|p| p.state_dict_keys()).collect();
     keys.sort();

@@ -1,8 +1,8 @@
 //! The end of a residual block, `leaky_relu(norm(x) + skip)` in one pass and its way back, against the formulas in f64 and
 //! against its parts: norm, addition and activation one by one.
 
+use crate::common::convolution::{get, put, types};
 use crate::common::{assert_close, assert_no_device_panic, device, is_slow, read, uniform};
-use crate::fusion::{get, put, types};
 use voxgrad::kernels::instance_norm::{self, Norm, NormGradient, Problem};
 use voxgrad::kernels::{Buffer, Context, Dtype, KernelError, elementwise};
 
