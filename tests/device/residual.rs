@@ -37,15 +37,15 @@ fn small() -> UNetShape {
 
 #[test]
 fn names_and_their_order_are_pytorchs() {
-    let network = Network::new(&context().dry(), small(), 1).unwrap();
+    let built = Network::new(&context().dry(), small(), 1).unwrap();
     let reference = Reference::read("residual");
-    let names: Vec<_> = network.parameters().iter().map(|p| p.name().to_owned()).collect();
+    let names: Vec<_> = built.parameters().iter().map(|p| p.name().to_owned()).collect();
     assert_eq!(names, reference.lines("parameters"));
     let sorted = |mut keys: Vec<String>| {
         keys.sort();
         keys
     };
-    let keys = network.parameters().iter().flat_map(|p| p.state_dict_keys()).collect();
+    let keys = built.parameters().iter().flat_map(|p| p.state_dict_keys()).collect();
     assert_eq!(sorted(keys), sorted(reference.lines("state_dict")));
     // A plain network of six stages.
     let shape = network(&[4, 8, 8, 8, 8, 8], 1, 2);
