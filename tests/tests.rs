@@ -31,6 +31,12 @@ mod device {
     /// Instance norm with leaky ReLU.
     mod instance_norm;
 
+    /// Average pooling against its definition.
+    mod average_pool;
+
+    /// The end of a residual block, fused, against the formulas and its parts.
+    mod residual_norm;
+
     /// SGD, AdamW, the gradient's norm.
     mod optimizer;
 
@@ -51,6 +57,9 @@ mod device {
 
     /// Logits, losses, gradients and weights of a real nnU-Net run.
     mod golden;
+
+    /// Networks with a residual encoder: names, memory, plans, training.
+    mod residual;
 
     /// Augmentation kernels against their definitions.
     mod augment;

@@ -8,6 +8,7 @@ pub mod network;
 pub mod npz;
 pub mod phantom;
 pub mod place;
+pub mod plans;
 pub mod six_cases;
 pub mod sparse;
 
