@@ -33,7 +33,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dataset = Dataset::open(&folder)?;
     let model = Model::new(Plans::read(&folder.join("nnUNetPlans.json"))?, "3d_fullres", dataset.json.clone())?;
     let split = splits::read(&folder.join("splits_final.json"), &dataset.case_names())?.swap_remove(0);
-    let source = DataSource { dataset: &dataset, prepared: &folder, fold: Fold::Index(0), split: &split, compat: None };
+    let source = DataSource {
+        dataset: &dataset,
+        prepared: &folder,
+        fold: Fold::Index(0),
+        split: &split,
+        compat: None,
+        skip_unreadable: false,
+    };
     let data = source.open(&model, |_| ())?;
     println!("{} cases to train on, {:.1} % of their voxels annotated", data.training.len(), 100.0 * data.annotated);
 

@@ -1076,6 +1076,29 @@ pub enum Error {
         /// Why.
         problem: String,
     },
+    /// A case could be read when training began, and cannot be read any more.
+    #[error(
+        "case {case} cannot be read any more: {source}. Training has ended and its state before this is saved; once the \
+         file is there again --continue goes on, and with --skip-unreadable-cases it goes on without such cases"
+    )]
+    CaseUnreadable {
+        /// Case identifier.
+        case: String,
+        /// What reading it gave, the file's name in it.
+        source: Box<Error>,
+    },
+    /// Training goes on without cases that cannot be read, and none is left.
+    #[error("no case is left that can be read: {}", reasons.join("; "))]
+    NoReadableCase {
+        /// Every case and what reading it gave.
+        reasons: Vec<String>,
+    },
+    /// The threads that cut patches could not do their work.
+    #[error("patches cannot be loaded: {problem}; fewer of --loader-threads need less of the system")]
+    Loader {
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// What a volume holds, in words.

@@ -206,6 +206,7 @@ fn opening<'a>(folder: &'a Path, preprocessor: &'a Preprocessor, memory: u64) ->
         compat: None,
         workers: 2,
         memory,
+        skip_unreadable: false,
     }
 }
 

@@ -32,6 +32,9 @@ mod instance_norm;
 /// SGD, AdamW, the gradient's norm.
 mod optimizer;
 
+/// Patches cut ahead of training.
+mod loader;
+
 /// Dice and cross-entropy under an ignore mask.
 mod loss;
 

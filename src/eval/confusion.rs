@@ -77,11 +77,11 @@ impl PseudoDice {
         PseudoDice { labels: labels.clone(), counts: vec![Confusion::default(); groups.len()], groups }
     }
 
-    /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value.
+    /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value, 0 where there is no image.
     ///
     /// # Errors
     /// [`Error::BufferLength`] if they do not cover the same voxels.
-    pub fn add_logits(&mut self, logits: &[f32], target: &[u8]) -> Result<()> {
+    pub fn add_logits(&mut self, logits: &[f32], target: &[i16]) -> Result<()> {
         let heads = self.labels.num_segmentation_heads();
         if logits.len() != heads * target.len() {
             return Err(Error::BufferLength {
@@ -92,7 +92,6 @@ impl PseudoDice {
         }
         let ignore = self.labels.ignore_label();
         for (voxel, &label) in logits.chunks_exact(heads).zip(target) {
-            let label = i16::from(label);
             if Some(label) == ignore {
                 continue;
             }

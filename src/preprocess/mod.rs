@@ -25,6 +25,7 @@ pub use folder::{
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
 pub use parallel::in_parallel;
+pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
 pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};

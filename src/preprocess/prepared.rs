@@ -28,6 +28,8 @@ pub struct Opening<'a> {
     pub workers: usize,
     /// Bytes that cases may take which are not read piece by piece.
     pub memory: u64,
+    /// Whether a stored case that cannot be read is left out, with a note.
+    pub skip_unreadable: bool,
 }
 
 /// The opened cases, in the order in which they were asked for.
@@ -78,6 +80,21 @@ enum Place {
 }
 
 impl Opening<'_> {
+    /// Where the cases are to be had, those left out that cannot be read and may be.
+    fn places<'f>(&self, files: &[&'f CaseFiles]) -> Result<(Vec<&'f CaseFiles>, Vec<Place>, Vec<String>)> {
+        let (mut kept, mut places, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        for (files, place) in files.iter().zip(in_parallel(files, self.workers, |files| self.place(files))) {
+            match place {
+                Err(error) if self.skip_unreadable => notes.push(left_out(&files.name, &error)),
+                place => {
+                    kept.push(*files);
+                    places.push(place?);
+                }
+            }
+        }
+        Ok((kept, places, notes))
+    }
+
     /// Opens cases, those of voxgrad first, then nnU-Net's, then the raw files. `on_case` is called after each, from
     /// several threads.
     ///
@@ -87,10 +104,9 @@ impl Opening<'_> {
     /// [`Error::StoredCases`] if some are made with other settings, from other files, or in two ways;
     /// [`Error::CaseMemory`] if those that are not stored piece by piece are too large together; and what reading gives.
     pub fn open(&self, files: &[&CaseFiles], on_case: impl Fn(&str) + Sync) -> Result<Opened> {
-        let places = in_parallel(files, self.workers, |files| self.place(files));
-        let places: Vec<Place> = places.into_iter().collect::<Result<_>>()?;
-        let compat = self.common(files, &places)?;
-        let mut notes = notes(files, &places);
+        let (files, places, mut notes) = self.places(files)?;
+        let compat = self.common(&files, &places)?;
+        notes.extend(odd(&files, &places));
         let preprocessor = Preprocessor { compat, ..self.preprocessor.clone() };
         let whole = places.iter().filter(|place| !matches!(place, Place::Stored { .. })).count();
         let held = Held { limit: self.memory, whole, cases: AtomicUsize::new(0), bytes: AtomicU64::new(0) };
@@ -264,8 +280,13 @@ fn older(path: &Path, files: &CaseFiles) -> bool {
     newest.zip(modified(path)).is_some_and(|(raw, made)| raw > made)
 }
 
+/// What is said of a case that training goes on without.
+pub(crate) fn left_out(case: &str, error: &Error) -> String {
+    format!("case {case} is left out, it cannot be read: {error}")
+}
+
 /// What is used although something else may have been meant.
-fn notes(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
+fn odd(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
     let mut notes = Vec::new();
     let mut list = |what: &dyn Fn(&Place) -> bool, note: &str| {
         let pairs = files.iter().zip(places).filter(|(_, place)| what(place));
