@@ -3,6 +3,7 @@
 mod b2nd;
 mod case;
 mod class_locations;
+mod converted;
 mod crop;
 mod folder;
 mod normalize;
