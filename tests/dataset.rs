@@ -40,7 +40,7 @@ fn every_label_rule_has_its_error() {
         }),
         (r#"{"background": 0, "a": 1, "b": 3}"#, "", |e| matches!(e, LabelsNotConsecutive { .. })),
         (r#"{"background": 0, "a": -1}"#, "", |e| matches!(e, LabelOutOfRange { value: -1, .. })),
-        (r#"{"background": 0, "a": 256}"#, "", |e| matches!(e, LabelOutOfRange { .. })),
+        (r#"{"background": 0, "a": 32767}"#, "", |e| matches!(e, LabelOutOfRange { .. })),
         (r#"{"background": 0, "ignore": 1}"#, "", |e| matches!(e, NoForeground { .. })),
         (r#"{"background": 0, "a": [1, 2], "b": 2}"#, "", |e| matches!(e, RegionsClassOrderMissing { .. })),
         (BRATS, r#", "regions_class_order": [1, 2]"#, |e| {

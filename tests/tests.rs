@@ -32,6 +32,9 @@ mod instance_norm;
 /// SGD, AdamW, the gradient's norm.
 mod optimizer;
 
+/// Labels above 255, from dataset to evaluation.
+mod many_labels;
+
 /// Patches cut ahead of training.
 mod loader;
 

@@ -2,6 +2,7 @@
 
 use ndarray::ArrayView3;
 
+use crate::dataset::labels::first_maximum;
 use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, Result};
 
@@ -95,14 +96,13 @@ impl PseudoDice {
             if Some(label) == ignore {
                 continue;
             }
+            // Nothing is predicted where a logit is no number.
+            let best = (!voxel.iter().any(|score| score.is_nan())).then(|| first_maximum(voxel));
             for (head, (group, counts)) in self.groups.iter().zip(&mut self.counts).enumerate() {
-                let predicted = if self.labels.has_regions() {
-                    voxel[head] > 0.0
-                } else {
-                    // Head 0 is background; a class is predicted if it is the first maximum.
-                    let score = voxel[head + 1];
-                    voxel[..=head].iter().all(|&other| other < score)
-                        && voxel[head + 2..].iter().all(|&other| other <= score)
+                let predicted = match self.labels.has_regions() {
+                    true => voxel[head] > 0.0,
+                    // Head 0 is background.
+                    false => best == Some(head + 1),
                 };
                 match (predicted, group.contains(label)) {
                     (true, true) => counts.true_positives += 1,
