@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::Compat;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result, TrainError};
 use crate::preprocess::ClassLocations;
 
 pub use crate::patch::{ChunkCache, PatchSource, StoredPatches, patches_of};
@@ -151,8 +151,9 @@ impl PatchSampler {
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`Error::NoCases`], [`Error::ChannelCount`] if cases differ in their channels, [`Error::CaseUnreadable`] if a case
-    /// cannot be read and the pool does not go on without it, [`Error::NoReadableCase`] once none is left.
+    /// [`TrainError::NoCases`], [`PreprocessError::ChannelCount`] if cases differ in their channels,
+    /// [`TrainError::CaseUnreadable`] if a case cannot be read and the pool does not go on without it,
+    /// [`TrainError::NoReadableCase`] once none is left.
     pub fn fill<S: PatchSource>(&self, pool: &Pool<S>, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
         let channels = pool.channels()?;
         batch.reshape(self.batch_size, self.patch, channels);
@@ -162,7 +163,7 @@ impl PatchSampler {
                 let case = pool.choose(rng);
                 if case.channels() != channels {
                     let (case, found) = (case.name().into(), case.channels());
-                    return Err(Error::ChannelCount { case, found, expected: channels });
+                    return Err(Error::Preprocess(PreprocessError::ChannelCount { case, found, expected: channels }));
                 }
                 let start = self.start(case, forced, rng);
                 let (image, labels) = batch.sample_mut(index);

@@ -12,7 +12,7 @@ pub use draw::Draw;
 pub use mirror::flip;
 pub use recipe::{Geometry, Recipe, TrainerVariant, Transforms};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::kernels::augment::{self as kernels, Finish, Patch, Sample};
 use crate::kernels::{Buffer, Context, Dtype};
 use crate::sample::Batch;
@@ -79,7 +79,7 @@ impl Augmenter {
     /// Uploads labels from 0 on as the loss takes them: u8, or u16 where declared labels exceed 255.
     ///
     /// # Errors
-    /// [`Error::LabelBeyondDeclared`], or what the device reports.
+    /// [`TrainError::LabelBeyondDeclared`](crate::error::TrainError::LabelBeyondDeclared), or what the device reports.
     pub fn upload_labels(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
         self.check(labels)?;
         let labels = labels.iter().map(|&label| label.max(0) as u16);
@@ -145,7 +145,7 @@ impl Augmenter {
     fn check(&self, labels: &[i16]) -> Result<()> {
         let found = labels.iter().copied().max().unwrap_or(0);
         match found > self.largest_label {
-            true => Err(Error::LabelBeyondDeclared { found, largest: self.largest_label }),
+            true => Err(Error::Train(TrainError::LabelBeyondDeclared { found, largest: self.largest_label })),
             false => Ok(()),
         }
     }

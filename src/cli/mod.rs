@@ -1,5 +1,6 @@
 //! What was typed, and which verb does it.
 
+mod advice;
 mod devices;
 mod evaluate;
 mod import;
@@ -18,6 +19,7 @@ mod typed;
 mod validation;
 mod verify;
 
+pub use advice::advice;
 pub use interrupt::Interrupted;
 
 use clap::{Parser, Subcommand};

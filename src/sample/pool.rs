@@ -1,7 +1,7 @@
 //! The cases that patches are cut from: how often each, and what happens to one that cannot be read any more.
 
 use super::PatchSource;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
     /// the labels of cases in memory.
     ///
     /// # Errors
-    /// [`Error::NoCases`], or [`Error::NothingToLearn`] if no case has an annotated voxel.
+    /// [`TrainError::NoCases`], or [`TrainError::NothingToLearn`] if no case has an annotated voxel.
     pub fn by_annotation(cases: &'a [S], ignore: Option<i16>) -> Result<Self> {
         let mut sum = 0;
         let sums: Vec<u64> = cases
@@ -65,8 +65,10 @@ impl<'a, S: PatchSource> Pool<'a, S> {
             })
             .collect();
         match (sums.last(), ignore) {
-            (None, _) => Err(Error::NoCases),
-            (Some(0), _) => Err(Error::NothingToLearn { cases: cases.len(), ignore: ignore.unwrap_or(-1) }),
+            (None, _) => Err(Error::Train(TrainError::NoCases)),
+            (Some(0), _) => {
+                Err(Error::Train(TrainError::NothingToLearn { cases: cases.len(), ignore: ignore.unwrap_or(-1) }))
+            }
             _ => Ok(Pool { cases, sums, unreadable: None }),
         }
     }
@@ -78,7 +80,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
 
     /// Channels of the first case.
     pub(super) fn channels(&self) -> Result<usize> {
-        Ok(self.cases.first().ok_or(Error::NoCases)?.channels())
+        Ok(self.cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels())
     }
 
     /// A random case. There must be one.
@@ -98,7 +100,10 @@ impl<'a, S: PatchSource> Pool<'a, S> {
         if !known {
             let Err(error) = read() else { return Ok(true) };
             let Some(noted) = self.unreadable else {
-                return Err(Error::CaseUnreadable { case: case.name().into(), source: Box::new(error) });
+                return Err(Error::Train(TrainError::CaseUnreadable {
+                    case: case.name().into(),
+                    source: Box::new(error),
+                }));
             };
             noted.add(case.name(), &error);
         }
@@ -111,9 +116,9 @@ impl<'a, S: PatchSource> Pool<'a, S> {
         let mut others = (0..self.cases.len()).filter(|&index| weighs(index));
         match others.any(|index| !noted.contains_key(self.cases[index].name())) {
             true => Ok(false),
-            false => Err(Error::NoReadableCase {
+            false => Err(Error::Train(TrainError::NoReadableCase {
                 reasons: noted.iter().map(|(case, reason)| format!("{case}: {reason}")).collect(),
-            }),
+            })),
         }
     }
 }

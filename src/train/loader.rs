@@ -4,7 +4,7 @@
 //! are, changes no bit, and where training stands needs no generator's state.
 
 use crate::augment::{Augmenter, Draw};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::sample::{Batch, PatchSampler, PatchSource, Pool};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -117,7 +117,9 @@ impl Loader {
             Builder::new()
                 .name(format!("patches {thread}"))
                 .spawn_scoped(scope, move || cut(work, mine, &loaded, &spare))
-                .map_err(|error| Error::Loader { problem: format!("cannot start a thread: {error}") })?;
+                .map_err(|error| {
+                    Error::Train(TrainError::Loader { problem: format!("cannot start a thread: {error}") })
+                })?;
             Ok((receiver, give_back))
         };
         Ok(Self { threads: (0..threads).map(start).collect::<Result<_>>()?, next: 0 })
@@ -127,7 +129,8 @@ impl Loader {
     pub fn next(&mut self) -> Result<Loaded> {
         let thread = self.next % self.threads.len();
         self.next += 1;
-        let ended = |_| Error::Loader { problem: "a thread has ended before its work was done".into() };
+        let ended =
+            |_| Error::Train(TrainError::Loader { problem: "a thread has ended before its work was done".into() });
         self.threads[thread].0.recv().map_err(ended)?
     }
 

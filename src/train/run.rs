@@ -1,7 +1,7 @@
 //! A training from its first epoch to its last, with its checkpoints in a folder.
 
 use super::{Checkpoint, Outcome, Report, Trainer, TrainingCases};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::sample::PatchSource;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ pub fn saved(folder: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// Those of [`Trainer::epoch`] and [`Checkpoint::write`], and what `on_epoch` returns. The checkpoints in the folder are
-/// then those of the last finished epoch; after [`Error::CaseUnreadable`] the latest is that of the last iteration.
+/// then those of the last finished epoch; after [`TrainError::CaseUnreadable`] the latest is that of the last iteration.
 pub fn train<S: PatchSource + Sync>(
     trainer: &mut Trainer,
     cases: &TrainingCases,
@@ -61,7 +61,10 @@ pub fn train<S: PatchSource + Sync>(
     while !trainer.is_finished() {
         let outcome = match trainer.epoch(training, validation, &mut on_iteration) {
             // Nothing is wrong with what was trained before.
-            Err(error @ (Error::CaseUnreadable { .. } | Error::NoReadableCase { .. })) => {
+            Err(
+                error @ (Error::Train(TrainError::CaseUnreadable { .. })
+                | Error::Train(TrainError::NoReadableCase { .. })),
+            ) => {
                 checkpoint(trainer)?.write(&latest)?;
                 return Err(error);
             }

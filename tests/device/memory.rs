@@ -1,0 +1,224 @@
+//! The memory of a training step and of a prediction: what a dry context counts is what they take, and computing
+//! activations again changes no bit of a gradient.
+
+use crate::common::network::{BATCH, labels, network, step, step_in};
+use crate::common::{device, uniform};
+use voxgrad::Error;
+use voxgrad::error::{NetworkError, PredictError};
+use voxgrad::infer::SlidingWindow;
+use voxgrad::infer::memory::planned_host;
+use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
+use voxgrad::kernels::{Caps, Context, Dtype};
+use voxgrad::nn::{Network, UNetShape, planned_prediction, pytorch_kept_bytes};
+use voxgrad::tape::{Fusion, Tape, Var};
+use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::MemoryPlan;
+
+const KEEP_BOTH: Fusion = Fusion::NONE;
+const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
+fn planned_memory(
+    context: &Context,
+    shape: &UNetShape,
+    batch: usize,
+    dims: [usize; 3],
+    dtype: Dtype,
+    fusion: Fusion,
+) -> MemoryPlan {
+    voxgrad::train::planned_memory(context, &labels(), shape, batch, dims, dtype, fusion).unwrap()
+}
+
+/// A plan holds what was measured and is at most 5 % above it.
+fn check_plan(name: &str, peak: u64, planned: u64) {
+    eprintln!("{name}: peak {peak} bytes, planned {planned}");
+    assert!(peak <= planned, "{name}: {peak} bytes exceed the planned {planned}");
+    assert!(peak + planned / 20 >= planned, "{name}: {peak} bytes are far below the planned {planned}");
+}
+
+#[test]
+fn every_type_and_algorithm_takes_what_is_planned() {
+    let (context, _guard) = device();
+    // The first network has its peak in large tensors; in the second, weights and scratch are as large.
+    let networks: &[(&[usize], [usize; 3])] = match crate::common::is_slow() {
+        true => &[(&[8, 16], [16; 3])],
+        false => &[(&[16, 24, 32], [48, 32, 32]), (&[32, 64, 256, 320], [16; 3])],
+    };
+    for (features, dims) in networks {
+        let shape = network(features, 3, 3);
+        for (dtype, there) in [(Dtype::F32, true), (Dtype::F16, context.caps().f16)] {
+            for exact in [false, true] {
+                if !there {
+                    println!("skipped: no f16 on this device");
+                    continue;
+                }
+                let context = &Policy::default().with_exact(exact).on(context);
+                for fusion in [RECOMPUTE, Fusion::ALL] {
+                    let (_, peak, _) = step_in(context, &shape, *dims, dtype, fusion);
+                    let plan = planned_memory(context, &shape, BATCH, *dims, dtype, fusion);
+                    check_plan(&format!("{features:?} in {dtype:?}, exact {exact}, {fusion:?}"), peak, plan.total);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_convolution_takes_the_scratch_that_a_dry_one_counts() {
+    let (context, _guard) = device();
+    if crate::common::is_slow() {
+        return println!("skipped on a software device: large convolutions");
+    }
+    for (dims, channels, kernel) in [
+        ([20, 20, 20], (32, 0, 32), [3; 3]),
+        ([16, 16, 16], (32, 32, 64), [1, 3, 3]),
+        ([6, 7, 5], (320, 0, 320), [3; 3]),
+        ([6, 7, 5], (64, 64, 320), [3; 3]),
+    ] {
+        let (first, second_channels, out) = channels;
+        let mut problem = Problem::new(2, dims, first, out, kernel, [1; 3]).unwrap();
+        if second_channels > 0 {
+            problem = problem.with_second_input(second_channels).unwrap();
+        }
+        for (pass, dtype, route) in
+            [Pass::Forward, Pass::DataGradient, Pass::WeightGradient].into_iter().flat_map(|pass| {
+                [(Dtype::F32, Route::Direct), (Dtype::F32, Route::Winograd), (Dtype::F16, Route::Direct)]
+                    .map(|(d, a)| (pass, d, a))
+            })
+        {
+            if dtype == Dtype::F16 && !context.caps().f16 {
+                continue;
+            }
+            let mut policy = Policy::default();
+            policy.choose(problem.clone(), pass, dtype, route);
+            let context = &policy.on(context);
+            let scratch = |context: &Context| {
+                let buffer = |len| context.empty(len, dtype).unwrap();
+                let second = (second_channels > 0).then(|| buffer(problem.second_len()));
+                let (x, y, second) = (buffer(problem.input_len()), buffer(problem.output_len()), second.as_ref());
+                let w = context.empty(problem.weight_len(), Dtype::F32).unwrap();
+                context.reset_peak();
+                let (before, launches) = (context.held_bytes(), context.launches());
+                match pass {
+                    Pass::Forward => conv3d::forward(context, &problem, &x, second, &w, None, &y),
+                    Pass::DataGradient => conv3d::backward_data(context, &problem, &w, &y, &x, second),
+                    Pass::WeightGradient => conv3d::backward_weight(context, &problem, &x, second, &y, &w),
+                }
+                .unwrap();
+                context.finish([&x, &y, &w]).unwrap();
+                (context.peak_bytes() - before, context.launches() - launches)
+            };
+            let counted = scratch(&context.dry());
+            assert_eq!(scratch(context), counted, "{channels:?} {pass:?} {route:?} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
+    let (context, _guard) = device();
+    let patch = if crate::common::is_slow() { [16; 3] } else { [32, 40, 32] };
+    let shape = network(&[16, 32, 64], 2, 3);
+    for (dtype, there) in [(Dtype::F32, true), (Dtype::F16, context.caps().f16)] {
+        if !there {
+            continue;
+        }
+        let held_before = context.held_bytes();
+        let network = Network::new(context, shape.clone(), 1).unwrap();
+        context.reset_peak();
+        let input = Shape { batch: 1, dims: patch, channels: 2 };
+        let image_tensor = Tensor::upload(context, input, &uniform(1, input.len())).unwrap();
+        let x = Var::data(image_tensor.cast(context, dtype).unwrap());
+        drop(image_tensor);
+        let outputs = network.forward(&mut Tape::inference(context), &x, 1).unwrap();
+        outputs[0].value().download(context).unwrap();
+        let plan = planned_prediction(context, &shape, patch, dtype, 1 << 20).unwrap();
+        check_plan(&format!("prediction in {dtype:?}"), context.peak_bytes() - held_before, plan.device);
+        plan.check(context.caps(), None).unwrap();
+    }
+    let caps = Caps { cores: Some(2), memory: Some(8 << 30), max_buffer: 8 << 30, ..context.caps().clone() };
+    for (host, patch, word) in [(8 << 30, patch, "fewer classes"), (0, [480; 3], "smaller patch")] {
+        let error =
+            planned_prediction(context, &shape, patch, Dtype::F32, host).unwrap().check(&caps, None).unwrap_err();
+        assert!(
+            matches!(error, Error::Predict(PredictError::PredictionMemory { .. })) && error.to_string().contains(word),
+            "{error}"
+        );
+    }
+    // A GPU has memory of its own; the host's is another matter.
+    let gpu = Caps { cores: None, ..caps };
+    let plan = planned_prediction(context, &shape, patch, Dtype::F32, 9 << 30).unwrap();
+    plan.check(&gpu, Some(16 << 30)).unwrap();
+    assert!(matches!(plan.check(&gpu, Some(8 << 30)), Err(Error::Predict(PredictError::PredictionMemory { .. }))));
+}
+
+/// Of classes times voxels, the host holds what one patch is deep: 105 classes of 512x512x800 voxels, and half of them.
+#[test]
+fn the_host_holds_a_patch_deep_of_a_case() {
+    let planned = |image: [usize; 3], heads| {
+        let window = SlidingWindow::new(image, [128, 128, 128], 0.5).unwrap();
+        planned_host(&window, 1, heads, image, 16)
+    };
+    let copy = |image: [usize; 3], heads: u64| image.iter().product::<usize>() as u64 * heads * 4;
+    let image = [800, 512, 512];
+    let share = planned(image, 105) as f64 / copy(image, 105) as f64;
+    assert!((0.16..0.21).contains(&share), "{share}");
+    // What is as deep as a patch is held whole, once.
+    let flat = [128, 512, 512];
+    let share = planned(flat, 105) as f64 / copy(flat, 105) as f64;
+    assert!((1.0..1.2).contains(&share), "{share}");
+    // The labels of a raw image that is finer than the case.
+    let window = SlidingWindow::new(flat, [128; 3], 0.5).unwrap();
+    let fine = planned_host(&window, 1, 3, [512, 1024, 1024], 16);
+    assert!(fine > planned_host(&window, 1, 3, flat, 16) + 2 * (512 - 32) * 1024 * 1024);
+}
+
+#[test]
+fn activations_computed_again_change_no_gradient_and_save_what_is_planned() {
+    let (context, _guard) = device();
+    let dims = if crate::common::is_slow() { [16, 16, 16] } else { [48, 32, 32] };
+    let shape = network(&[16, 24, 32], 3, 3);
+    let (launches_kept, peak_kept, gradients_kept) = step(context, &shape, dims, KEEP_BOTH);
+    let (launches, peak, gradients) = step(context, &shape, dims, RECOMPUTE);
+    assert_eq!(gradients, gradients_kept);
+    eprintln!("launches a step: {launches_kept}, computing activations again {launches}");
+    for (name, fusion, peak) in [("keeping both", KEEP_BOTH, peak_kept), ("computing again", RECOMPUTE, peak)] {
+        let plan = planned_memory(context, &shape, BATCH, dims, Dtype::F32, fusion);
+        check_plan(name, peak, plan.total);
+    }
+    if !crate::common::is_slow() {
+        assert!((peak as f64) < 0.85 * peak_kept as f64, "{peak} against {peak_kept}");
+    }
+}
+
+#[test]
+fn the_brats_network_keeps_at_most_three_fifths_of_what_pytorch_keeps() {
+    let (context, _guard) = device();
+    let shape = network(&[32, 64, 128, 256, 320, 320], 4, 3);
+    for (dtype, size) in [(Dtype::F32, 4), (Dtype::F16, 2)] {
+        let plan = planned_memory(context, &shape, 2, [128; 3], dtype, RECOMPUTE);
+        let pytorch = pytorch_kept_bytes(&shape, 2, [128; 3], size);
+        let share = plan.activations as f64 / pytorch as f64;
+        eprintln!("{dtype:?}: {plan:?}, PyTorch keeps {pytorch}: {share:.3}");
+        assert!(share <= 0.6, "{share}");
+        let both = planned_memory(context, &shape, 2, [128; 3], dtype, KEEP_BOTH);
+        assert!(plan.total < both.total);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_remedy() {
+    let (context, _guard) = device();
+    let shape = network(&[32, 64, 128], 1, 3);
+    let (launches, held) = (context.launches(), context.held_bytes());
+    // More elements than the kernels count.
+    let plan = voxgrad::train::planned_memory(context, &labels(), &shape, 64, [2048; 3], Dtype::F32, RECOMPUTE);
+    let words = plan.unwrap_err().to_string();
+    assert!(words.contains("smaller patch or batch"), "{words}");
+    // More bytes than the device has.
+    let plan = planned_memory(context, &shape, 1, [384; 3], Dtype::F32, RECOMPUTE);
+    let error = plan.check(context.caps()).unwrap_err();
+    assert!(matches!(error, Error::Network(NetworkError::DeviceMemory { .. })), "{error}");
+    let words = error.to_string();
+    assert!(words.contains("patch size") && words.contains("batch size"), "{words}");
+    assert_eq!((context.launches(), context.held_bytes()), (launches, held));
+    planned_memory(context, &shape, 1, [16; 3], Dtype::F32, RECOMPUTE).check(context.caps()).unwrap();
+}

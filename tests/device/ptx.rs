@@ -1,0 +1,150 @@
+//! Every kernel that two whole networks launch, handed to `ptx/driver.c` in place of a CUDA driver: that they compile for
+//! an NVIDIA GPU, and respect its limits, needs none. `scripts/ptx_check.sh` runs this and assembles what it wrote.
+
+use crate::common::{assert_no_device_panic, device};
+use std::path::Path;
+use voxgrad::dataset::plans::Plans;
+use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
+use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale};
+use voxgrad::loss::NetworkLoss;
+use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::optim::Optimizer;
+use voxgrad::tape::{Fusion, Tape, Var};
+use voxgrad::tensor::{Shape, Tensor};
+use voxgrad::train::Step;
+
+/// A network in training, and what it is trained with.
+struct Work {
+    network: UNetShape,
+    labels: LabelManager,
+    batch: usize,
+    patch: [usize; 3],
+    batch_dice: bool,
+}
+
+const REGIONS: &str = r#""whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3"#;
+const SPARSE_REGIONS: &str = r#""whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3, "ignore": 4"#;
+const SPARSE_LABELS: &str = r#""oedema": 1, "necrosis": 2, "enhancing tumor": 3, "ignore": 4"#;
+
+/// nnU-Net's 3d_fullres plan for BraTS on 24 GB: four contrasts, patches of 128^3, six stages.
+fn brats(labels: &str) -> Work {
+    let json = format!(
+        r#"{{"channel_names": {{"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}}, "numTraining": 1251,
+        "file_ending": ".nii.gz", "regions_class_order": [1, 2, 3], "labels": {{"background": 0, {labels}}}}}"#
+    );
+    let labels = LabelManager::new(&DatasetJson::parse(Path::new("dataset.json"), &json).unwrap()).unwrap();
+    let stage = |(i, features)| Stage {
+        features,
+        kernel: [3; 3],
+        stride: if i == 0 { [1; 3] } else { [2; 3] },
+        encoder_blocks: 2,
+        decoder_blocks: 2,
+    };
+    let stages = [32, 64, 128, 256, 320, 320].into_iter().enumerate().map(stage).collect();
+    let network = UNetShape { channels_in: 4, heads: labels.num_segmentation_heads(), stages, bias: true };
+    Work { network, labels, batch: 2, patch: [128; 3], batch_dice: true }
+}
+
+/// The network of the demo.
+fn hippocampus() -> Work {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus");
+    let plans = Plans::read(&folder.join("nnUNetPlans.json")).unwrap();
+    let labels = LabelManager::new(&DatasetJson::read(&folder.join("dataset.json")).unwrap()).unwrap();
+    let configuration = plans.configuration("3d_fullres").unwrap();
+    let heads = labels.num_segmentation_heads();
+    let network = UNetShape::from_plans(&configuration.architecture.arch_kwargs, 1, heads).unwrap();
+    let patch = configuration.patch_size[..].try_into().unwrap();
+    Work { network, labels, batch: configuration.batch_size, patch, batch_dice: configuration.batch_dice }
+}
+
+/// A training step in f32 and one in each 16-bit type with its loss scale, a validation step, and the prediction of one
+/// patch.
+fn launch(context: &Context, work: Work) {
+    let Work { network, labels, batch, patch, batch_dice } = work;
+    let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
+    let upload = |batch| Tensor::upload(context, shape(batch), &vec![0.0; shape(batch).len()]).unwrap();
+    let (x, one) = (upload(batch), upload(1));
+    let voxels = batch * patch.iter().product::<usize>();
+    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
+    let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
+    let network = Network::new(context, network.clone(), 1).unwrap();
+    let mut step = Step::new(context, network, loss, Optimizer::default());
+
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        if dtype != Dtype::F32 {
+            let scale = LossScale::new(context, LossScaleState::default()).unwrap();
+            step = step.with_loss_scale(scale);
+        }
+        let image = x.cast(context, dtype).unwrap();
+        // With what is on by default, and with nothing that convolutions can do on the way.
+        for fusion in [Fusion::default(), Fusion::NONE] {
+            step = step.with_fusion(fusion);
+            step.gradients(&image, &target).unwrap();
+        }
+        let norm = step.update(0.01).unwrap();
+        let [values, ..] = step.network().parameters().trained().unwrap();
+        context.finish([&norm, &values]).unwrap();
+    }
+
+    let (network, loss, x, one) = (step.network(), step.loss(), Var::data(x), Var::data(one));
+    let outputs = network.forward(&mut Tape::inference(context), &x, loss.levels()).unwrap();
+    let value = loss.value(context, &target, &outputs).unwrap();
+    context.finish([&value]).unwrap();
+    let outputs = network.forward(&mut Tape::inference(context), &one, 1).unwrap();
+    outputs[0].value().download(context).unwrap();
+    assert_no_device_panic();
+}
+
+/// Losses of more classes and regions than these networks have, one of them with everything that a loss may have.
+fn launch_losses(context: &Context) {
+    let dims = [64, 64, 64];
+    let levels = [Level { dims, weight: 0.75 }, Level { dims: [32; 3], weight: 0.25 }];
+    for channels in [14, 62, 118, 1023] {
+        let regions = (0..channels).map(|region| vec![region as u16 % 7]).collect();
+        for target in [Target::Labels { classes: channels }, Target::Regions { labels: 7, regions }] {
+            for everything in [false, true] {
+                if everything && channels != 62 {
+                    continue;
+                }
+                let mut settings = LossSettings::new(target.clone(), Some(2000), false);
+                if everything && matches!(target, Target::Labels { .. }) {
+                    settings.entropy = Entropy::TopK { percent: 10.0 };
+                }
+                let problem = Problem::new(context, &settings, 1, dims, &levels).unwrap();
+                let labels = context.upload(&vec![0u16; 64 * 64 * 64], Dtype::U16).unwrap();
+                let weights = context.upload(&vec![255u8; 64 * 64 * 64], Dtype::U8).unwrap();
+                let mut annotation = Annotation::from(&labels);
+                if everything {
+                    annotation.weights = Some(&weights);
+                    annotation.missing = Some(&[2, 1]);
+                }
+                let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+                for dtype in [Dtype::F32, Dtype::F16] {
+                    let logits = [0, 1].map(|level| context.empty(problem.logits_len(level), dtype).unwrap());
+                    let logits = [&logits[0], &logits[1]];
+                    let in_place = [Gradient::InPlace; 2];
+                    value_and_gradient(context, &problem, &annotation, &logits, &in_place, Scale::ONE, &loss).unwrap();
+                    context.finish([&loss]).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_of_whole_networks_compile_for_cuda() {
+    if std::env::var_os("CUDA_STUB_FOLDER").is_none() {
+        return println!("skipped: this is for scripts/ptx_check.sh");
+    }
+    let (context, _guard) = device();
+    launch(context, hippocampus());
+    for labels in [REGIONS, SPARSE_REGIONS, SPARSE_LABELS] {
+        launch(context, brats(labels));
+    }
+    launch_losses(context);
+    for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
+        crate::common::augmentation::launch_everything(context, channels, dtype);
+    }
+    assert_no_device_panic();
+}
