@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::Compat;
-use crate::error::{Error, PreprocessError, Result, TrainError};
+use crate::error::{Error, PreprocessError, Result};
 use crate::preprocess::ClassLocations;
 
 pub use crate::patch::{ChunkCache, PatchSource, StoredPatches, patches_of};
@@ -151,9 +151,9 @@ impl PatchSampler {
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`], [`PreprocessError::ChannelCount`] if cases differ in their channels,
-    /// [`TrainError::CaseUnreadable`] if a case cannot be read and the pool does not go on without it,
-    /// [`TrainError::NoReadableCase`] once none is left.
+    /// [`NoCases`](crate::error::TrainError::NoCases), [`PreprocessError::ChannelCount`] if cases differ in their channels,
+    /// [`CaseUnreadable`](crate::error::TrainError::CaseUnreadable) if a case cannot be read and the pool does not go on
+    /// without it, [`NoReadableCase`](crate::error::TrainError::NoReadableCase) once none is left.
     pub fn fill<S: PatchSource>(&self, pool: &Pool<S>, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
         let channels = pool.channels()?;
         batch.reshape(self.batch_size, self.patch, channels);

@@ -313,9 +313,9 @@ impl Trainer {
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) without training cases, those of [`PatchSampler::fill`], or what the device reports.
-    /// [`TrainError::Diverged`](crate::error::TrainError::Diverged) once the loss scale cannot be lowered any more, or, without one, after twenty steps in a row
-    /// without a finite loss and gradient.
+    /// [`TrainError::NoCases`] without training cases, those of [`PatchSampler::fill`], or what the device reports.
+    /// [`TrainError::Diverged`] once the loss scale cannot be lowered any more, or, without one, after twenty steps in a
+    /// row without a finite loss and gradient.
     pub fn epoch<S: PatchSource + Sync>(
         &mut self,
         training: &[S],
@@ -344,6 +344,7 @@ impl Trainer {
             learning_rate: self.learning_rate(),
             started: self.progress.started,
             ended: now(),
+            times: self.times,
         };
         let best = self.progress.history.push(record, Compat::Corrected);
         self.progress.epoch += 1;

@@ -127,10 +127,13 @@ fn every_label_comes_back_from_logits_and_files() {
     let path = folder.path().join("labels.nii.gz");
     io::write_segmentation(&path, labels.view(), &case.geometry).unwrap();
     assert_eq!(io::read_labels(&path).unwrap().data, expected.mapv(|label| label as i16));
-    // One byte where that is enough.
-    io::write_segmentation(&path, labels.mapv(|label| label % 255).view(), &case.geometry).unwrap();
-    let narrow = io::read_labels(&path).unwrap();
-    assert_eq!((narrow.geometry.header().datatype, narrow.data.iter().max()), (2, Some(&254)));
+    // One byte where that is enough: NIfTI's voxel types 2 and 512, told by the 70th byte.
+    for (labels, datatype) in [(labels.mapv(|label| label % 255), 2), (labels, 512)] {
+        let path = folder.path().join("labels.nii");
+        io::write_segmentation(&path, labels.view(), &case.geometry).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(u16::from_le_bytes([bytes[70], bytes[71]]), datatype);
+    }
 
     let mut dice = PseudoDice::new(&dataset.labels);
     let target: Vec<i16> = case.seg.iter().copied().collect();
