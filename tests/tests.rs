@@ -40,6 +40,12 @@ mod device {
     /// SGD, AdamW, the gradient's norm.
     mod optimizer;
 
+    /// Labels above 255, from dataset to evaluation.
+    mod many_labels;
+
+    /// Patches cut ahead of training.
+    mod loader;
+
     /// Dice and cross-entropy under an ignore mask.
     mod loss;
 

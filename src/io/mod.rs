@@ -12,5 +12,5 @@ pub use geometry::Geometry;
 pub use listing::{Listing, is_file_name, list_folder};
 pub use nifti::{
     Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,
-    write_labels_as_stored,
+    write_labels_as_stored, write_segmentation,
 };

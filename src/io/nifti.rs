@@ -199,6 +199,17 @@ pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &G
     }
 }
 
+/// Writes a predicted label map in nnU-Net's voxel type: one byte below 255, two from there on.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_segmentation(path: &Path, labels: ArrayView3<u16>, geometry: &Geometry) -> Result<()> {
+    match labels.iter().all(|&label| label < 255) {
+        true => write_labels(path, labels.mapv(|label| label as u8).view(), geometry),
+        false => write_labels(path, labels, geometry),
+    }
+}
+
 /// Writes the content of `path` to `file`.
 fn write_volume<T: LabelVoxel>(
     path: &Path,
