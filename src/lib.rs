@@ -42,6 +42,9 @@ pub mod predict;
 pub mod train;
 pub mod tune;
 
+// Models of other programs.
+pub mod exchange;
+
 pub use compat::Compat;
 pub use error::{Error, Result};
 

@@ -10,7 +10,7 @@ pub mod run;
 mod step;
 
 pub use asked::Asked;
-pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
 pub use data::{Case, DataSource, TrainingData};
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
