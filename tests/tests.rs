@@ -98,6 +98,12 @@ mod infer;
 /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
 mod predict;
 
+/// Models of nnU-Net, read and predicted with, and models for nnU-Net.
+mod exchange;
+
+/// Checkpoints and archives that are damaged, or made to do harm.
+mod exchange_hostile;
+
 /// Files that appear when they are complete.
 mod atomic;
 

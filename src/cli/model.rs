@@ -40,17 +40,12 @@ pub struct ModelArguments {
 impl ModelArguments {
     /// The folds that were named.
     pub fn folds(&self) -> anyhow::Result<Vec<Fold>> {
-        let mut folds = self.folds.iter().map(|fold| fold.parse()).collect::<Result<Vec<Fold>, _>>()?;
-        let mut seen = Vec::new();
-        // A fold that is named twice would count twice.
-        folds.retain(|fold| {
-            !seen.contains(fold) && {
-                seen.push(*fold);
-                true
-            }
-        });
-        if folds.len() < self.folds.len() {
-            anyhow::bail!("-f names a fold twice: {}", self.folds.join(" "));
+        let mut folds = Vec::with_capacity(self.folds.len());
+        for text in &self.folds {
+            let fold: Fold = text.parse()?;
+            // It would count twice in the mean.
+            anyhow::ensure!(!folds.contains(&fold), "-f names fold {fold} twice");
+            folds.push(fold);
         }
         Ok(folds)
     }

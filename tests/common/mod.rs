@@ -4,6 +4,7 @@ pub mod loss_case;
 pub mod loss_reference;
 pub mod npz;
 pub mod phantom;
+pub mod pickles;
 pub mod six_cases;
 pub mod sparse;
 

@@ -1,6 +1,6 @@
 //! The classes and functions that a checkpoint may name, and what calling them means.
 
-use super::machine::{Fault, damaged};
+use super::fault::{Fault, damaged};
 use super::value::{Element, Tensor, Value};
 
 /// A class or function that a pickle may name.

@@ -4,6 +4,7 @@
 //! Objects live in one list and refer to each other by place, as a pickle may fill a container after it was used. At the end
 //! what the program leaves is copied out as a tree, within bounds: a few bytes can describe a tree without end.
 
+use super::fault::{Fault, damaged};
 use super::globals::{Global, Numpy, latin1, tensor};
 use super::value::{Element, Value};
 
@@ -13,19 +14,6 @@ const MOST_OBJECTS: usize = 4 << 20;
 const MOST_TEXT: usize = 256 << 20;
 /// Containers inside of each other.
 const DEEPEST: usize = 100;
-
-/// Why a pickle is not read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// It names a class or function that is not among the known ones.
-    Global(String),
-    /// It is damaged, or does what checkpoints do not.
-    Damaged(String),
-}
-
-pub(super) fn damaged(problem: String) -> Fault {
-    Fault::Damaged(problem)
-}
 
 /// Reads a pickle of protocol 2 to 5.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, Fault> {

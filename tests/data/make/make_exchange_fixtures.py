@@ -194,7 +194,7 @@ def odd():
         "parameter": torch.nn.Parameter(base[:4].clone()),
     }
     torch.save({"tensors": tensors, "long": torch.arange(3), "size": base.reshape(3, 20).size(), "big": 2**40, "negative": -7}, FOLDER / "odd.pth")
-    save_file({name: np.ascontiguousarray(tensor.detach().float().numpy()) for name, tensor in tensors.items()}, FOLDER / "odd.safetensors")
+    save_file({name: tensor.detach().float().numpy().copy(order="C") for name, tensor in tensors.items()}, FOLDER / "odd.safetensors")
 
 
 if __name__ == "__main__":
