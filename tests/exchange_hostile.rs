@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use voxgrad::Error;
+use voxgrad::error::ExchangeError;
 use voxgrad::exchange::pickle::Value;
 use voxgrad::exchange::torch::{self, TorchFile};
 use voxgrad::exchange::{TrainedModel, install_zip};
@@ -45,7 +46,7 @@ fn a_pickle_that_asks_for_code_is_refused_by_name() {
     ];
     for (pickle, expected) in cases {
         match refused(folder.path(), pickle) {
-            Error::PickleGlobal { name, .. } => assert_eq!(name, expected),
+            Error::Exchange(ExchangeError::PickleGlobal { name, .. }) => assert_eq!(name, expected),
             other => panic!("{expected}: {other}"),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::typed::Train;
 use super::verify;
+use voxgrad::error::TrainError;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::plans::Plans;
@@ -76,7 +77,11 @@ impl Job {
             .cloned()
             .collect();
         if !missing.is_empty() {
-            return Err(Error::SplitCasesMissing { cases: missing.join(", "), folder: dataset.folder }.into());
+            return Err(Error::Train(TrainError::SplitCasesMissing {
+                cases: missing.join(", "),
+                folder: dataset.folder,
+            })
+            .into());
         }
         let checkpoint = checkpoint.map(|(_, mut checkpoint)| {
             checkpoint.settings = settings;
@@ -247,7 +252,9 @@ fn continued(
         }
     }
     if !differences.is_empty() {
-        return Err(Error::Continuation { path: path.into(), differences: differences.join("; ") }.into());
+        return Err(
+            Error::Train(TrainError::Continuation { path: path.into(), differences: differences.join("; ") }).into()
+        );
     }
     let mut settings = checkpoint.settings;
     let said = asked.apply(&mut settings);
@@ -345,7 +352,8 @@ fn split(
             Ok((fold, split))
         }
         Some((path, _)) => {
-            let typed = typed.fold.as_ref().ok_or_else(|| Error::SplitUnknown { path: path.clone() })?;
+            let typed =
+                typed.fold.as_ref().ok_or_else(|| Error::Train(TrainError::SplitUnknown { path: path.clone() }))?;
             eprintln!(
                 "note: {} does not say which cases it was trained on: taking fold {typed} as typed",
                 path.display()

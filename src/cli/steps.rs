@@ -2,6 +2,7 @@
 
 use super::options::{Configurations, Reading, Which};
 use super::{summary, verify};
+use voxgrad::error::PlanError;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::folders::Located;
@@ -159,7 +160,7 @@ fn write_splits(target: &Target) -> anyhow::Result<()> {
         let given_splits = splits::read(&given, &names)?;
         return match present {
             Some(present) if present != given_splits => {
-                Err(Error::SplitsDiffer { raw: given, preprocessed: file }.into())
+                Err(Error::Plan(PlanError::SplitsDiffer { raw: given, preprocessed: file }).into())
             }
             Some(_) => Ok(()),
             None => {

@@ -2,6 +2,7 @@
 
 use super::options::{Shown, Which};
 use super::summary;
+use voxgrad::error::PlanError;
 use anyhow::Context as _;
 use std::path::Path;
 use voxgrad::dataset::folders::{Folders, Located};
@@ -104,7 +105,7 @@ fn describe(name: &str, found: &mut Verification, raw: &Path, folders: &Folders)
             println!("  folds: {source}");
             found.warnings.extend(verify::fold_warnings(&splits, &found.annotations, &labels));
         }
-        Err(error @ voxgrad::Error::TooFewCases { .. }) => found.warnings.push(error.to_string()),
+        Err(error @ voxgrad::Error::Plan(PlanError::TooFewCases { .. })) => found.warnings.push(error.to_string()),
         Err(error) => found.failures.push(error),
     }
 }

@@ -1,7 +1,7 @@
-//! Zip archives that strangers made: listed whole and checked before anything is read, then read entry by entry within the
-//! sizes that were listed.
+//! Zip archives that strangers made: listed whole and checked before anything is read, then read entry by entry
+//! within the sizes that were listed.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, Result};
 use rawzip::{CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, ZipArchive, ZipArchiveEntryWayfinder};
 use std::collections::HashSet;
 use std::fs::File;
@@ -33,16 +33,16 @@ pub(super) struct Entry {
 }
 
 impl Archive {
-    /// Reads the table of an archive and refuses one that lies about itself: entries of one name or in one place, sizes that
-    /// no file has, links, encryption.
+    /// Reads the table of an archive and refuses one that lies about itself: entries of one name or in one place,
+    /// sizes that no file has, links, encryption.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Archive`].
+    /// [`FileError::Io`](crate::error::FileError::Io), [`ExchangeError::Archive`].
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
         let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
-        let damaged = |problem: String| Error::Archive { path: path.into(), problem };
+        let damaged = |problem: String| Error::Exchange(ExchangeError::Archive { path: path.into(), problem });
         let zip = ZipArchive::from_file(file, &mut buffer).map_err(|error| damaged(error.to_string()))?;
         let mut found = Self { path: path.into(), zip, entries: Vec::new() };
         let (mut names, mut places) = (HashSet::new(), Vec::new());
@@ -114,7 +114,8 @@ impl Archive {
     /// Unpacks an entry, and compares its size and checksum with the table.
     ///
     /// # Errors
-    /// [`Error::Archive`], and what writing to `target` fails with, as [`Error::Io`] of `written`.
+    /// [`ExchangeError::Archive`], and what writing to `target` fails with, as
+    /// [`FileError::Io`](crate::error::FileError::Io) of `written`.
     pub fn copy(&self, entry: &Entry, target: &mut impl Write, written: &Path) -> Result<()> {
         let found = self.zip.get_entry(entry.place).map_err(|error| self.damaged(entry, &error.to_string()))?;
         let packed = found.reader();
@@ -156,6 +157,9 @@ impl Archive {
     }
 
     fn damaged(&self, entry: &Entry, problem: &str) -> Error {
-        Error::Archive { path: self.path.clone(), problem: format!("{:?} {problem}", entry.name) }
+        Error::Exchange(ExchangeError::Archive {
+            path: self.path.clone(),
+            problem: format!("{:?} {problem}", entry.name),
+        })
     }
 }

@@ -1,10 +1,10 @@
-//! Archives of trained models in nnU-Net's layout: `DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/fold_N/...`, which are
-//! unpacked into the folder of results.
+//! Archives of trained models in nnU-Net's layout: `DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/fold_N/...`, which
+//! are unpacked into the folder of results.
 
 use super::archive::{Archive, Entry};
 use super::folder::CHECKPOINTS;
 use crate::dataset::splits::Fold;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, Result};
 use crate::io::{in_scratch, is_file_name, write_aside};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
@@ -42,7 +42,8 @@ pub struct Installed {
 /// Packs models that lie in the folder of results, atomically. Returns the number of files.
 ///
 /// # Errors
-/// [`Error::ModelFolder`] with all that is missing, [`Error::Io`], [`Error::Archive`].
+/// [`ExchangeError::ModelFolder`] with all that is missing, [`FileError::Io`](crate::error::FileError::Io),
+/// [`ExchangeError::Archive`].
 pub fn export_zip(path: &Path, results: &Path, bundle: &Bundle) -> Result<usize> {
     let (mut files, mut missing) = (BTreeSet::new(), Vec::new());
     for model in &bundle.models {
@@ -94,16 +95,18 @@ pub fn export_zip(path: &Path, results: &Path, bundle: &Bundle) -> Result<usize>
     files.retain(|file| bundle.predictions || file.extension().is_none_or(|ending| ending != "npz"));
     if !missing.is_empty() || files.is_empty() {
         let problem = format!("these files are missing: {}", missing.join(", "));
-        return Err(Error::ModelFolder { path: results.into(), problem });
+        return Err(Error::Exchange(ExchangeError::ModelFolder { path: results.into(), problem }));
     }
-    let failed = |error: rawzip::Error| Error::Archive { path: path.into(), problem: error.to_string() };
+    let failed = |error: rawzip::Error| {
+        Error::Exchange(ExchangeError::Archive { path: path.into(), problem: error.to_string() })
+    };
     write_aside(path, "archive", |place| {
         let written = Error::io(path, "write");
         let mut archive = ZipArchiveWriter::new(BufWriter::new(File::create(place).map_err(written)?));
         for file in &files {
             let inside = file.strip_prefix(results).map_err(|_| {
                 let problem = format!("{} lies outside of it, and has no place in an archive", file.display());
-                Error::ModelFolder { path: results.into(), problem }
+                Error::Exchange(ExchangeError::ModelFolder { path: results.into(), problem })
             })?;
             let name = inside.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
             let entry = archive.new_file(name.as_str()).compression_method(CompressionMethod::DEFLATE);
@@ -129,15 +132,15 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files_and_folders(folder)?.into_iter().filter(|path| path.is_file()).collect())
 }
 
-/// Unpacks models into the folder of results. Everything is unpacked beside it first; only a whole archive is moved in, and
-/// files that are there already are kept unless `overwrite`.
+/// Unpacks models into the folder of results. Everything is unpacked beside it first; only a whole archive is moved
+/// in, and files that are there already are kept unless `overwrite`.
 ///
 /// # Errors
-/// [`Error::Archive`] if it is damaged or would leave the folder, [`Error::ModelFolder`] if it is no archive of models or
-/// one of its files is there already, [`Error::Io`].
+/// [`ExchangeError::Archive`] if it is damaged or would leave the folder, [`ExchangeError::ModelFolder`] if it is no
+/// archive of models or one of its files is there already, [`FileError::Io`](crate::error::FileError::Io).
 pub fn install_zip(path: &Path, results: &Path, overwrite: bool) -> Result<Installed> {
     let archive = Archive::open(path)?;
-    let refused = |problem: String| Error::Archive { path: path.into(), problem };
+    let refused = |problem: String| Error::Exchange(ExchangeError::Archive { path: path.into(), problem });
     let files: Vec<&Entry> = archive.entries().iter().filter(|entry| !entry.is_folder).collect();
     let outside: Vec<String> =
         archive.entries().iter().filter(|entry| !stays_inside(&entry.name)).map(|e| format!("{:?}", e.name)).collect();
@@ -166,8 +169,7 @@ pub fn install_zip(path: &Path, results: &Path, overwrite: bool) -> Result<Insta
         .map(|target| target.display().to_string())
         .collect();
     if !there.is_empty() && !overwrite {
-        let problem = format!("these files are there already; --overwrite replaces them: {}", there.join(", "));
-        return Err(Error::ModelFolder { path: results.into(), problem });
+        return Err(ExchangeError::FilesThere { path: results.into(), files: there }.into());
     }
     fs::create_dir_all(results).map_err(Error::io(results, "create"))?;
     in_scratch(results, |place| {

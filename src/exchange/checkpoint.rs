@@ -7,7 +7,7 @@ use crate::augment::TrainerVariant;
 use crate::dataset::DatasetJson;
 use crate::dataset::plans::Plans;
 use crate::dataset::splits::Fold;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, FileError, Result};
 use crate::history::History;
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::RandomState;
@@ -34,11 +34,13 @@ pub struct Imported {
     pub notes: Vec<String>,
 }
 
-/// Reads a checkpoint. Plans and dataset are those of its model folder, as nnU-Net takes them, or without such a folder the
-/// ones that it was trained with. Momenta are read only if they are asked for: predicting has no use for them.
+/// Reads a checkpoint. Plans and dataset are those of its model folder, as nnU-Net takes them, or without such a
+/// folder the ones that it was trained with. Momenta are read only if they are asked for: predicting has no use for
+/// them.
 ///
 /// # Errors
-/// Those of [`TorchFile::open`]; [`Error::Field`] for each entry that is missing or of another kind; [`Error::StateDict`].
+/// Those of [`TorchFile::open`]; [`FileError::Field`] for each entry that is missing or of another kind;
+/// [`ExchangeError::StateDict`].
 pub fn read(path: &Path, folder: Option<(Plans, DatasetJson)>, momenta: bool) -> Result<Imported> {
     let file = TorchFile::open(path)?;
     let fields = Fields { path, content: &file.content };
@@ -111,7 +113,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn wrong(&self, field: &str, problem: String) -> Error {
-        Error::Field { path: self.path.into(), field: field.into(), problem }
+        Error::File(FileError::Field { path: self.path.into(), field: field.into(), problem })
     }
 
     fn find(&self, keys: &[&str], expected: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
@@ -144,7 +146,7 @@ impl Fields<'_> {
                 .to_json()
                 .ok_or_else(|| self.wrong(&format!("init_args.{key}"), "holds more than JSON can say".into()))
         };
-        let wrong = |source| Error::Json { path: self.path.into(), source };
+        let wrong = |source| Error::File(FileError::Json { path: self.path.into(), source });
         let plans: Plans = serde_json::from_value(json("plans")?).map_err(wrong)?;
         plans.check_names(self.path)?;
         Ok((plans, DatasetJson::parse(self.path, &json("dataset_json")?.to_string())?))
@@ -193,12 +195,13 @@ fn momenta_of(file: &TorchFile, weights: &Stored) -> Result<Stored> {
     }
     match faults.is_empty() {
         true => Ok(momenta),
-        false => Err(Error::StateDict { path: file.path().into(), faults }),
+        false => Err(Error::Exchange(ExchangeError::StateDict { path: file.path().into(), faults })),
     }
 }
 
-/// The trainer class of nnU-Net that comes closest to a training: one of the same mirroring, augmentation and, if there is
-/// one, number of epochs. Prediction looks at its name for the network only, which all of them take from the plans.
+/// The trainer class of nnU-Net that comes closest to a training: one of the same mirroring, augmentation and, if
+/// there is one, number of epochs. Prediction looks at its name for the network only, which all of them take from the
+/// plans.
 pub fn trainer_of(settings: &Settings) -> String {
     let all = TrainerVariant::all();
     let alike =
@@ -212,7 +215,7 @@ pub fn trainer_of(settings: &Settings) -> String {
 /// made with.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Archive`].
+/// [`FileError::Io`], [`ExchangeError::Archive`].
 pub fn write(path: &Path, checkpoint: &Checkpoint, fold: Fold, trainer: &str) -> Result<()> {
     let Checkpoint { model, settings, progress, .. } = checkpoint;
     let names = state::sorted(checkpoint.network().keys());
@@ -233,7 +236,8 @@ pub fn write(path: &Path, checkpoint: &Checkpoint, fold: Fold, trainer: &str) ->
     let state_dict =
         state::keys(&names).into_iter().filter_map(|(key, name)| Some((Value::Text(key), weights.get(name)?.clone())));
     let axes = (0..3).filter(|&axis| settings.mirror[axis]).map(|axis| Value::Int(axis as i64)).collect::<Vec<_>>();
-    let plans = serde_json::to_value(&model.plans).map_err(|source| Error::Json { path: path.into(), source })?;
+    let plans = serde_json::to_value(&model.plans)
+        .map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
     let dataset = serde_json::Value::Object(model.dataset.source().clone());
     let fold = match fold {
         Fold::All => "all".into(),

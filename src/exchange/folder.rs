@@ -1,5 +1,5 @@
-//! Model folders: `plans.json`, `dataset.json` and a folder `fold_N` with checkpoints for each fold, as nnU-Net makes them
-//! and as this program does.
+//! Model folders: `plans.json`, `dataset.json` and a folder `fold_N` with checkpoints for each fold, as nnU-Net makes
+//! them and as this program does.
 
 use super::checkpoint;
 use super::pretrained::is_zip;
@@ -7,7 +7,7 @@ use super::state;
 use crate::dataset::DatasetJson;
 use crate::dataset::plans::Plans;
 use crate::dataset::splits::Fold;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, Result};
 use crate::io::{write_aside, write_json};
 use crate::kernels::Context;
 use crate::nn::Network;
@@ -55,7 +55,7 @@ pub enum Format {
 /// The folds in a model folder that have a folder with one of these checkpoints, numbers first.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn folds_in(folder: &Path, checkpoints: &[&str]) -> Result<Vec<Fold>> {
     let mut folds = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
@@ -76,14 +76,14 @@ pub fn folds_in(folder: &Path, checkpoints: &[&str]) -> Result<Vec<Fold>> {
 }
 
 impl TrainedModel {
-    /// Reads a model folder. Without `folds` those with numbers are taken that are there, and a note says which; without
-    /// `checkpoint` the final one, of nnU-Net or of this program.
+    /// Reads a model folder. Without `folds` those with numbers are taken that are there, and a note says which;
+    /// without `checkpoint` the final one, of nnU-Net or of this program.
     ///
     /// # Errors
-    /// [`Error::ModelFolder`] if a fold or its checkpoint is missing, or folds do not belong together; those of
+    /// [`ExchangeError::ModelFolder`] if a fold or its checkpoint is missing, or folds do not belong together; those of
     /// [`checkpoint::read`] and [`Checkpoint::read`].
     pub fn open(folder: &Path, folds: &[Fold], checkpoint: Option<&str>, momenta: bool) -> Result<Self> {
-        let wrong = |problem: String| Error::ModelFolder { path: folder.into(), problem };
+        let wrong = |problem: String| Error::Exchange(ExchangeError::ModelFolder { path: folder.into(), problem });
         let names = checkpoint.map_or(CHECKPOINTS.to_vec(), |name| vec![name]);
         let there = folds_in(folder, &names)?;
         let listed = |folds: &[Fold]| folds.iter().map(Fold::to_string).collect::<Vec<_>>().join(", ");
@@ -100,18 +100,19 @@ impl TrainedModel {
         let missing: Vec<Fold> = folds.iter().copied().filter(|fold| !there.contains(fold)).collect();
         if folds.is_empty() || !missing.is_empty() {
             let what = if folds.is_empty() { "any fold".into() } else { format!("fold {}", listed(&missing)) };
-            return Err(wrong(format!(
-                "no {} of {what}; {} here: -f names folds, -chk the checkpoint",
+            let problem = format!(
+                "no {} of {what}; {} here",
                 names.join(" or "),
                 if there.is_empty() { "none is".into() } else { format!("folds {} are", listed(&there)) },
-            )));
+            );
+            return Err(ExchangeError::FoldMissing { path: folder.into(), problem }.into());
         }
         let mut read = Vec::with_capacity(folds.len());
         for &fold in &folds {
             let place = folder.join(format!("fold_{fold}"));
             let found: Vec<PathBuf> = names.iter().map(|name| place.join(name)).filter(|path| path.is_file()).collect();
             let [path] = found.as_slice() else {
-                return Err(wrong(format!("fold {fold} has both {}: name one with -chk", names.join(" and "))));
+                return Err(wrong(format!("fold {fold} has both {}: name one", names.join(" and "))));
             };
             read.push(read_fold(path, Some(folder), Some(fold), momenta, &mut notes)?);
         }
@@ -130,7 +131,10 @@ impl TrainedModel {
 
     fn of(path: &Path, folds: Vec<TrainedFold>, mut notes: Vec<String>) -> Result<Self> {
         let Some(first) = folds.first() else {
-            return Err(Error::ModelFolder { path: path.into(), problem: "no fold was named".into() });
+            return Err(Error::Exchange(ExchangeError::ModelFolder {
+                path: path.into(),
+                problem: "no fold was named".into(),
+            }));
         };
         let (model, mirror) = (first.checkpoint.model.clone(), first.checkpoint.settings.mirror);
         for TrainedFold { fold, checkpoint, .. } in &folds {
@@ -147,8 +151,8 @@ impl TrainedModel {
                 }
                 continue;
             };
-            let problem = format!("fold {fold} {differs} than fold {}: predict with each by -f", first.fold);
-            return Err(Error::ModelFolder { path: path.into(), problem });
+            let problem = format!("fold {fold} {differs} than fold {}: predict with each on its own", first.fold);
+            return Err(Error::Exchange(ExchangeError::ModelFolder { path: path.into(), problem }));
         }
         Ok(Self { model, mirror, folds, notes })
     }
@@ -156,7 +160,7 @@ impl TrainedModel {
     /// The networks of all folds on a device.
     ///
     /// # Errors
-    /// [`Error::StateDict`] with every tensor that does not fit the plans, or if the device is out of memory.
+    /// [`ExchangeError::StateDict`] with every tensor that does not fit the plans, or if the device is out of memory.
     pub fn networks(&self, context: &Context) -> Result<Vec<Network>> {
         let build = |fold: &TrainedFold| -> Result<Network> {
             let network = Network::new(context, self.model.architecture()?, 0)?;
@@ -172,11 +176,12 @@ impl TrainedModel {
     /// Writes a model folder, which must not exist: it appears when it is complete. Returns what the user should know.
     ///
     /// # Errors
-    /// [`Error::ModelFolder`] if the folder exists, [`Error::Io`], [`Error::Archive`].
+    /// [`ExchangeError::ModelFolder`] if the folder exists, [`FileError::Io`](crate::error::FileError::Io),
+    /// [`ExchangeError::Archive`].
     pub fn write(&self, folder: &Path, format: Format) -> Result<Vec<String>> {
         if folder.symlink_metadata().is_ok() {
             let problem = "is there already; remove it, or write to another folder".into();
-            return Err(Error::ModelFolder { path: folder.into(), problem });
+            return Err(Error::Exchange(ExchangeError::ModelFolder { path: folder.into(), problem }));
         }
         let mut notes = Vec::new();
         write_aside(folder, "model", |place| {
@@ -233,7 +238,7 @@ fn read_fold(
     }
     if path.extension().is_some_and(|ending| ending == "pth") {
         let problem = "no zip archive: PyTorch before 1.6 wrote it, or it is cut off".into();
-        return Err(Error::TorchFile { path: path.into(), problem });
+        return Err(Error::Exchange(ExchangeError::TorchFile { path: path.into(), problem }));
     }
     let checkpoint = Checkpoint::read(path)?;
     let trained = checkpoint.cases.as_ref().map(|cases| cases.fold);

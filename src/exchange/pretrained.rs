@@ -2,7 +2,7 @@
 
 use super::state::{self, canonical};
 use super::torch::TorchFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, NetworkError, Result};
 use crate::kernels::Context;
 use crate::parameters::{Parameters, Slot};
 use crate::train::Stored;
@@ -18,7 +18,7 @@ const ZIP: &[u8] = b"PK\x03\x04";
 /// Whether a file is a zip archive, by its first bytes.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub(super) fn is_zip(path: &Path) -> Result<bool> {
     let mut begin = [0; ZIP.len()];
     let mut file = File::open(path).map_err(Error::io(path, "read"))?;
@@ -33,12 +33,12 @@ pub(super) fn is_zip(path: &Path) -> Result<bool> {
 }
 
 /// Overwrites all weights of a network, except those of its segmentation heads, with the weights in a file: nnU-Net's
-/// `checkpoint_*.pth`, voxgrad's safetensors, or safetensors of a state dict. Tensors that the network does not have are
-/// left out, as nnU-Net does. Returns the number of parameters that were loaded.
+/// `checkpoint_*.pth`, voxgrad's safetensors, or safetensors of a state dict. Tensors that the network does not have
+/// are left out, as nnU-Net does. Returns the number of parameters that were loaded.
 ///
 /// # Errors
-/// [`Error::StateDict`] with every parameter that is missing or has another shape: nothing is loaded then. Those of
-/// [`TorchFile::open`], [`Error::Checkpoint`], [`Error::Io`].
+/// [`ExchangeError::StateDict`] with every parameter that is missing or has another shape: nothing is loaded then.
+/// Those of [`TorchFile::open`], [`NetworkError::Checkpoint`], [`FileError::Io`](crate::error::FileError::Io).
 pub fn load_pretrained(context: &Context, path: &Path, parameters: &Parameters) -> Result<usize> {
     let weights = weights_of(path)?;
     state::check_body(path, &weights, parameters)?;
@@ -57,12 +57,14 @@ fn weights_of(path: &Path) -> Result<Stored> {
         return safetensors(path);
     }
     let file = TorchFile::open(path)?;
-    let missing = || Error::TorchFile { path: path.into(), problem: "it has no `network_weights`".into() };
+    let missing = || {
+        Error::Exchange(ExchangeError::TorchFile { path: path.into(), problem: "it has no `network_weights`".into() })
+    };
     state::weights(&file, file.content.get("network_weights").ok_or_else(missing)?)
 }
 
 fn safetensors(path: &Path) -> Result<Stored> {
-    let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+    let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| failed(format!("neither nnU-Net's .pth (a zip archive) nor safetensors: {error}")))?;
@@ -90,6 +92,6 @@ fn safetensors(path: &Path) -> Result<Stored> {
     }
     match faults.is_empty() {
         true => Ok(weights),
-        false => Err(Error::StateDict { path: path.into(), faults }),
+        false => Err(Error::Exchange(ExchangeError::StateDict { path: path.into(), faults })),
     }
 }

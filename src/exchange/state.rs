@@ -1,9 +1,9 @@
-//! nnU-Net's state dicts. PyTorch lists a tensor under every path that leads to it: the encoder belongs to the decoder too,
-//! and each block is also a sequence of its modules. So a tensor of the encoder has four names.
+//! nnU-Net's state dicts. PyTorch lists a tensor under every path that leads to it: the encoder belongs to the
+//! decoder too, and each block is also a sequence of its modules. So a tensor of the encoder has four names.
 
 use super::pickle::{Tensor, Value};
 use super::torch::TorchFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, Result};
 use crate::parameters::Parameters;
 use crate::train::Stored;
 use std::collections::BTreeMap;
@@ -86,10 +86,13 @@ fn in_sequence(name: &str) -> Option<String> {
 /// The weights in a state dict, each once. All names of a tensor must agree to the bit.
 ///
 /// # Errors
-/// [`Error::StateDict`] with all that is no tensor of floats, and all names that disagree.
+/// [`ExchangeError::StateDict`] with all that is no tensor of floats, and all names that disagree.
 pub fn weights(file: &TorchFile, state: &Value) -> Result<Stored> {
     let Value::Dict(entries) = state else {
-        return Err(Error::StateDict { path: file.path().into(), faults: vec!["the state dict is no dict".into()] });
+        return Err(Error::Exchange(ExchangeError::StateDict {
+            path: file.path().into(),
+            faults: vec!["the state dict is no dict".into()],
+        }));
     };
     let (mut named, mut faults) = (BTreeMap::<String, Vec<(&str, &Tensor)>>::new(), Vec::new());
     for (key, value) in entries {
@@ -103,7 +106,7 @@ pub fn weights(file: &TorchFile, state: &Value) -> Result<Stored> {
         let [(first, tensor), others @ ..] = places.as_slice() else { continue };
         let values = match file.values(tensor) {
             Ok(values) => values,
-            Err(Error::TorchFile { problem, .. }) => {
+            Err(Error::Exchange(ExchangeError::TorchFile { problem, .. })) => {
                 faults.push(format!("{first}: {problem}"));
                 continue;
             }
@@ -119,21 +122,21 @@ pub fn weights(file: &TorchFile, state: &Value) -> Result<Stored> {
     }
     match faults.is_empty() {
         true => Ok(weights),
-        false => Err(Error::StateDict { path: file.path().into(), faults }),
+        false => Err(Error::Exchange(ExchangeError::StateDict { path: file.path().into(), faults })),
     }
 }
 
 /// Whether weights are those of a network, name by name and shape by shape.
 ///
 /// # Errors
-/// [`Error::StateDict`] with all that are missing, misshapen, or not in the network.
+/// [`ExchangeError::StateDict`] with all that are missing, misshapen, or not in the network.
 pub fn check(path: &Path, weights: &Stored, parameters: &Parameters) -> Result<()> {
     let mut faults = misfits(weights, parameters, |_| true);
     let surplus = sorted(weights.keys()).into_iter().filter(|name| parameters.get(name).is_none());
     faults.extend(surplus.map(|name| format!("{name} is in the file, but not in the network")));
     match faults.is_empty() {
         true => Ok(()),
-        false => Err(Error::StateDict { path: path.into(), faults }),
+        false => Err(Error::Exchange(ExchangeError::StateDict { path: path.into(), faults })),
     }
 }
 
@@ -142,7 +145,7 @@ pub(super) fn check_body(path: &Path, weights: &Stored, parameters: &Parameters)
     let faults = misfits(weights, parameters, |name| !is_head(name));
     match faults.is_empty() {
         true => Ok(()),
-        false => Err(Error::StateDict { path: path.into(), faults }),
+        false => Err(Error::Exchange(ExchangeError::StateDict { path: path.into(), faults })),
     }
 }
 

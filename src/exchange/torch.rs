@@ -1,9 +1,9 @@
-//! Files that `torch.save` writes: a zip archive of one pickle and an entry of raw bytes for each storage of the tensors in
-//! it. <https://github.com/pytorch/pytorch/blob/main/torch/serialization.py>
+//! Files that `torch.save` writes: a zip archive of one pickle and an entry of raw bytes for each storage of the
+//! tensors in it. <https://github.com/pytorch/pytorch/blob/main/torch/serialization.py>
 
 use super::archive::Archive;
 use super::pickle::{self, Element, Fault, Tensor, Value};
-use crate::error::{Error, Result};
+use crate::error::{Error, ExchangeError, Result};
 use crate::io::write_aside;
 use half::{bf16, f16};
 use rawzip::extra_fields::ExtraFieldId;
@@ -35,11 +35,12 @@ impl TorchFile {
     /// Reads the pickle of a file. Tensors are read later, by [`values`](Self::values).
     ///
     /// # Errors
-    /// [`Error::PickleGlobal`] if the pickle names a class or function beyond tensors and plain containers,
-    /// [`Error::TorchFile`] or [`Error::Archive`] if the file is damaged or something else, [`Error::Io`].
+    /// [`ExchangeError::PickleGlobal`] if the pickle names a class or function beyond tensors and plain containers,
+    /// [`ExchangeError::TorchFile`] or [`ExchangeError::Archive`] if the file is damaged or something else,
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn open(path: &Path) -> Result<Self> {
         let archive = Archive::open(path)?;
-        let damaged = |problem: String| Error::TorchFile { path: path.into(), problem };
+        let damaged = |problem: String| Error::Exchange(ExchangeError::TorchFile { path: path.into(), problem });
         let pickles: Vec<_> = archive
             .entries()
             .iter()
@@ -56,7 +57,9 @@ impl TorchFile {
         }
         let content = match pickle::read(&archive.read(pickle, LARGEST_PICKLE)?) {
             Ok(content) => content,
-            Err(Fault::Global(name)) => return Err(Error::PickleGlobal { path: path.into(), name }),
+            Err(Fault::Global(name)) => {
+                return Err(Error::Exchange(ExchangeError::PickleGlobal { path: path.into(), name }));
+            }
             Err(Fault::Damaged(problem)) => return Err(damaged(problem)),
         };
         Ok(Self { path: path.into(), archive, root, content })
@@ -70,9 +73,9 @@ impl TorchFile {
     /// A tensor's values in the order of its axes, converted to f32.
     ///
     /// # Errors
-    /// [`Error::TorchFile`] if its storage is missing, or has another size or type.
+    /// [`ExchangeError::TorchFile`] if its storage is missing, or has another size or type.
     pub fn values(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        let damaged = |problem: String| Error::TorchFile { path: self.path.clone(), problem };
+        let damaged = |problem: String| Error::Exchange(ExchangeError::TorchFile { path: self.path.clone(), problem });
         let name = format!("{}data/{}", self.root, tensor.storage);
         let entry = self.archive.entry(&name).ok_or_else(|| damaged(format!("the entry {name:?} is missing")))?;
         let size = tensor.element.size();
@@ -101,7 +104,7 @@ impl TorchFile {
     /// Whether every storage begins where it can be mapped into memory.
     ///
     /// # Errors
-    /// [`Error::Archive`].
+    /// [`ExchangeError::Archive`].
     pub fn is_aligned(&self) -> Result<bool> {
         let storages =
             self.archive.entries().iter().filter(|entry| entry.name.starts_with(&format!("{}data/", self.root)));
@@ -114,14 +117,14 @@ impl TorchFile {
     }
 }
 
-/// Writes a file that `torch.load` reads, atomically. `storages` are the values of the tensors in `content`, by the names
-/// of their storages.
+/// Writes a file that `torch.load` reads, atomically. `storages` are the values of the tensors in `content`, by the
+/// names of their storages.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Archive`].
+/// [`FileError::Io`](crate::error::FileError::Io), [`ExchangeError::Archive`].
 pub fn write(path: &Path, content: &Value, storages: &[(String, &[f32])]) -> Result<()> {
     let root = path.file_stem().map_or_else(|| "archive".into(), |name| name.to_string_lossy().into_owned());
-    let failed = |problem: String| Error::Archive { path: path.into(), problem };
+    let failed = |problem: String| Error::Exchange(ExchangeError::Archive { path: path.into(), problem });
     write_aside(path, "checkpoint", |file| {
         let target = BufWriter::new(File::create(file).map_err(Error::io(path, "write"))?);
         let mut archive = ZipArchiveWriter::new(target);

@@ -6,7 +6,7 @@ use crate::compat::Compat;
 use crate::dataset::plans::{Configuration, Plans};
 use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{DatasetJson, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result};
 use crate::io::write_atomically;
 use crate::kernels::Context;
 use crate::nn::UNetShape;
@@ -51,7 +51,7 @@ impl Model {
     /// Whether everything that the plans ask for is supported.
     ///
     /// # Errors
-    /// [`Error::PlansUnsupported`] with all that is not.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) with all that is not.
     pub fn check(&self) -> Result<()> {
         self.plans.check_training(&self.configuration)
     }
@@ -59,7 +59,7 @@ impl Model {
     /// The shape of the network.
     ///
     /// # Errors
-    /// [`Error::PlansUnsupported`] or [`Error::Architecture`] for what is not supported.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) or [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for what is not supported.
     pub fn architecture(&self) -> Result<UNetShape> {
         self.plans.check_network(&self.configuration)?;
         let arguments = &self.configuration.architecture.arch_kwargs;
@@ -152,7 +152,7 @@ impl Checkpoint {
     /// Loads weights and momenta into a network of the same shape.
     ///
     /// # Errors
-    /// [`Error::State`] naming the first parameter that does not fit.
+    /// [`NetworkError::State`](crate::error::NetworkError::State) naming the first parameter that does not fit.
     pub fn load_into(&self, context: &Context, parameters: &Parameters) -> Result<()> {
         for (slot, stored) in [(Slot::Value, &self.network), (Slot::Momentum, &self.momentum)] {
             let find = |name: &str| stored.get(name).map(|(shape, values)| (&shape[..], &values[..]));
@@ -164,9 +164,9 @@ impl Checkpoint {
     /// Writes the file; under its final name it is always complete.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
-        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let description = Description {
             version: 2,
             plans: self.model.plans.clone(),
@@ -197,9 +197,9 @@ impl Checkpoint {
     /// Reads a file that [`Checkpoint::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Checkpoint`] if it is something else or damaged.
+    /// [`FileError::Io`](crate::error::FileError::Io) if it cannot be read, [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint) if it is something else or damaged.
     pub fn read(path: &Path) -> Result<Self> {
-        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
         let text = (header.metadata().as_ref())

@@ -18,7 +18,7 @@ pub use step::Step;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::conv3d::Policy;
@@ -169,7 +169,7 @@ impl Trainer {
     /// A fresh network.
     ///
     /// # Errors
-    /// [`Error::Architecture`] if plans and network do not fit, [`Error::DeviceMemory`] if the device is too
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if plans and network do not fit, [`NetworkError::DeviceMemory`](crate::error::NetworkError::DeviceMemory) if the device is too
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
@@ -193,7 +193,7 @@ impl Trainer {
     /// Continues from a checkpoint.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and [`Error::State`] if the checkpoint does not fit its own plans.
+    /// As [`Trainer::new`], and [`NetworkError::State`](crate::error::NetworkError::State) if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
         check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
@@ -281,7 +281,7 @@ impl Trainer {
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`Error::NoCases`] without training cases, or what the device reports. [`Error::Diverged`] once the loss scale
+    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) without training cases, or what the device reports. [`TrainError::Diverged`](crate::error::TrainError::Diverged) once the loss scale
     /// cannot be lowered any more, or, without one, after twenty steps in a row without a finite loss and gradient.
     pub fn epoch<S: PatchSource>(
         &mut self,
@@ -372,7 +372,7 @@ impl Trainer {
             None => in_a_row >= MOST_NOT_FINITE_IN_A_ROW,
         };
         match diverged {
-            true => Err(Error::Diverged { epoch: self.progress.epoch, in_a_row }),
+            true => Err(Error::Train(TrainError::Diverged { epoch: self.progress.epoch, in_a_row })),
             false => Ok(()),
         }
     }

@@ -1,8 +1,9 @@
-//! The machine that a pickle is a program for: a stack, a memo, and instructions that push plain values, fill containers
-//! and, of calls, make only what [`Global`] lists.
+//! The machine that a pickle is a program for: a stack, a memo, and instructions that push plain values, fill
+//! containers and, of calls, make only what [`Global`] lists.
 //!
-//! Objects live in one list and refer to each other by place, as a pickle may fill a container after it was used. At the end
-//! what the program leaves is copied out as a tree, within bounds: a few bytes can describe a tree without end.
+//! Objects live in one list and refer to each other by place, as a pickle may fill a container after it was used. At
+//! the end what the program leaves is copied out as a tree, within bounds: a few bytes can describe a tree without
+//! end.
 
 use super::fault::{Fault, damaged};
 use super::globals::{Global, Numpy, latin1, tensor};

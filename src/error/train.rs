@@ -1,0 +1,81 @@
+//! Why training cannot begin, go on or be continued.
+
+use std::path::PathBuf;
+
+/// Why training cannot begin, go on or be continued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// No training case has a voxel to learn from.
+    #[error(
+        "every voxel of all {cases} training cases has the ignore label {ignore}: annotate some, or correct the value of \
+         `ignore` in dataset.json"
+    )]
+    NothingToLearn {
+        /// Number of training cases.
+        cases: usize,
+        /// The ignore label.
+        ignore: i16,
+    },
+    /// Nothing to sample from.
+    #[error("no case to sample patches from")]
+    NoCases,
+    /// A name of a trainer class that stands for nothing here.
+    #[error("unknown trainer `{name}`; voxgrad has: {known}")]
+    UnknownTrainer {
+        /// What was asked for.
+        name: String,
+        /// All names, with commas.
+        known: String,
+    },
+    /// A training patch has a label that the dataset does not declare.
+    #[error(
+        "a training patch holds label {found}, the highest that dataset.json declares is {largest}; correct the label maps \
+         and preprocess again"
+    )]
+    LabelBeyondDeclared {
+        /// The label.
+        found: i16,
+        /// The highest declared one.
+        largest: i16,
+    },
+    /// Step after step had a loss or gradient that is infinite or NaN.
+    #[error(
+        "epoch {epoch}: the last {in_a_row} steps had a loss or gradient that is not finite, and none of them was taken; \
+         lower the learning rate, or look for extreme intensities in the images. Checkpoints are as they were before"
+    )]
+    Diverged {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// Steps since the last usable one.
+        in_a_row: usize,
+    },
+    /// A training is to be continued with other settings than it was begun with.
+    #[error(
+        "{path} was trained otherwise: {differences}. Leave these options out to go on with it, or train into another \
+         folder"
+    )]
+    Continuation {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Every option or file that differs, with both values.
+        differences: String,
+    },
+    /// A checkpoint that does not say which cases it was trained on.
+    #[error(
+        "{path} was written by an earlier version and does not say which cases it was trained on; name the fold it was \
+         trained on"
+    )]
+    SplitUnknown {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Cases of a split that have no files.
+    #[error("cases {cases} of the split are not in {folder}; bring them back, or train anew on another split")]
+    SplitCasesMissing {
+        /// Their names.
+        cases: String,
+        /// The dataset's folder.
+        folder: PathBuf,
+    },
+}
