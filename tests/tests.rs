@@ -2,177 +2,185 @@
 
 mod common;
 
-/// Buffers, grids and the errors of a device.
-mod context;
+/// What runs kernels, or trains and predicts with them: once for each device.
+mod device {
+    /// Buffers, grids and the errors of a device.
+    mod context;
 
-/// 3D convolution and its gradients.
-mod conv3d;
+    /// 3D convolution and its gradients.
+    mod conv3d;
 
-/// Convolutions of 16-bit activations.
-mod conv_half;
+    /// Convolutions of 16-bit activations.
+    mod conv_half;
 
-/// Winograd's convolution beside the direct one.
-mod winograd;
+    /// Winograd's convolution beside the direct one.
+    mod winograd;
 
-/// Transposed convolution and its gradients.
-mod conv_transpose3d;
+    /// Transposed convolution and its gradients.
+    mod conv_transpose3d;
 
-/// Sums over rows.
-mod reduce;
+    /// Sums over rows.
+    mod reduce;
 
-/// Exponential and logarithm of vectors.
-mod vector_math;
+    /// Exponential and logarithm of vectors.
+    mod vector_math;
 
-/// Filling, copying, converting, scaling, adding.
-mod elementwise;
+    /// Filling, copying, converting, scaling, adding.
+    mod elementwise;
 
-/// Instance norm with leaky ReLU.
-mod instance_norm;
+    /// Instance norm with leaky ReLU.
+    mod instance_norm;
 
-/// SGD, AdamW, the gradient's norm.
-mod optimizer;
+    /// SGD, AdamW, the gradient's norm.
+    mod optimizer;
 
-/// Dice and cross-entropy under an ignore mask.
-mod loss;
+    /// Dice and cross-entropy under an ignore mask.
+    mod loss;
 
-/// Every variant of the losses against an f64 reference.
-mod loss_reference;
+    /// Every variant of the losses against an f64 reference.
+    mod loss_reference;
 
-/// What holds for the losses whatever they are given.
-mod loss_properties;
+    /// What holds for the losses whatever they are given.
+    mod loss_properties;
 
-/// Edge cases of losses on sparse annotations.
-mod loss_edges;
+    /// Edge cases of losses on sparse annotations.
+    mod loss_edges;
 
-/// Input that makes no loss.
-mod loss_input;
+    /// Input that makes no loss.
+    mod loss_input;
 
-/// Logits, losses, gradients and weights of a real nnU-Net run.
-mod golden;
+    /// Logits, losses, gradients and weights of a real nnU-Net run.
+    mod golden;
 
-/// Reading and writing NIfTI, including files made to break readers.
-mod nifti;
+    /// Augmentation kernels against their definitions.
+    mod augment;
 
-/// The legacy numpy generator against numbers drawn by numpy.
-mod numpy_random;
+    /// Augmentation against batchgeneratorsv2.
+    mod augment_upstream;
 
-/// Dataset description, label rules, case files.
-mod dataset;
+    /// What is drawn for augmentation, and whole batches.
+    mod augment_distributions;
 
-/// Which files belong to which case.
-mod dataset_names;
+    /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
+    mod predict;
 
-/// What is found in a dataset before any work begins.
-mod dataset_verify;
+    /// Models of nnU-Net, read and predicted with, and models for nnU-Net.
+    mod exchange;
 
-/// Reading plans and resolving configurations.
-mod plans;
+    /// Training, interruption, continuation.
+    mod train;
 
-/// Cross-validation splits.
-mod splits;
+    /// Planted errors for compute-sanitizer.
+    mod sanitizer;
 
-/// Cropping, normalisation, class locations and whole cases, against nnU-Net's own preprocessed data.
-mod preprocess;
+    /// Compilation for CUDA, without a device.
+    mod ptx;
 
-/// Resampling against scikit-image and scipy.
-mod resample;
+    /// The memory of a training step, counted and real.
+    mod memory;
 
-/// Patch placement and batch buffers.
-mod sample;
+    /// Algorithms chosen by shape.
+    mod tune;
 
-/// Mirroring.
-mod mirror;
+    /// The sums of the norm that data gradients take, against unfused operations.
+    mod fused_norm;
 
-/// Augmentation kernels against their definitions.
-mod augment;
+    /// The moments that convolutions take, and whole fused steps, against unfused operations.
+    mod fusion;
+}
 
-/// Augmentation against batchgeneratorsv2.
-mod augment_upstream;
+/// Files, rules, numbers and the command line: alike whatever the device.
+mod host {
+    /// Reading and writing NIfTI, including files made to break readers.
+    mod nifti;
 
-/// What is drawn for augmentation, and whole batches.
-mod augment_distributions;
+    /// The legacy numpy generator against numbers drawn by numpy.
+    mod numpy_random;
 
-/// Sliding windows, accumulation and export.
-mod infer;
+    /// Dataset description, label rules, case files.
+    mod dataset;
 
-/// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
-mod predict;
+    /// Which files belong to which case.
+    mod dataset_names;
 
-/// Models of nnU-Net, read and predicted with, and models for nnU-Net.
-mod exchange;
+    /// What is found in a dataset before any work begins.
+    mod dataset_verify;
 
-/// Checkpoints and archives that are damaged, or made to do harm.
-mod exchange_hostile;
+    /// Reading plans and resolving configurations.
+    mod plans;
 
-/// Files that appear when they are complete.
-mod atomic;
+    /// Cross-validation splits.
+    mod splits;
 
-/// Metrics and `summary.json`, byte for byte against nnU-Net's.
-mod eval;
+    /// Cropping, normalisation, class locations and whole cases, against nnU-Net's own preprocessed data.
+    mod preprocess;
 
-/// Distances between surfaces, lesions, volumes.
-mod measures;
+    /// Resampling against scikit-image and scipy.
+    mod resample;
 
-/// Training, interruption, continuation.
-mod train;
+    /// Patch placement and batch buffers.
+    mod sample;
 
-/// The command line and its errors.
-mod cli;
+    /// Mirroring.
+    mod mirror;
 
-/// What a training that goes on remembers, and what it is told again.
-mod continuing;
+    /// Sliding windows, accumulation and export.
+    mod infer;
 
-/// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
-mod prepared;
+    /// Files that appear when they are complete.
+    mod atomic;
 
-/// The record of epochs.
-mod history;
+    /// Checkpoints and archives of models that are damaged, or made to do harm.
+    mod exchange_hostile;
 
-/// Pictures of progress and of cases.
-mod report;
+    /// Metrics and `summary.json`, byte for byte against nnU-Net's.
+    mod eval;
 
-/// Making dense labels sparse: what holds for every scheme.
-mod sparsify;
+    /// Distances between surfaces, lesions, volumes.
+    mod measures;
 
-/// Making dense datasets sparse.
-mod sparsify_dataset;
+    /// The command line and its errors.
+    mod cli;
 
-/// Annotations as people draw them.
-mod import;
+    /// What a training that goes on remembers, and what it is told again.
+    mod continuing;
 
-/// Fingerprints and planned configurations, field by field against nnU-Net's.
-mod planner;
+    /// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
+    mod prepared;
 
-/// Preprocessed cases on disk, and damage to them.
-mod store;
+    /// The record of epochs.
+    mod history;
 
-/// nnU-Net's own preprocessed cases.
-mod b2nd;
+    /// Pictures of progress and of cases.
+    mod report;
 
-/// Patches of cases on disk.
-mod patches;
+    /// Making dense labels sparse: what holds for every scheme.
+    mod sparsify;
 
-/// Mutated NIfTI files, for as long as one likes.
-mod fuzz;
+    /// Making dense datasets sparse.
+    mod sparsify_dataset;
 
-/// From a raw dataset to preprocessed cases on the command line.
-mod dataset_cli;
+    /// Annotations as people draw them.
+    mod import;
 
-/// Planted errors for compute-sanitizer.
-mod sanitizer;
+    /// Fingerprints and planned configurations, field by field against nnU-Net's.
+    mod planner;
 
-/// Compilation for CUDA, without a device.
-mod ptx;
+    /// Preprocessed cases on disk, and damage to them.
+    mod store;
 
-/// The memory of a training step, counted and real.
-mod memory;
+    /// nnU-Net's own preprocessed cases.
+    mod b2nd;
 
-/// Algorithms chosen by shape.
-mod tune;
+    /// Patches of cases on disk.
+    mod patches;
 
-/// Fused operations against unfused ones.
-mod fused_norm;
-mod fusion;
+    /// Mutated NIfTI files, for as long as one likes.
+    mod fuzz;
 
-/// Which room may import from which.
-mod imports;
+    /// From a raw dataset to preprocessed cases on the command line.
+    mod dataset_cli;
+
+    /// Which room may import from which.
+    mod imports;
+}

@@ -2,12 +2,12 @@
 
 use super::typed::Train;
 use super::verify;
-use voxgrad::error::TrainError;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
+use voxgrad::error::TrainError;
 use voxgrad::preprocess::{OWN_FOLDER, cases_folder, stored_names};
 use voxgrad::train::{Asked, Checkpoint, Model, Settings, run};
 use voxgrad::{Compat, Error, io};

@@ -2,12 +2,12 @@
 
 use super::options::{Configurations, Reading, Which};
 use super::{summary, verify};
-use voxgrad::error::PlanError;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::folders::Located;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{Dataset, splits};
+use voxgrad::error::PlanError;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::pytorch_kept_bytes;
 use voxgrad::plan::fingerprint::{Age, Fingerprint, Measured};

@@ -2,12 +2,12 @@
 
 use super::options::{Shown, Which};
 use super::summary;
-use voxgrad::error::PlanError;
 use anyhow::Context as _;
 use std::path::Path;
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::splits::{self, Split};
 use voxgrad::dataset::{Dataset, LabelManager};
+use voxgrad::error::PlanError;
 use voxgrad::plan::verify::{self, Verification};
 use voxgrad::preprocess::CaseReport;
 

@@ -59,12 +59,12 @@ pub fn read(path: &Path, folder: Option<(Plans, DatasetJson)>, momenta: bool) ->
     let own = fields.trained_with();
     let (plans, dataset) = match (folder, own) {
         (Some(folder), own) => {
-            // nnU-Net goes by the folder. Another architecture would not load; another spacing would, and predict nonsense.
+            // nnU-Net goes by the folder. Another architecture does not load, but another spacing does.
             if let Ok((plans, _)) = own
                 && plans.configuration(configuration).ok() != folder.0.configuration(configuration).ok()
             {
                 notes.push(format!(
-                    "{}: the configuration {configuration} was another one when this was trained; that in plans.json is used",
+                    "{}: the configuration {configuration} has changed since this was trained; that in plans.json is used",
                     path.display()
                 ));
             }
