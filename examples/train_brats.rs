@@ -97,7 +97,15 @@ fn segment(trainer: &Trainer, case: &CaseFiles, dense: &Path, output: &Path) -> 
     let (patch, _) = model.configuration.three_dimensional()?;
     let settings = predict::Settings::default();
     let (context, network) = (trainer.context(), trainer.network());
-    let labels = predict::segmentation(context, network, &prepared, &preprocessor, patch, &settings, |_, _| ())?;
+    let labels = predict::segmentation(
+        context,
+        std::slice::from_ref(network),
+        &prepared,
+        &preprocessor,
+        patch,
+        &settings,
+        |_, _| (),
+    )?;
     let file = format!("{}{}", case.name, model.dataset.file_ending);
     io::write_segmentation(&output.join(&file), labels.view(), &prepared.geometry)?;
 

@@ -58,6 +58,9 @@ pub mod tune;
 
 pub mod train;
 
+// Models of other programs.
+pub mod exchange;
+
 pub use compat::Compat;
 pub use error::{Error, Result};
 

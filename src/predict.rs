@@ -1,5 +1,5 @@
 //! Prediction of whole cases: the network over sliding windows, logits averaged with Gaussian weights and over mirrored
-//! copies, then decoded into labels on the raw image's grid.
+//! copies and over the networks of several folds, then decoded into labels on the raw image's grid.
 
 use crate::augment::flip;
 use crate::device::host_memory;
@@ -31,27 +31,27 @@ impl Default for Settings {
     }
 }
 
-/// Logits `[depth, height, width, heads]` of a preprocessed case, on its own grid. `observe` is called with the passes
-/// done and to do.
+/// Logits `[depth, height, width, heads]` of a preprocessed case, on its own grid: the mean of those of all networks, which
+/// have one shape. `observe` is called with the passes done and to do.
 ///
 /// # Errors
 /// [`PredictError::PredictionMemory`](crate::error::PredictError::PredictionMemory) before anything is launched if the case is too large, [`PredictError::NonFiniteLogits`](crate::error::PredictError::NonFiniteLogits), or if
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
-    network: &Network,
+    networks: &[Network],
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
-    let window = window(context, network, case, patch, settings)?;
-    let mut logits = Vec::with_capacity(case.seg.len() * network.shape().heads);
+    let window = window(context, networks, case, patch, settings)?;
+    let mut logits = Vec::with_capacity(case.seg.len() * first(networks)?.shape().heads);
     let collect = |slice: &[f32]| {
         logits.extend_from_slice(slice);
         Ok(())
     };
-    slices(context, network, case, window, settings, observe, collect)?;
+    slices(context, networks, case, window, settings, observe, collect)?;
     Ok(logits)
 }
 
@@ -62,53 +62,67 @@ pub fn logits(
 /// As [`logits`], and if the logits cannot be resampled.
 pub fn segmentation(
     context: &Context,
-    network: &Network,
+    networks: &[Network],
     case: &PreprocessedCase,
     preprocessor: &Preprocessor,
     patch: [usize; 3],
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Array3<u16>> {
-    let window = window(context, network, case, patch, settings)?;
+    let window = window(context, networks, case, patch, settings)?;
     let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
-    slices(context, network, case, window, settings, observe, |slice| exporter.push(slice))?;
+    slices(context, networks, case, window, settings, observe, |slice| exporter.push(slice))?;
     exporter.finish()
 }
 
 /// The windows over a case, if predicting it fits into memory.
 fn window(
     context: &Context,
-    network: &Network,
+    networks: &[Network],
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
 ) -> Result<SlidingWindow> {
+    let network = first(networks)?;
     let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
     let (raw, threads) = (case.properties.shape_before_cropping, rayon::current_num_threads());
     let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads);
-    let plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
+    let mut plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
+    // The other folds lie on the device too: weights, and room for gradients and momenta that every network has.
+    let others = (networks.len() as u64 - 1).saturating_mul(network.parameters().count() as u64 * 3 * 4);
+    plan.device = plan.device.saturating_add(others);
     plan.check(context.caps(), host_memory())?;
     Ok(window)
+}
+
+/// The network that stands for all in shape.
+fn first(networks: &[Network]) -> Result<&Network> {
+    networks.first().ok_or(Error::Setting {
+        setting: "networks",
+        value: "none".into(),
+        expected: "expected at least one fold",
+    })
 }
 
 /// Predicts a case window by window. `consume` is given its slices of logits, `[height, width, heads]`, in order.
 fn slices(
     context: &Context,
-    network: &Network,
+    networks: &[Network],
     case: &PreprocessedCase,
     window: SlidingWindow,
     settings: &Settings,
     mut observe: impl FnMut(usize, usize),
     mut consume: impl FnMut(&[f32]) -> Result<()>,
 ) -> Result<()> {
-    let (channels, patch, heads) = (case.data.dim().0, window.patch, network.shape().heads);
+    let (channels, patch, heads) = (case.data.dim().0, window.patch, first(networks)?.shape().heads);
     let subsets = mirror_subsets(settings.mirror);
+    let passes = (subsets.len() * networks.len()) as f32;
     let mut input = vec![0.0; window.patch_voxels() * channels];
     let mut mirrored = vec![0.0; input.len()];
     let mut sum = vec![0.0; window.patch_voxels() * heads];
     let shape = Shape { batch: 1, dims: patch, channels };
     let mut accumulator = Accumulator::new(window.clone(), heads);
-    let (mut done, all) = (0, window.starts.len() * subsets.len());
+    let (mut done, all) = (0, window.starts.len() * subsets.len() * networks.len());
     for &start in &window.starts {
         window.extract(case.data.view(), start, &mut input)?;
         sum.fill(0.0);
@@ -116,14 +130,16 @@ fn slices(
             mirrored.copy_from_slice(&input);
             flip(&mut mirrored, patch, channels, axes);
             let x = Var::data(Tensor::upload(context, shape, &mirrored)?.cast(context, settings.dtype)?);
-            let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
-            for output in &outputs {
-                let mut logits = output.value().download(context)?;
-                flip(&mut logits, patch, heads, axes);
-                sum.iter_mut().zip(&logits).for_each(|(s, l)| *s += l / subsets.len() as f32);
+            for network in networks {
+                let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
+                for output in &outputs {
+                    let mut logits = output.value().download(context)?;
+                    flip(&mut logits, patch, heads, axes);
+                    sum.iter_mut().zip(&logits).for_each(|(s, l)| *s += l / passes);
+                }
+                done += 1;
+                observe(done, all);
             }
-            done += 1;
-            observe(done, all);
         }
         // Infinity or NaN would lose to every number, and become background.
         if let Some(&value) = sum.iter().find(|value| !value.is_finite()) {

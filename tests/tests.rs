@@ -79,6 +79,9 @@ mod device {
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
 
+    /// Models of nnU-Net, read and predicted with, and models for nnU-Net.
+    mod exchange;
+
     /// Training, interruption, continuation.
     mod train;
 
@@ -141,6 +144,9 @@ mod host {
 
     /// Files that appear when they are complete.
     mod atomic;
+
+    /// Checkpoints and archives of models that are damaged, or made to do harm.
+    mod exchange_hostile;
 
     /// Metrics and `summary.json`, byte for byte against nnU-Net's.
     mod eval;

@@ -2,6 +2,7 @@
 
     cargo build --release
     sh benches/peers/run.sh benches/peers/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training] [--shipped-only]
+    sh benches/peers/run.sh benches/peers/nnunet_round_trip.py --models MODEL... --images FOLDER [--mirror]
 
 First nnU-Net opens every dataset and every plans file of the repository: it checks the datasets, builds the networks and
 preprocesses a case of each with the plans beside it. --shipped-only ends there, and needs no voxgrad.
@@ -10,6 +11,11 @@ FOLDER is a raw dataset in nnU-Net's layout; the hippocampi of examples/data unl
 and preprocess it, and every file is compared: fingerprint, plans and splits field by field, and each case voxel by voxel.
 Then nnU-Net trains one iteration from voxgrad's dataset.json, plans and splits, on voxgrad's preprocessed arrays, which
 nnU-Net's own writer turns into its format. Ends with status 1 if anything differs by more than 1e-4 (labels: at all).
+
+With --models nothing is trained: each MODEL, a folder that nnU-Net has trained or a folder or checkpoint that voxgrad has, is
+written by `voxgrad export` in the other's format, and both programs predict the images of --images with their own file. Their
+segmentations must agree in at least 99.99 % of the voxels; so must nnU-Net's with the model as it was and as voxgrad wrote it,
+voxel by voxel.
 """
 
 import argparse
@@ -28,10 +34,13 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "Dataset901_RoundTrip"
 CONFIGURATION = "3d_fullres"
 TOLERANCE = 1e-4
+AGREEMENT = 0.9999
 
 
 def main():
     arguments = parse()
+    if arguments.models:
+        sys.exit(1 if models(arguments) else 0)
     failures = shipped(arguments.workers)
     if arguments.shipped_only:
         sys.exit(1 if failures else 0)
@@ -77,7 +86,80 @@ def parse():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--shipped-only", action="store_true")
+    parser.add_argument("--models", type=Path, nargs="+", default=[], help="trained models, of either program")
+    parser.add_argument("--images", type=Path, help="images to predict with them")
+    parser.add_argument("--mirror", action="store_true", help="average over mirrored copies")
     return parser.parse_args()
+
+
+def models(arguments):
+    """Whether both programs predict the same with each model."""
+    failures = []
+    if arguments.images is None:
+        sys.exit("--models needs --images FOLDER")
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary)
+            theirs, ours = place / "nnunet", place / "voxgrad"
+            for target, format in ((theirs, "nnunet"), (ours, "safetensors")):
+                run([arguments.voxgrad, "export", model, "--to", format, "-o", target], os.environ)
+            made = {
+                "nnU-Net": theirs_predict(arguments, theirs, place / "by_nnunet"),
+                "voxgrad": ours_predict(arguments, ours, place / "by_voxgrad"),
+            }
+            if is_theirs(model):
+                made["nnU-Net, the model as it was"] = theirs_predict(arguments, model, place / "as_it_was")
+                made["voxgrad, the model as it was"] = ours_predict(arguments, model, place / "ours_as_it_was")
+            first = made.pop("nnU-Net")
+            for name, folder in made.items():
+                equal, voxels, foreground = agreement(first, folder)
+                # Of one program the file makes no difference at all.
+                needed = 1 if name.startswith("nnU-Net") else AGREEMENT
+                what = f"{model}: nnU-Net with voxgrad's export and {name}"
+                figure = f": {equal} of {voxels} voxels ({100 * equal / voxels:.4f} %), {foreground} of them foreground"
+                report(what, equal >= needed * voxels, failures, figure)
+    return failures
+
+
+def is_theirs(model):
+    return model.is_dir() and any(model.glob("fold_*/checkpoint_final.pth"))
+
+
+def theirs_predict(arguments, model, output):
+    output.mkdir()
+    code = (
+        f"p = nnUNetPredictor(use_mirroring={arguments.mirror}, perform_everything_on_device=False, "
+        "device=torch.device('cpu'), allow_tqdm=False); "
+        f"p.initialize_from_trained_model_folder({str(model)!r}, None, 'checkpoint_final.pth'); "
+        f"p.predict_from_files_sequential({str(arguments.images)!r}, {str(output)!r})"
+    )
+    imports = "import torch\nfrom nnunetv2.inference.predict_from_raw_data import nnUNetPredictor"
+    unused = {name: str(output.parent) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    threads = str(arguments.workers)
+    run(python(imports, code), dict(os.environ, **unused, nnUNet_compile="f", OMP_NUM_THREADS=threads))
+    return output
+
+
+def ours_predict(arguments, model, output):
+    mirror = [] if arguments.mirror else ["--disable_tta"]
+    run([arguments.voxgrad, "predict", "-m", model, "-i", arguments.images, "-o", output, "-device", "cpu", *mirror], os.environ)
+    return output
+
+
+def agreement(first, second):
+    """Equal voxels, all voxels, and those that either folder has in the foreground."""
+    import nibabel
+
+    equal = voxels = foreground = 0
+    files = sorted(first.glob("*.nii.gz"))
+    if not files or [file.name for file in files] != [file.name for file in sorted(second.glob("*.nii.gz"))]:
+        sys.exit(f"{first} and {second} hold different cases")
+    for file in files:
+        a, b = (np.asarray(nibabel.load(folder / file.name).dataobj) for folder in (first, second))
+        equal += int((a == b).sum())
+        voxels += a.size
+        foreground += int(((a > 0) | (b > 0)).sum())
+    return equal, voxels, foreground
 
 
 def shipped(workers):

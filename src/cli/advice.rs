@@ -1,7 +1,9 @@
 //! The options that put an error right. The library's messages name none, since a program that embeds it has none.
 
 use voxgrad::Error;
-use voxgrad::error::{AnnotationError, DatasetError, FileError, PlanError, PredictError, PreprocessError, TrainError};
+use voxgrad::error::{
+    AnnotationError, DatasetError, ExchangeError, FileError, PlanError, PredictError, PreprocessError, TrainError,
+};
 
 /// The options of the command line that an error is about, in words; of several errors each option once.
 pub fn advice(error: &anyhow::Error) -> Option<String> {
@@ -31,6 +33,8 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         Error::Train(TrainError::Loader { .. }) => "--loader-threads sets how many threads cut patches",
         Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
+        Error::Exchange(ExchangeError::FoldMissing { .. }) => "-f names folds, -chk the checkpoint",
+        Error::Exchange(ExchangeError::FilesThere { .. }) => "--overwrite replaces files",
         Error::Device(_) => "--device chooses the device",
         _ => return,
     };

@@ -3,9 +3,11 @@
 mod advice;
 mod devices;
 mod evaluate;
+mod exchange;
 mod import;
 mod interrupt;
 mod job;
+mod model;
 mod options;
 mod predict;
 mod prepare;
@@ -57,9 +59,15 @@ enum Verb {
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
-    Predict(predict::Predict),
+    Predict(Box<predict::Predict>),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
     Evaluate(evaluate::Evaluate),
+    /// Write a trained model for nnU-Net, or one of nnU-Net's for voxgrad.
+    Export(exchange::Export),
+    /// Pack a trained model into an archive, in nnU-Net's layout.
+    ExportZip(exchange::ExportZip),
+    /// Unpack an archive of trained models, voxgrad's or nnU-Net's, into the folder of results.
+    InstallZip(exchange::InstallZip),
 }
 
 /// Where to compute.
@@ -106,6 +114,9 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
+        Verb::Export(export) => export.run(),
+        Verb::ExportZip(export) => export.run(),
+        Verb::InstallZip(install) => install.run(),
     }
 }
 

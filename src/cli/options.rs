@@ -40,7 +40,7 @@ impl FolderArguments {
 }
 
 /// What is shown while cases are worked on.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Shown {
     /// Print a line for every case that is done.
     #[arg(long)]

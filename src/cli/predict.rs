@@ -1,16 +1,19 @@
 //! `voxgrad predict`.
 
-use super::{DeviceArgument, ExactArgument, progress_bar};
+use super::model::ModelArguments;
+use super::options::Shown;
+use super::{DeviceArgument, ExactArgument};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
 use voxgrad::eval::grid_difference;
+use voxgrad::exchange::TrainedModel;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{Preprocessor, RawCase};
-use voxgrad::train::{Checkpoint, Model, Precision};
+use voxgrad::train::{Model, Precision};
 use voxgrad::{Compat, Error, io};
 
 /// What was typed.
@@ -22,19 +25,30 @@ pub struct Predict {
     /// Folder for the segmentations; those that are there already are made again unless --continue-prediction is given.
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
-    /// The trained network.
-    #[arg(short, long, value_name = "FILE")]
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    model: ModelArguments,
+    /// A single checkpoint instead of a model folder, voxgrad's or nnU-Net's.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "model_dataset", "folds", "checkpoint_name"])]
+    checkpoint: Option<PathBuf>,
     /// Go on with an interrupted prediction: keep segmentations that are there already, if they are whole, lie on the
     /// image's grid and hold declared labels only.
-    #[arg(long = "continue-prediction", alias = "continue_prediction")]
+    #[arg(long = "continue-prediction", alias = "c")]
     continue_prediction: bool,
+    /// Make segmentations again that are there already, which is what happens without --continue-prediction.
+    #[arg(long, conflicts_with = "continue_prediction")]
+    overwrite: bool,
     /// Distance of neighbouring windows as a share of the patch.
     #[arg(long = "step-size", default_value_t = 0.5)]
     step_size: f64,
     /// Do not average over mirrored copies: up to 8 times as fast, a little less accurate.
     #[arg(long = "disable-tta")]
     disable_tta: bool,
+    /// Number of programs that share the cases, each with another --part-id.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_parts: usize,
+    /// Which share of the cases this program predicts, from 0.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    part_id: usize,
     /// Type of activations: f32, f16 or bf16; that of training unless given, where the device has it.
     #[arg(long)]
     precision: Option<Precision>,
@@ -42,42 +56,124 @@ pub struct Predict {
     exact: ExactArgument,
     #[command(flatten)]
     device: DeviceArgument,
+    #[command(flatten)]
+    shown: Shown,
+    #[command(flatten)]
+    upstream: Upstream,
+}
+
+/// What nnU-Net's command takes and this one has no use for: said, or refused.
+#[derive(clap::Args)]
+struct Upstream {
+    /// nnU-Net's -npp.
+    #[arg(long, value_name = "N", hide = true)]
+    preprocessing_workers: Option<usize>,
+    /// nnU-Net's -nps.
+    #[arg(long, value_name = "N", hide = true)]
+    export_workers: Option<usize>,
+    /// nnU-Net's --not_on_device.
+    #[arg(long, hide = true)]
+    not_on_device: bool,
+    /// nnU-Net's -prev_stage_predictions.
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    prev_stage_predictions: Option<PathBuf>,
+    /// nnU-Net's --save_probabilities.
+    #[arg(long, hide = true)]
+    save_probabilities: bool,
+}
+
+impl Upstream {
+    fn check(&self) -> anyhow::Result<()> {
+        if self.prev_stage_predictions.is_some() {
+            anyhow::bail!("-prev_stage_predictions: cascades are not supported, only configurations of one stage");
+        }
+        if self.save_probabilities {
+            anyhow::bail!("--save_probabilities: probabilities are not written, only segmentations");
+        }
+        let without_use = [
+            ("-npp", self.preprocessing_workers.is_some(), "one process uses all cores"),
+            ("-nps", self.export_workers.is_some(), "one process uses all cores"),
+            ("--not_on_device", self.not_on_device, "logits are added up on the host in any case"),
+        ];
+        for (name, given, why) in without_use {
+            if given {
+                eprintln!("note: {name} has no effect here: {why}");
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Predict {
     /// Predicts all cases.
     pub fn run(self) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::read(&self.checkpoint)?;
-        let found = list_cases(&self.input, None, &checkpoint.model.dataset)?;
+        self.upstream.check()?;
+        anyhow::ensure!(
+            self.part_id < self.num_parts,
+            "-part_id is {}, but of {} parts the last one is {}",
+            self.part_id,
+            self.num_parts,
+            self.num_parts.saturating_sub(1)
+        );
+        let trained = match (&self.checkpoint, self.model.folder()?) {
+            (Some(file), _) => TrainedModel::of_file(file, false)?,
+            (None, Some(folder)) => self.model.open(&folder, false)?,
+            (None, None) => {
+                anyhow::bail!("name the model: -m FOLDER, -d DATASET -c CONFIGURATION, or --checkpoint FILE")
+            }
+        };
+        trained.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        let model = &trained.model;
+        anyhow::ensure!(
+            model.configuration.previous_stage.is_none(),
+            "{} is the second stage of a cascade, which is not supported",
+            model.configuration_name
+        );
+        let found = list_cases(&self.input, None, &model.dataset)?;
         found.notes.iter().for_each(|note| eprintln!("note: {note}"));
         Error::all(found.failures)?;
-        let cases = found.complete;
-        let exact = self.exact.exact || checkpoint.settings.exact;
+        let (all, mut cases) = (found.complete.len(), found.complete);
+        if self.num_parts > 1 {
+            cases = cases.into_iter().skip(self.part_id).step_by(self.num_parts).collect();
+            println!("part {} of {}: {} of {all} cases", self.part_id, self.num_parts, cases.len());
+        }
+        let trained_with = trained.folds.iter().map(|fold| &fold.checkpoint.settings);
+        let exact = self.exact.exact || trained_with.clone().any(|settings| settings.exact);
         let context = Policy::default().with_exact(exact).on(&self.device.open()?.context);
-        let network = Network::new(&context, checkpoint.model.architecture()?, 0)?;
-        checkpoint.load_into(&context, network.parameters())?;
-        let mirror = if self.disable_tta { [false; 3] } else { checkpoint.settings.mirror };
+        let networks = trained.networks(&context)?;
+        let mirror = if self.disable_tta { [false; 3] } else { trained.mirror };
+        let of_training = trained_with.map(|settings| settings.precision).next().unwrap_or_default();
         let precision = match self.precision {
             Some(asked) => asked,
-            None if checkpoint.settings.precision.check(context.caps()).is_ok() => checkpoint.settings.precision,
+            None if of_training.check(context.caps()).is_ok() => of_training,
             None => Precision::F32,
         };
         precision.check(context.caps())?;
         let settings = Settings { step_size: self.step_size, mirror, dtype: precision.dtype() };
-        predict_cases(&context, &network, &checkpoint.model, &cases, &self.output, &settings, self.continue_prediction)
+        let going = Going { keep_existing: self.continue_prediction, shown: self.shown };
+        predict_cases(&context, &networks, model, &cases, &self.output, &settings, &going)
     }
 }
 
+/// How cases are gone through.
+#[derive(Default)]
+pub struct Going {
+    /// Whether segmentations that are there are kept.
+    pub keep_existing: bool,
+    /// What is shown.
+    pub shown: Shown,
+}
+
 /// Predicts cases into a folder, each file complete or absent. A case that fails does not keep the others from being
-/// predicted. What is in the place of a segmentation already is kept only with `keep_existing`, and only if it is one.
+/// predicted. What is in the place of a segmentation already is kept only if `going` says so, and only if it is one.
 pub fn predict_cases(
     context: &Context,
-    network: &Network,
+    networks: &[Network],
     model: &Model,
     cases: &[CaseFiles],
     output: &Path,
     settings: &Settings,
-    keep_existing: bool,
+    going: &Going,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
     let unfinished = io::remove_leftovers(output)?;
@@ -90,14 +186,14 @@ pub fn predict_cases(
     let file = |case: &CaseFiles| output.join(format!("{}{}", case.name, model.dataset.file_ending));
     let places = examine(cases, file, &model.labels)?;
 
-    let bar = progress_bar("predicting", cases.len());
+    let bar = going.shown.bar("predicting", cases.len());
     let (mut made, mut replaced, mut kept, mut failed) = (0, 0, 0, Vec::new());
     for (case, place) in cases.iter().zip(places) {
         bar.set_message(case.name.clone());
         if let Place::Other(reason) = &place {
             bar.suspend(|| eprintln!("warning: no segmentation of case {}: {reason}; it is made again", case.name));
         }
-        if keep_existing && matches!(place, Place::Segmentation) {
+        if going.keep_existing && matches!(place, Place::Segmentation) {
             kept += 1;
             bar.inc(1);
             continue;
@@ -108,7 +204,7 @@ pub fn predict_cases(
             raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
             let prepared = preprocessor.run(raw)?;
             let observe = |_, _| bar.tick();
-            let labels = predict::segmentation(context, network, &prepared, &preprocessor, patch, settings, observe)?;
+            let labels = predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
             io::write_segmentation(&file(case), labels.view(), &prepared.geometry)
         };
         match segment() {
@@ -121,9 +217,11 @@ pub fn predict_cases(
             Err(error) => {
                 bar.suspend(|| eprintln!("error: predicting {}: {error}", case.name));
                 failed.push(case.name.as_str());
+                bar.inc(1);
+                continue;
             }
         }
-        bar.inc(1);
+        going.shown.done(&bar, "predicted", &case.name);
     }
     bar.finish_and_clear();
     let older = if replaced > 0 { format!(" ({replaced} in the place of an older file)") } else { String::new() };

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 15] = [
+const SPELLINGS: [(&str, &str); 26] = [
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
@@ -19,6 +19,17 @@ const SPELLINGS: [(&str, &str); 15] = [
     ("-device", "--device"),
     ("-tr", "--trainer"),
     ("--disable_tta", "--disable-tta"),
+    ("-step_size", "--step-size"),
+    ("-chk", "--checkpoint-name"),
+    ("-num_parts", "--num-parts"),
+    ("-part_id", "--part-id"),
+    ("-npp", "--preprocessing-workers"),
+    ("-nps", "--export-workers"),
+    ("-prev_stage_predictions", "--prev-stage-predictions"),
+    ("--save_probabilities", "--save-probabilities"),
+    ("--continue_prediction", "--continue-prediction"),
+    ("--disable_progress_bar", "--no-progress-bar"),
+    ("--not_on_device", "--not-on-device"),
 ];
 
 /// The arguments with nnU-Net's spellings replaced; all others are passed on as they are.

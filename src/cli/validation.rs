@@ -104,12 +104,12 @@ impl Validation<'_> {
         let settings = inference::Settings { mirror, dtype, ..Default::default() };
         predict::predict_cases(
             trainer.context(),
-            trainer.network(),
+            std::slice::from_ref(trainer.network()),
             trainer.model(),
             &files,
             &folder,
             &settings,
-            false,
+            &predict::Going::default(),
         )?;
         let (labels, ending) = (&trainer.model().labels, &job.dataset.json.file_ending);
         let references = self.references.folder(&job.output)?;

@@ -7,6 +7,7 @@
 mod annotation;
 mod dataset;
 mod evaluate;
+mod exchange;
 mod file;
 mod network;
 mod plan;
@@ -18,6 +19,7 @@ mod values;
 pub use annotation::AnnotationError;
 pub use dataset::DatasetError;
 pub use evaluate::EvaluateError;
+pub use exchange::ExchangeError;
 pub use file::FileError;
 pub use network::NetworkError;
 pub use plan::PlanError;
@@ -68,6 +70,9 @@ pub enum Error {
     /// Why predictions cannot be compared with references.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// Why models of other programs cannot be read or written.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// A setting outside its valid range.
     #[error("setting `{setting}` is {value}: {expected}")]
     Setting {

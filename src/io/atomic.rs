@@ -37,26 +37,34 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     write_atomically(path, &text)
 }
 
-/// Lets `write` make a file called `name` in a folder of its own, brings that to the disk, and renames it to `path`.
-pub(super) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Lets `write` make a file or folder called `name` in a folder of its own, brings that to the disk, and renames it to
+/// `path`.
+pub(crate) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    in_scratch(folder, |scratch| {
+        let file = scratch.join(name);
+        write(&file)?;
+        let place = || {
+            File::open(&file)?.sync_all()?;
+            fs::rename(&file, path)?;
+            // The new name too: a folder is a file on its own.
+            if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+        };
+        place().map_err(Error::io(path, "write"))
+    })
+}
+
+/// Lets `work` write in a folder of its own inside of `folder`, which is removed afterwards.
+pub(crate) fn in_scratch<T>(folder: &Path, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     if first_write_to(folder) {
         // Best effort: what cannot be removed is no reason not to write.
         let _ = remove_leftovers(folder);
     }
-    let scratch = Scratch::create(folder).map_err(Error::io(path, "write"))?;
-    let file = scratch.path.join(name);
-    write(&file)?;
-    let place = || {
-        File::open(&file)?.sync_all()?;
-        fs::rename(&file, path)?;
-        // The new name too: a folder is a file on its own.
-        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
-    };
-    place().map_err(Error::io(path, "write"))
+    let scratch = Scratch::create(folder).map_err(Error::io(folder, "write"))?;
+    work(&scratch.path)
 }
 
 /// Whether this process has not written to the folder before.

@@ -7,6 +7,7 @@ mod nifti;
 mod nifti_header;
 mod nifti_stream;
 
+pub(crate) use atomic::{in_scratch, write_aside};
 pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
 pub use listing::{Listing, is_file_name, list_folder};

@@ -82,8 +82,8 @@ pub struct TrainingCases {
     pub compat: Compat,
 }
 
-/// One tensor of a checkpoint: shape and values in PyTorch's layout.
-type Stored = HashMap<String, (Vec<usize>, Vec<f32>)>;
+/// Tensors by nnU-Net's names of their parameters: shape and values in PyTorch's layout.
+pub type Stored = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// A saved state of training.
 #[derive(Clone, Debug)]
@@ -127,6 +127,26 @@ impl Checkpoint {
         };
         let (network, momentum) = (store(Slot::Value)?, store(Slot::Momentum)?);
         Ok(Self { model, settings, progress, cases: None, network, momentum })
+    }
+
+    /// A state that another program has trained. Momenta that are left out are zero.
+    pub fn from_parts(model: Model, settings: Settings, progress: Progress, network: Stored, momentum: Stored) -> Self {
+        let zero = |(name, (shape, values)): (&String, &(Vec<usize>, Vec<f32>))| {
+            let given = momentum.get(name).cloned();
+            (name.clone(), given.unwrap_or_else(|| (shape.clone(), vec![0.0; values.len()])))
+        };
+        let momentum = network.iter().map(zero).collect();
+        Self { model, settings, progress, cases: None, network, momentum }
+    }
+
+    /// The weights.
+    pub fn network(&self) -> &Stored {
+        &self.network
+    }
+
+    /// The optimiser's momenta.
+    pub fn momentum(&self) -> &Stored {
+        &self.momentum
     }
 
     /// Loads weights and momenta into a network of the same shape.

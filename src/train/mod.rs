@@ -12,7 +12,7 @@ mod step;
 mod times;
 
 pub use asked::Asked;
-pub use checkpoint::{Checkpoint, Model, TrainingCases};
+pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
 pub use data::{Case, DataSource, TrainingData};
 pub use loader::Loading;
 pub use memory::{MemoryPlan, planned_memory};

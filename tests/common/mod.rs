@@ -7,6 +7,7 @@ pub mod loss_reference;
 pub mod network;
 pub mod npz;
 pub mod phantom;
+pub mod pickles;
 pub mod place;
 pub mod plans;
 pub mod six_cases;

@@ -185,13 +185,30 @@ fn logits_that_are_no_numbers_name_case_and_window() {
     let mut case = preprocessor.run(RawCase::read(&files, &model.labels).unwrap()).unwrap();
     let settings = predict::Settings { mirror: [false; 3], step_size: 1.0, ..Default::default() };
     let patch = [8; 3];
-    predict::segmentation(context, trainer.network(), &case, &preprocessor, patch, &settings, |_, _| ()).unwrap();
+    predict::segmentation(
+        context,
+        std::slice::from_ref(trainer.network()),
+        &case,
+        &preprocessor,
+        patch,
+        &settings,
+        |_, _| (),
+    )
+    .unwrap();
     // In the last of the eight windows only.
     case.data[[0, 12, 12, 12]] = f32::NAN;
     let mut windows = 0;
-    let error = predict::segmentation(context, trainer.network(), &case, &preprocessor, patch, &settings, |done, _| {
-        windows = done;
-    })
+    let error = predict::segmentation(
+        context,
+        std::slice::from_ref(trainer.network()),
+        &case,
+        &preprocessor,
+        patch,
+        &settings,
+        |done, _| {
+            windows = done;
+        },
+    )
     .unwrap_err();
     assert_eq!(windows, 8);
     let text = error.to_string();

@@ -193,7 +193,8 @@ fn predictions_in_sixteen_bits_are_near_those_in_f32() {
     finish(&mut trainer, &cases);
     let predict = |dtype| {
         let settings = predict::Settings { mirror: [false; 3], step_size: 1.0, dtype };
-        predict::logits(context, trainer.network(), &cases[0], patch, &settings, |_, _| ()).unwrap()
+        predict::logits(context, std::slice::from_ref(trainer.network()), &cases[0], patch, &settings, |_, _| ())
+            .unwrap()
     };
     let exact = predict(Dtype::F32);
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
@@ -237,8 +238,16 @@ fn the_loss_falls_and_the_prediction_finds_the_sphere() {
 
     let case = &cases[0];
     let settings = predict::Settings { mirror: [false; 3], ..Default::default() };
-    let labels =
-        predict::segmentation(context, trainer.network(), case, &preprocessor, patch, &settings, |_, _| ()).unwrap();
+    let labels = predict::segmentation(
+        context,
+        std::slice::from_ref(trainer.network()),
+        case,
+        &preprocessor,
+        patch,
+        &settings,
+        |_, _| (),
+    )
+    .unwrap();
     // Dense truth of a sphere of radius 4 about (6, 6, 6), most of which was never annotated.
     let (mut both, mut either) = (0, 0);
     for ((z, y, x), &label) in labels.indexed_iter() {
