@@ -116,6 +116,12 @@ mod cli;
 /// What a training that goes on remembers, and what it is told again.
 mod continuing;
 
+/// Trainings that are killed, find the disk full, or their checkpoint damaged.
+mod killed;
+
+/// nnU-Net's command line for training, and the files beside the checkpoints.
+mod train_cli;
+
 /// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
 mod prepared;
 

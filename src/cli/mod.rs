@@ -8,6 +8,7 @@ mod job;
 mod options;
 mod predict;
 mod prepare;
+mod records;
 mod sparsify;
 mod spelling;
 mod steps;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 15] = [
+const SPELLINGS: [(&str, &str); 19] = [
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
@@ -19,6 +19,10 @@ const SPELLINGS: [(&str, &str); 15] = [
     ("-device", "--device"),
     ("-tr", "--trainer"),
     ("--disable_tta", "--disable-tta"),
+    ("-pretrained_weights", "--pretrained-weights"),
+    ("-num_gpus", "--num-gpus"),
+    ("--val_best", "--val-best"),
+    ("--disable_checkpointing", "--disable-checkpointing"),
 ];
 
 /// The arguments with nnU-Net's spellings replaced; all others are passed on as they are.
