@@ -23,13 +23,13 @@ pub enum DeviceChoice {
 #[non_exhaustive]
 pub enum DeviceError {
     /// The text names no device.
-    #[error("--device {text}: unknown device; use auto, cpu, vulkan, vulkan:N, cuda or cuda:N")]
+    #[error("{text}: unknown device; use auto, cpu, vulkan, vulkan:N, cuda or cuda:N")]
     Unknown {
         /// What was asked for.
         text: String,
     },
     /// The device is not there, or this build has no code for it.
-    #[error("--device {wanted}: {reason}; found here: {found}")]
+    #[error("device {wanted}: {reason}; found here: {found}")]
     NotFound {
         /// What was asked for.
         wanted: String,

@@ -15,6 +15,9 @@ fn main() -> ExitCode {
                 return ExitCode::from(128 + signal);
             }
             eprintln!("error: {error:#}");
+            if let Some(options) = cli::advice(&error) {
+                eprintln!("options: {options}");
+            }
             ExitCode::from(if device_failed(&error) { 1 } else { 2 })
         }
     }

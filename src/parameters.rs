@@ -1,7 +1,7 @@
 //! The parameter store: every parameter under its nnU-Net state-dict name, all values, gradients and momenta in one
 //! flat f32 buffer each, so that the optimiser needs few launches and a checkpoint is a plain walk.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result};
 use crate::kernels::{Buffer, Context, Dtype, elementwise};
 use std::collections::HashMap;
 
@@ -291,7 +291,7 @@ impl Parameters {
     /// Uploads one slot from values in PyTorch's layout, by name. Every parameter must be given, with its shape.
     ///
     /// # Errors
-    /// [`Error::State`] naming the first parameter that is missing or has another shape.
+    /// [`NetworkError::State`](crate::error::NetworkError::State) naming the first parameter that is missing or has another shape.
     pub fn load_torch<'a>(
         &self,
         context: &Context,
@@ -300,11 +300,12 @@ impl Parameters {
     ) -> Result<()> {
         let mut flat = vec![0.0; self.values.len()];
         for p in &self.list {
-            let (shape, values) =
-                lookup(&p.name).ok_or_else(|| Error::State { name: p.name.clone(), problem: "is missing".into() })?;
+            let (shape, values) = lookup(&p.name).ok_or_else(|| {
+                Error::Network(NetworkError::State { name: p.name.clone(), problem: "is missing".into() })
+            })?;
             if shape != p.kind.torch_shape() {
                 let problem = format!("has shape {shape:?}, this network has {:?}", p.kind.torch_shape());
-                return Err(Error::State { name: p.name.clone(), problem });
+                return Err(Error::Network(NetworkError::State { name: p.name.clone(), problem }));
             }
             flat[p.offset..p.offset + p.kind.len()].copy_from_slice(&p.kind.from_torch(values));
         }

@@ -3,7 +3,7 @@
 
 use crate::augment::flip;
 use crate::device::host_memory;
-use crate::error::{Error, Result};
+use crate::error::{Error, PredictError, Result};
 use crate::infer::export::Exporter;
 use crate::infer::memory::planned_host;
 use crate::infer::{Accumulator, SlidingWindow, mirror_subsets};
@@ -35,7 +35,7 @@ impl Default for Settings {
 /// done and to do.
 ///
 /// # Errors
-/// [`Error::PredictionMemory`] before anything is launched if the case is too large, [`Error::NonFiniteLogits`], or if
+/// [`PredictError::PredictionMemory`](crate::error::PredictError::PredictionMemory) before anything is launched if the case is too large, [`PredictError::NonFiniteLogits`](crate::error::PredictError::NonFiniteLogits), or if
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
@@ -128,7 +128,13 @@ fn slices(
         // Infinity or NaN would lose to every number, and become background.
         if let Some(&value) = sum.iter().find(|value| !value.is_finite()) {
             let start = std::array::from_fn(|axis| start[axis] as isize - window.before[axis] as isize);
-            return Err(Error::NonFiniteLogits { case: case.name.clone(), value, start, patch, dtype: settings.dtype });
+            return Err(Error::Predict(PredictError::NonFiniteLogits {
+                case: case.name.clone(),
+                value,
+                start,
+                patch,
+                dtype: settings.dtype,
+            }));
         }
         accumulator.add(start, &sum, &mut consume)?;
     }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::Compat;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result, TrainError};
 use crate::preprocess::ClassLocations;
 
 pub use crate::patch::{ChunkCache, PatchSource, StoredPatches, patches_of};
@@ -111,9 +111,9 @@ impl PatchSampler {
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`Error::NoCases`], [`Error::ChannelCount`] if cases differ in their channels, or what reading a case gives.
+    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases), [`PreprocessError::ChannelCount`](crate::error::PreprocessError::ChannelCount) if cases differ in their channels, or what reading a case gives.
     pub fn fill<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
-        let channels = cases.first().ok_or(Error::NoCases)?.channels();
+        let channels = cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels();
         batch.reshape(self.batch_size, self.patch, channels);
         self.each(cases, channels, rng, |index, case, start| {
             let (image, target) = batch.sample_mut(index);
@@ -126,7 +126,7 @@ impl PatchSampler {
     /// # Errors
     /// As [`PatchSampler::fill`].
     pub fn fill_raw<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut RawBatch) -> Result<()> {
-        let channels = cases.first().ok_or(Error::NoCases)?.channels();
+        let channels = cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels();
         (batch.size, batch.patch, batch.channels) = (self.batch_size, self.patch, channels);
         let voxels: usize = self.patch.iter().product();
         batch.image.resize(batch.size * voxels * channels, 0.0);
@@ -150,7 +150,7 @@ impl PatchSampler {
             let case = &cases[rng.random_range(0..cases.len())];
             if case.channels() != channels {
                 let (case, found) = (case.name().into(), case.channels());
-                return Err(Error::ChannelCount { case, found, expected: channels });
+                return Err(Error::Preprocess(PreprocessError::ChannelCount { case, found, expected: channels }));
             }
             copy(index, case, self.start(case, self.is_forced(index), rng))?;
         }

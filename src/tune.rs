@@ -5,7 +5,7 @@
 //! a fixed rule.
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, NetworkError, Result};
 use crate::io::write_atomically;
 use crate::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use crate::kernels::{Buffer, Context, Dtype, elementwise};
@@ -67,14 +67,14 @@ impl Table {
     /// Reads what [`Table::write`] has written; an empty table if there is no file.
     ///
     /// # Errors
-    /// [`Error::Tuning`] for a file that is damaged, or of another device or version.
+    /// [`NetworkError::Tuning`](crate::error::NetworkError::Tuning) for a file that is damaged, or of another device or version.
     pub fn read(path: &Path, device: &str) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(device)),
             Err(error) => return Err(Error::io(path, "read")(error)),
         };
-        let unusable = |problem: String| Error::Tuning { path: path.into(), problem };
+        let unusable = |problem: String| Error::Network(NetworkError::Tuning { path: path.into(), problem });
         let table: Self = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
         for (what, found, expected) in [("program", &*table.made_by, MADE_BY), ("device", &*table.device, device)] {
             if found != expected {
@@ -90,10 +90,10 @@ impl Table {
     /// Writes a measurement a line, and makes the folder.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
         let json = |value: &dyn Fn() -> serde_json::Result<String>| {
-            value().map_err(|source| Error::Json { path: path.into(), source })
+            value().map_err(|source| Error::File(FileError::Json { path: path.into(), source }))
         };
         let lines = (self.measured.iter())
             .map(|entry| json(&|| serde_json::to_string(entry)))

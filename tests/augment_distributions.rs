@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use voxgrad::Error;
 use voxgrad::augment::{Augmenter, Draw, Geometry, Recipe, TrainerVariant, Transforms};
+use voxgrad::error::TrainError;
 use voxgrad::kernels::augment::{self, Finish, LabelRule, Patch, Sample};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::sample::RawBatch;
@@ -209,7 +210,7 @@ fn trainers_have_their_names_and_unknown_ones_are_refused_with_the_list() {
     let both = of("nnUNetTrainer_250epochs_NoMirroring");
     assert_eq!((both.epochs, both.mirror), (Some(250), [false; 3]));
     let error = TrainerVariant::of("nnUNetTrainerDA5").unwrap_err();
-    assert!(matches!(error, Error::UnknownTrainer { .. }));
+    assert!(matches!(error, Error::Train(TrainError::UnknownTrainer { .. })));
     let text = error.to_string();
     assert!(TrainerVariant::all().iter().all(|variant| text.contains(&variant.name)), "{text}");
 }
@@ -336,7 +337,7 @@ fn two_byte_labels_stay_what_they_are_and_undeclared_ones_are_refused() {
     // Mirroring alone masks nothing.
     assert_eq!(read(context, image.buffer()), raw.image);
     let error = augmenter(299).batch(context, &raw, &mut rng).unwrap_err();
-    assert!(matches!(error, Error::LabelBeyondDeclared { found: 3000, largest: 299 }), "{error}");
+    assert!(matches!(error, Error::Train(TrainError::LabelBeyondDeclared { found: 3000, largest: 299 })), "{error}");
     // The largest label of one byte needs codes of two.
     raw.labels.iter_mut().for_each(|label| *label = (*label).min(255));
     let (_, target) = augmenter(255).batch(context, &raw, &mut rng).unwrap();

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use std::path::Path;
 use voxgrad::Error;
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::error::{FileError, PreprocessError};
 use voxgrad::preprocess::{PreprocessedCase, read_b2nd};
 
 const SHAPE: (usize, usize, usize, usize) = (2, 13, 22, 17);
@@ -54,7 +55,7 @@ fn what_nnunet_never_writes_is_named() {
     let path = folder.path().join("x.b2nd");
     std::fs::copy(fixture("lz4"), &path).unwrap();
     let error = read(&path).unwrap_err();
-    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("x_seg.b2nd")), "{error}");
+    assert!(matches!(&error, Error::File(FileError::Io { path, .. }) if path.ends_with("x_seg.b2nd")), "{error}");
     std::fs::write(&path, "no frame").unwrap();
     assert!(read(&path).unwrap_err().to_string().contains("not a Blosc2 frame"));
 }
@@ -122,7 +123,7 @@ proptest! {
         std::fs::copy(fixture("lz4_seg"), folder.path().join("x_seg.b2nd")).unwrap();
         match read(&path) {
             Ok(case) => prop_assert_eq!(&case.data.shape()[1..], case.seg.shape()),
-            Err(error) => prop_assert!(matches!(error, Error::StoredCase { .. }), "{}", error),
+            Err(error) => prop_assert!(matches!(error, Error::Preprocess(PreprocessError::StoredCase { .. })), "{}", error),
         }
     }
 }

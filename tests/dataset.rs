@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use voxgrad::error::{DatasetError, FileError};
 
 use voxgrad::Error;
 use voxgrad::dataset::{Dataset, DatasetJson, LabelGroup, LabelManager, cases_in};
@@ -25,29 +26,35 @@ const BRATS: &str = r#"{"background": 0, "whole": [1, 2, 3], "core": [2, 3], "en
 
 #[test]
 fn every_label_rule_has_its_error() {
-    use Error::*;
+    use DatasetError::*;
     type Check = fn(&Error) -> bool;
     let cases: [(&str, &str, Check); 14] = [
-        (r#"{"a": 1}"#, "", |e| matches!(e, BackgroundMissing { .. })),
-        (r#"{"background": [0], "a": 1}"#, "", |e| matches!(e, BackgroundIsRegion { .. })),
-        (r#"{"background": 1, "a": 0}"#, "", |e| matches!(e, BackgroundNotZero { value: 1, .. })),
-        (r#"{"background": 0, "a": 1, "ignore": [2]}"#, "", |e| matches!(e, IgnoreIsRegion { .. })),
+        (r#"{"a": 1}"#, "", |e| matches!(e, Error::Dataset(BackgroundMissing { .. }))),
+        (r#"{"background": [0], "a": 1}"#, "", |e| matches!(e, Error::Dataset(BackgroundIsRegion { .. }))),
+        (r#"{"background": 1, "a": 0}"#, "", |e| matches!(e, Error::Dataset(BackgroundNotZero { value: 1, .. }))),
+        (r#"{"background": 0, "a": 1, "ignore": [2]}"#, "", |e| matches!(e, Error::Dataset(IgnoreIsRegion { .. }))),
         (r#"{"background": 0, "ignore": 1, "a": 2}"#, "", |e| {
-            matches!(e, IgnoreNotHighest { value: 1, expected: 3, .. })
+            matches!(e, Error::Dataset(IgnoreNotHighest { value: 1, expected: 3, .. }))
         }),
         (r#"{"background": 0, "a": 1, "ignore": 3}"#, "", |e| {
-            matches!(e, IgnoreNotHighest { value: 3, expected: 2, .. })
+            matches!(e, Error::Dataset(IgnoreNotHighest { value: 3, expected: 2, .. }))
         }),
-        (r#"{"background": 0, "a": 1, "b": 3}"#, "", |e| matches!(e, LabelsNotConsecutive { .. })),
-        (r#"{"background": 0, "a": -1}"#, "", |e| matches!(e, LabelOutOfRange { value: -1, .. })),
-        (r#"{"background": 0, "a": 256}"#, "", |e| matches!(e, LabelOutOfRange { .. })),
-        (r#"{"background": 0, "ignore": 1}"#, "", |e| matches!(e, NoForeground { .. })),
-        (r#"{"background": 0, "a": [1, 2], "b": 2}"#, "", |e| matches!(e, RegionsClassOrderMissing { .. })),
+        (r#"{"background": 0, "a": 1, "b": 3}"#, "", |e| matches!(e, Error::Dataset(LabelsNotConsecutive { .. }))),
+        (r#"{"background": 0, "a": -1}"#, "", |e| matches!(e, Error::Dataset(LabelOutOfRange { value: -1, .. }))),
+        (r#"{"background": 0, "a": 256}"#, "", |e| matches!(e, Error::Dataset(LabelOutOfRange { .. }))),
+        (r#"{"background": 0, "ignore": 1}"#, "", |e| matches!(e, Error::Dataset(NoForeground { .. }))),
+        (r#"{"background": 0, "a": [1, 2], "b": 2}"#, "", |e| {
+            matches!(e, Error::Dataset(RegionsClassOrderMissing { .. }))
+        }),
         (BRATS, r#", "regions_class_order": [1, 2]"#, |e| {
-            matches!(e, RegionsClassOrderLength { found: 2, expected: 3, .. })
+            matches!(e, Error::Dataset(RegionsClassOrderLength { found: 2, expected: 3, .. }))
         }),
-        (r#"{"background": 0, "a": "one"}"#, "", |e| matches!(e, Field { field, .. } if field == "labels.a")),
-        (r#"{"background": 0, "a": 1.5}"#, "", |e| matches!(e, Field { .. })),
+        (
+            r#"{"background": 0, "a": "one"}"#,
+            "",
+            |e| matches!(e, Error::File(FileError::Field { field, .. }) if field == "labels.a"),
+        ),
+        (r#"{"background": 0, "a": 1.5}"#, "", |e| matches!(e, Error::File(FileError::Field { .. }))),
     ];
     for (text, further, is_expected) in cases {
         let error = labels(text, further).expect_err(text);
@@ -73,11 +80,11 @@ fn missing_and_mistyped_fields_are_named() {
         ("{\"0\": \"a\"}", "{}", "channel_names"),
     ] {
         match text(&whole.replace(from, to)) {
-            Err(Error::Field { field: named, .. }) => assert_eq!(named, field),
+            Err(Error::File(FileError::Field { field: named, .. })) => assert_eq!(named, field),
             other => panic!("{to}: {other:?}"),
         }
     }
-    assert!(matches!(text("{"), Err(Error::Json { .. })));
+    assert!(matches!(text("{"), Err(Error::File(FileError::Json { .. }))));
     let old = text(&whole.replace("channel_names", "modality")).unwrap();
     assert_eq!(old.channel_names, ["a"]);
 }
@@ -173,23 +180,29 @@ fn incomplete_folders_are_told_apart() {
     };
     assert!(matches!(
         without("imagesTr/b_0001.nii.gz"),
-        Error::ChannelMissing { channel: 1, case, .. } if case == "b"
+        Error::Dataset(DatasetError::ChannelMissing { channel: 1, case, .. }) if case == "b"
     ));
-    assert!(matches!(without("imagesTr/b_0000.nii.gz"), Error::ChannelMissing { channel: 0, .. }));
+    assert!(matches!(
+        without("imagesTr/b_0000.nii.gz"),
+        Error::Dataset(DatasetError::ChannelMissing { channel: 0, .. })
+    ));
     assert!(matches!(
         without("labelsTr/a_1.nii.gz"),
-        Error::LabelMissing { case, .. } if case == "a_1"
+        Error::Dataset(DatasetError::LabelMissing { case, .. }) if case == "a_1"
     ));
-    assert!(matches!(open(&[]).unwrap_err(), Error::DatasetEmpty { .. }));
-    assert!(matches!(open(&COMPLETE[..3]).unwrap_err(), Error::NumTraining { declared: 2, found: 1, .. }));
+    assert!(matches!(open(&[]).unwrap_err(), Error::Dataset(DatasetError::DatasetEmpty { .. })));
+    assert!(matches!(
+        open(&COMPLETE[..3]).unwrap_err(),
+        Error::Dataset(DatasetError::NumTraining { declared: 2, found: 1, .. })
+    ));
     let mut surplus = COMPLETE.to_vec();
     surplus.push("imagesTr/b_0002.nii.gz");
     assert!(matches!(
         open(&surplus).unwrap_err(),
-        Error::ChannelUndeclared { declared: 2, case, .. } if case == "b"
+        Error::Dataset(DatasetError::ChannelUndeclared { declared: 2, case, .. }) if case == "b"
     ));
     let empty = tempfile::tempdir().unwrap();
-    assert!(matches!(Dataset::open(empty.path()), Err(Error::Io { .. })));
+    assert!(matches!(Dataset::open(empty.path()), Err(Error::File(FileError::Io { .. }))));
 }
 
 #[test]
@@ -216,7 +229,7 @@ fn cases_may_be_listed_in_dataset_json() {
     let dataset = listed(r#"{"images": ["imagesTr/b_0000.nii.gz"], "label": "labelsTr/b.nii.gz"}"#).unwrap();
     assert_eq!(dataset.cases[0].name, "one");
     assert_eq!(dataset.cases[0].images, [dir.path().join("imagesTr/b_0000.nii.gz")]);
-    assert!(matches!(listed(r#"{"images": ["x", "y"], "label": "z"}"#), Err(Error::Field { .. })));
+    assert!(matches!(listed(r#"{"images": ["x", "y"], "label": "z"}"#), Err(Error::File(FileError::Field { .. }))));
     // An unset variable stays in the message.
     let error = listed(r#"{"images": ["x"], "label": "${NO_SUCH_VARIABLE}/z"}"#).unwrap_err();
     assert!(error.to_string().contains("${NO_SUCH_VARIABLE}/z"), "{error}");

@@ -4,6 +4,7 @@ use crate::common::six_cases::Place;
 use std::fs;
 use voxgrad::Error;
 use voxgrad::dataset::{Dataset, DatasetJson, cases_in, list_cases};
+use voxgrad::error::{DatasetError, FileError};
 use voxgrad::plan::verify;
 
 #[test]
@@ -16,9 +17,9 @@ fn every_file_that_fits_no_case_is_listed() {
     let said: Vec<String> = found.failures.iter().map(Error::to_string).collect();
     match found.failures.as_slice() {
         [
-            Error::ImageNames { files, .. },
-            Error::LabelMissing { case, .. },
-            Error::LabelWithoutImage { files: labels, .. },
+            Error::Dataset(DatasetError::ImageNames { files, .. }),
+            Error::Dataset(DatasetError::LabelMissing { case, .. }),
+            Error::Dataset(DatasetError::LabelWithoutImage { files: labels, .. }),
         ] => {
             assert_eq!(files, &["x.001.0000.nii.gz"]);
             assert_eq!(case, "c_1");
@@ -38,7 +39,10 @@ fn images_without_a_channel_number_and_labels_with_one() {
     place.rename("labelsTr/c_1.nii.gz", "labelsTr/c_1_0000.nii.gz");
     let failures = place.failures();
     match failures.as_slice() {
-        [Error::ChannelNumberMissing { files: images, .. }, Error::LabelNumbered { files: labels, .. }] => {
+        [
+            Error::Dataset(DatasetError::ChannelNumberMissing { files: images, .. }),
+            Error::Dataset(DatasetError::LabelNumbered { files: labels, .. }),
+        ] => {
             assert_eq!((images[0].as_str(), labels[0].as_str()), ("c_0.nii.gz", "c_1_0000.nii.gz"));
         }
         _ => panic!("{failures:#?}"),
@@ -55,13 +59,17 @@ fn four_digits_of_a_case_name_are_explained_once() {
         place.rename(&format!("labelsTr/c_{case}.nii.gz"), &format!("labelsTr/PID_000{case}.nii.gz"));
     }
     let failures = place.failures();
-    let [Error::ChannelNumberMissing { files, .. }] = failures.as_slice() else { panic!("{failures:#?}") };
+    let [Error::Dataset(DatasetError::ChannelNumberMissing { files, .. })] = failures.as_slice() else {
+        panic!("{failures:#?}")
+    };
     assert_eq!(files.len(), 5);
     assert!(failures[0].to_string().contains("PID_0000.nii.gz becomes PID_0000_0000.nii.gz"), "{}", failures[0]);
     // Without labels, as for prediction, they may be channels: one message says both.
     let json = DatasetJson::read(&place.path("dataset.json")).unwrap();
     let found = list_cases(&place.path("imagesTr"), None, &json).unwrap();
-    let [Error::ChannelUndeclared { case, files, .. }] = found.failures.as_slice() else { panic!("{found:#?}") };
+    let [Error::Dataset(DatasetError::ChannelUndeclared { case, files, .. })] = found.failures.as_slice() else {
+        panic!("{found:#?}")
+    };
     assert_eq!((case.as_str(), files.len()), ("PID", 4));
     assert!(found.failures[0].to_string().contains("PID_0001.nii.gz becomes PID_0001_0000.nii.gz"));
 }
@@ -73,13 +81,13 @@ fn both_endings_are_named() {
         place.rename(&format!("imagesTr/c_{case}_0000.nii.gz"), &format!("imagesTr/c_{case}_0000.nii"));
     }
     let failures = place.failures();
-    let [Error::OtherEnding { .. }] = failures.as_slice() else { panic!("{failures:#?}") };
+    let [Error::Dataset(DatasetError::OtherEnding { .. })] = failures.as_slice() else { panic!("{failures:#?}") };
     assert!(failures[0].to_string().contains("2 files end in .nii and 4 in .nii.gz"), "{}", failures[0]);
     for case in 2..6 {
         place.rename(&format!("imagesTr/c_{case}_0000.nii.gz"), &format!("imagesTr/c_{case}_0000.nii"));
     }
     let error = verify::quick(place.0.path()).unwrap_err();
-    assert!(matches!(error, Error::DatasetEmpty { others: 6, .. }), "{error}");
+    assert!(matches!(error, Error::Dataset(DatasetError::DatasetEmpty { others: 6, .. })), "{error}");
     assert!(error.to_string().contains("6 files end in .nii:"), "{error}");
 }
 
@@ -122,7 +130,10 @@ fn listed_cases_keep_inside_their_folder() {
     assert_eq!(list(&["one", "two.b", "..c"]).unwrap().cases.len(), 3);
     for name in ["../x", "/x", "", ".", "..", "a/b", "a\\b", "c:x", "a\nb"] {
         let error = list(&["one", name]).unwrap_err();
-        assert!(matches!(&error, Error::UnsafeName { name: found, .. } if found == name), "{name}: {error}");
+        assert!(
+            matches!(&error, Error::File(FileError::UnsafeName { name: found, .. }) if found == name),
+            "{name}: {error}"
+        );
     }
     let several = list(&["../x", "one", "/y"]).unwrap_err();
     assert!(matches!(&several, Error::Several { faults } if faults.len() == 2), "{several}");

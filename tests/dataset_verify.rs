@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use voxgrad::dataset::{Dataset, DatasetJson, LabelManager, splits};
+use voxgrad::error::{DatasetError, FileError};
 use voxgrad::plan::fingerprint::Fingerprint;
 use voxgrad::plan::verify;
 use voxgrad::{Compat, Error};
@@ -51,7 +52,7 @@ fn json(fields: &str) -> voxgrad::Result<DatasetJson> {
 #[test]
 fn reversed_labels_are_turned_round() {
     let error = json(r#""labels": {"0": "background", "1": "left \"a\"", "10": "b"}"#).unwrap_err();
-    let Error::LabelsReversed { corrected, .. } = &error else { panic!("{error}") };
+    let Error::Dataset(DatasetError::LabelsReversed { corrected, .. }) = &error else { panic!("{error}") };
     let expected = "\"labels\": {\n    \"background\": 0,\n    \"left \\\"a\\\"\": 1,\n    \"b\": 10\n}";
     assert_eq!(corrected, expected);
     assert!(serde_json::from_str::<serde_json::Value>(&format!("{{{corrected}}}")).is_ok());
@@ -133,7 +134,7 @@ fn sheared_grids_are_refused_with_their_angle() {
     assert!(sheared(1e-3, 0).failures.is_empty());
     let found = sheared(0.2, 0).failures;
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(matches!(found[0], Error::NiftiShear { axes: "x and y", .. }), "{}", found[0]);
+    assert!(matches!(found[0], Error::File(FileError::NiftiShear { axes: "x and y", .. })), "{}", found[0]);
     assert!(
         found[0].to_string().contains("78.69 degrees") && found[0].to_string().contains("resample"),
         "{}",
@@ -204,7 +205,9 @@ fn single_slices_are_refused_in_every_direction() {
             place.write(&format!("labelsTr/c_{case}.nii.gz"), &volume);
         }
         let failures = verify::quick(place.0.path()).unwrap().failures;
-        let [Error::TwoDimensional { shape: median, .. }] = failures.as_slice() else { panic!("{failures:?}") };
+        let [Error::Dataset(DatasetError::TwoDimensional { shape: median, .. })] = failures.as_slice() else {
+            panic!("{failures:?}")
+        };
         assert_eq!(*median, <[usize; 3]>::from(shape));
     }
     // One such case among others is a thin volume.
@@ -309,7 +312,10 @@ fn what_preprocessing_would_refuse() {
     // Slope 2: the brightest voxels hold 400.
     place.patch("imagesTr/c_1_0000.nii.gz", |bytes| put_f32(bytes, 112, &[2.0]));
     let failures = place.failures();
-    assert!(matches!(failures.as_slice(), [Error::NotRgbImage { channel: 0, .. }]), "{failures:?}");
+    assert!(
+        matches!(failures.as_slice(), [Error::Dataset(DatasetError::NotRgbImage { channel: 0, .. })]),
+        "{failures:?}"
+    );
     fs::write(place.path("dataset.json"), text(r#", "overwrite_image_reader_writer": "NibabelIOWithReorient""#))
         .unwrap();
     let error = verify::quick(place.0.path()).unwrap_err().to_string();
@@ -320,7 +326,10 @@ fn what_preprocessing_would_refuse() {
         empty.write(&format!("labelsTr/c_{case}.nii.gz"), &labels().mapv(|label| if label == 3 { 3 } else { 0 }));
     }
     let failures = empty.failures();
-    assert!(matches!(failures.as_slice(), [Error::NothingAnnotated { cases: 6, .. }]), "{failures:?}");
+    assert!(
+        matches!(failures.as_slice(), [Error::Dataset(DatasetError::NothingAnnotated { cases: 6, .. })]),
+        "{failures:?}"
+    );
 }
 
 /// No more cases are open than there are workers, even where the work on a case is itself parallel.

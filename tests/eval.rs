@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use voxgrad::error::EvaluateError;
 
 use approx::assert_relative_eq;
 use ndarray::Array3;
@@ -102,12 +103,14 @@ fn folders_must_fit_together() {
         let labels = Array3::<u8>::ones((depth, 3, 3));
         write_labels(&folder.join(file), labels.view(), &Geometry::new([1.0; 3])).unwrap();
     };
-    assert!(matches!(run(false), Err(Error::NothingToEvaluate { .. })));
+    assert!(matches!(run(false), Err(Error::Evaluate(EvaluateError::NothingToEvaluate { .. }))));
     write(&prediction, "a.nii.gz", 2);
-    assert!(matches!(run(false), Err(Error::ReferenceMissing { .. })));
+    assert!(matches!(run(false), Err(Error::Evaluate(EvaluateError::ReferenceMissing { .. }))));
     write(&reference, "a.nii.gz", 2);
     write(&reference, "b.nii.gz", 2);
-    assert!(matches!(run(false), Err(Error::PredictionMissing { path }) if path.ends_with("b.nii.gz")));
+    assert!(
+        matches!(run(false), Err(Error::Evaluate(EvaluateError::PredictionMissing { path })) if path.ends_with("b.nii.gz"))
+    );
     assert_eq!(run(true).unwrap().foreground_dice(), 1.0);
     // What a killed process left, and what macOS leaves, is no case.
     fs::create_dir(prediction.join(".voxgrad-123-0.partial")).unwrap();
@@ -172,7 +175,10 @@ fn other_places_in_the_world_are_errors() {
     let text = error.to_string();
     let Error::Several { faults } = error else { panic!("{text}") };
     assert_eq!(faults.len(), 4, "{text}");
-    assert!(faults.iter().all(|fault| matches!(fault, Error::EvaluationGrid { .. })), "{text}");
+    assert!(
+        faults.iter().all(|fault| matches!(fault, Error::Evaluate(EvaluateError::EvaluationGrid { .. }))),
+        "{text}"
+    );
     for words in ["spacing.nii", "[1.0, 1.0, 2.0] mm instead of", "origin.nii", "flipped.nii", "turned.nii"] {
         assert!(text.contains(words), "no `{words}` in {text}");
     }

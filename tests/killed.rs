@@ -10,6 +10,7 @@ use voxgrad::augment::Recipe;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold};
+use voxgrad::error::NetworkError;
 use voxgrad::kernels::Context;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::train::run::{self, Ended, Saving};
@@ -301,7 +302,7 @@ fn damage_is_seen_in_every_byte() {
     let refused = |bytes: &[u8], what: &str| {
         fs::write(&path, bytes).unwrap();
         let error = Checkpoint::read(&path).expect_err(what);
-        assert!(matches!(&error, Error::Checkpoint { .. }), "{what}: {error}");
+        assert!(matches!(&error, Error::Network(NetworkError::Checkpoint { .. })), "{what}: {error}");
         assert!(error.to_string().contains(run::LATEST), "{error}");
     };
     // All of the header's beginning and every 37th byte of the rest.

@@ -4,6 +4,7 @@
 use crate::common::{device, uniform};
 use voxgrad::Error;
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::error::{NetworkError, PredictError};
 use voxgrad::infer::SlidingWindow;
 use voxgrad::infer::memory::planned_host;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
@@ -189,13 +190,16 @@ fn a_prediction_takes_what_is_planned_and_one_that_does_not_fit_is_refused() {
     for (host, patch, word) in [(8 << 30, patch, "fewer classes"), (0, [480; 3], "smaller patch")] {
         let error =
             planned_prediction(context, &shape, patch, Dtype::F32, host).unwrap().check(&caps, None).unwrap_err();
-        assert!(matches!(error, Error::PredictionMemory { .. }) && error.to_string().contains(word), "{error}");
+        assert!(
+            matches!(error, Error::Predict(PredictError::PredictionMemory { .. })) && error.to_string().contains(word),
+            "{error}"
+        );
     }
     // A GPU has memory of its own; the host's is another matter.
     let gpu = Caps { cores: None, ..caps };
     let plan = planned_prediction(context, &shape, patch, Dtype::F32, 9 << 30).unwrap();
     plan.check(&gpu, Some(16 << 30)).unwrap();
-    assert!(matches!(plan.check(&gpu, Some(8 << 30)), Err(Error::PredictionMemory { .. })));
+    assert!(matches!(plan.check(&gpu, Some(8 << 30)), Err(Error::Predict(PredictError::PredictionMemory { .. }))));
 }
 
 /// Of classes times voxels, the host holds what one patch is deep: 105 classes of 512x512x800 voxels, and half of them.
@@ -264,7 +268,7 @@ fn what_does_not_fit_is_refused_with_the_remedy() {
     // More bytes than the device has.
     let plan = planned_memory(context, &shape, 1, [384; 3], Dtype::F32, RECOMPUTE);
     let error = plan.check(context.caps()).unwrap_err();
-    assert!(matches!(error, Error::DeviceMemory { .. }), "{error}");
+    assert!(matches!(error, Error::Network(NetworkError::DeviceMemory { .. })), "{error}");
     let words = error.to_string();
     assert!(words.contains("patch size") && words.contains("batch size"), "{words}");
     assert_eq!((context.launches(), context.held_bytes()), (launches, held));

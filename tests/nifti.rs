@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use voxgrad::error::FileError;
 
 use approx::assert_abs_diff_eq;
 use ndarray::{Array3, s};
@@ -96,34 +97,34 @@ fn labels_are_rounded_never_floored() {
         assert_eq!(f32::from(*label), value.round());
     }
     assert_eq!(*read_labels(&hostile("label_255.nii")).unwrap().data.iter().max().unwrap(), 255);
-    assert!(matches!(read_labels(&hostile("f32_nan.nii")), Err(Error::LabelNotInteger { .. })));
+    assert!(matches!(read_labels(&hostile("f32_nan.nii")), Err(Error::File(FileError::LabelNotInteger { .. }))));
 }
 
 #[test]
 fn errors_name_their_cause() {
-    use Error::*;
-    assert!(matches!(image_error("empty.nii.gz"), NiftiTruncated { found: 0, .. }));
-    assert!(matches!(image_error("gz_header_only.nii.gz"), Gzip { .. }));
-    assert!(matches!(image_error("gz_bad_isize.nii.gz"), Gzip { .. }));
-    assert!(matches!(image_error("gz_bitflip.nii.gz"), Gzip { .. }));
-    assert!(matches!(image_error("data_short_1.nii"), NiftiTruncated { expected: 1792, found: 1791, .. }));
-    assert!(matches!(image_error("short_347.nii"), NiftiTruncated { expected: 348, found: 347, .. }));
-    assert!(matches!(image_error("magic_n+3.nii"), NotNifti { .. }));
-    assert!(matches!(image_error("sizeof_hdr_347.nii"), NotNifti { .. }));
-    assert!(matches!(image_error("ndim_8.nii"), NiftiHeader { field: "dim[0]", .. }));
-    assert!(matches!(image_error("dim_zero.nii"), NiftiHeader { field: "dim", .. }));
-    assert!(matches!(image_error("dim_overflow.nii"), NiftiHeader { field: "dim", .. }));
-    assert!(matches!(image_error("dim_huge3.nii"), NiftiTruncated { .. }));
-    assert!(matches!(image_error("dtype_128.nii"), NiftiDatatype { datatype: 128, .. }));
-    assert!(matches!(image_error("dtype_1792.nii"), NiftiDatatype { datatype: 1792, .. }));
-    assert!(matches!(image_error("bitpix_mismatch.nii"), NiftiHeader { field: "bitpix", .. }));
-    assert!(matches!(image_error("vox_offset_352.5.nii"), NiftiHeader { field: "vox_offset", .. }));
-    assert!(matches!(image_error("sform_shear.nii"), NiftiShear { axes: "x and y", .. }));
-    assert!(matches!(image_error("sform_singular.nii"), NiftiShear { axes: "x and y", angle: 0.0, .. }));
-    assert!(matches!(image_error("sform_zero.nii"), NiftiShear { .. }));
-    assert!(matches!(image_error("pixdim_nan.nii"), NiftiHeader { field: "pixdim[1]", .. }));
-    assert!(matches!(image_error("dim5_vec.nii"), NotThreeDimensional { .. }));
-    assert!(matches!(image_error("no such file.nii"), Io { action: "open", .. }));
+    use FileError::*;
+    assert!(matches!(image_error("empty.nii.gz"), Error::File(NiftiTruncated { found: 0, .. })));
+    assert!(matches!(image_error("gz_header_only.nii.gz"), Error::File(Gzip { .. })));
+    assert!(matches!(image_error("gz_bad_isize.nii.gz"), Error::File(Gzip { .. })));
+    assert!(matches!(image_error("gz_bitflip.nii.gz"), Error::File(Gzip { .. })));
+    assert!(matches!(image_error("data_short_1.nii"), Error::File(NiftiTruncated { expected: 1792, found: 1791, .. })));
+    assert!(matches!(image_error("short_347.nii"), Error::File(NiftiTruncated { expected: 348, found: 347, .. })));
+    assert!(matches!(image_error("magic_n+3.nii"), Error::File(NotNifti { .. })));
+    assert!(matches!(image_error("sizeof_hdr_347.nii"), Error::File(NotNifti { .. })));
+    assert!(matches!(image_error("ndim_8.nii"), Error::File(NiftiHeader { field: "dim[0]", .. })));
+    assert!(matches!(image_error("dim_zero.nii"), Error::File(NiftiHeader { field: "dim", .. })));
+    assert!(matches!(image_error("dim_overflow.nii"), Error::File(NiftiHeader { field: "dim", .. })));
+    assert!(matches!(image_error("dim_huge3.nii"), Error::File(NiftiTruncated { .. })));
+    assert!(matches!(image_error("dtype_128.nii"), Error::File(NiftiDatatype { datatype: 128, .. })));
+    assert!(matches!(image_error("dtype_1792.nii"), Error::File(NiftiDatatype { datatype: 1792, .. })));
+    assert!(matches!(image_error("bitpix_mismatch.nii"), Error::File(NiftiHeader { field: "bitpix", .. })));
+    assert!(matches!(image_error("vox_offset_352.5.nii"), Error::File(NiftiHeader { field: "vox_offset", .. })));
+    assert!(matches!(image_error("sform_shear.nii"), Error::File(NiftiShear { axes: "x and y", .. })));
+    assert!(matches!(image_error("sform_singular.nii"), Error::File(NiftiShear { axes: "x and y", angle: 0.0, .. })));
+    assert!(matches!(image_error("sform_zero.nii"), Error::File(NiftiShear { .. })));
+    assert!(matches!(image_error("pixdim_nan.nii"), Error::File(NiftiHeader { field: "pixdim[1]", .. })));
+    assert!(matches!(image_error("dim5_vec.nii"), Error::File(NotThreeDimensional { .. })));
+    assert!(matches!(image_error("no such file.nii"), Error::File(Io { action: "open", .. })));
 }
 
 #[test]
@@ -177,7 +178,10 @@ fn a_failed_write_leaves_nothing() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporary file left behind");
     let missing = dir.path().join("missing/case.nii.gz");
     let error = write_labels(&missing, labels.view(), &geometry).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("missing/case.nii.gz"), "{error}");
+    assert!(
+        matches!(error, Error::File(FileError::Io { .. })) && error.to_string().contains("missing/case.nii.gz"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -249,10 +253,10 @@ fn bombs_are_defused() {
     for axis in 0..3 {
         claims_much[42 + 2 * axis..44 + 2 * axis].copy_from_slice(&2000i16.to_le_bytes());
     }
-    assert!(matches!(read_bytes(dir.path(), &gzip(&claims_much)), Err(Error::NiftiTruncated { .. })));
+    assert!(matches!(read_bytes(dir.path(), &gzip(&claims_much)), Err(Error::File(FileError::NiftiTruncated { .. }))));
     let mut goes_on = valid_file();
     goes_on.extend(vec![0; 64 << 20]);
-    assert!(matches!(read_bytes(dir.path(), &gzip(&goes_on)), Err(Error::NiftiTooLong { .. })));
+    assert!(matches!(read_bytes(dir.path(), &gzip(&goes_on)), Err(Error::File(FileError::NiftiTooLong { .. }))));
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 

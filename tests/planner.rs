@@ -4,6 +4,7 @@ use approx::assert_relative_eq;
 use serde_json::Value;
 use voxgrad::dataset::plans::{Configuration, Plans};
 use voxgrad::dataset::{Dataset, DatasetJson};
+use voxgrad::error::{PlanError, TrainError};
 use voxgrad::plan::fingerprint::Fingerprint;
 use voxgrad::plan::planner::{Planner, PlannerKind};
 use voxgrad::plan::topology::{Encoder, Topology};
@@ -228,7 +229,10 @@ fn options_and_errors() {
     let bad = Planner { target_spacing: Some([0.0, 1.0, 1.0]), ..Planner::default() };
     assert!(matches!(bad.plan_from_json("D", &json, &fingerprint), Err(Error::Setting { .. })));
     fingerprint.spacings.clear();
-    assert!(matches!(Planner::default().plan_from_json("D", &json, &fingerprint), Err(Error::NoCases)));
+    assert!(matches!(
+        Planner::default().plan_from_json("D", &json, &fingerprint),
+        Err(Error::Train(TrainError::NoCases))
+    ));
 }
 
 /// A network needs a resolution to decode from; and a slice is a slice along whichever axis it lies.
@@ -245,9 +249,9 @@ fn images_that_no_network_fits_are_refused() {
         Planner::default().plan_from_json("Dataset001_Small", &json, &fingerprint)
     };
     let error = plan([8, 7, 7]).unwrap_err();
-    assert!(matches!(error, voxgrad::Error::ImagesTooSmall { stages: 1, .. }), "{error}");
+    assert!(matches!(error, voxgrad::Error::Plan(PlanError::ImagesTooSmall { stages: 1, .. })), "{error}");
     let said = error.to_string();
-    assert!(said.contains("[8.0, 7.0, 7.0]") && said.contains("--overwrite-target-spacing"), "{said}");
+    assert!(said.contains("[8.0, 7.0, 7.0]") && said.contains("finer target spacing"), "{said}");
     for shape in [[8, 8, 7], [12, 7, 7]] {
         let plans = plan(shape).unwrap();
         plans.check_training(&plans.configuration("3d_fullres").unwrap()).unwrap();

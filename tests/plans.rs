@@ -3,6 +3,7 @@
 use serde_json::json;
 use voxgrad::Error;
 use voxgrad::dataset::plans::{Counts, Plans};
+use voxgrad::error::{FileError, PlanError};
 
 use crate::common::data;
 
@@ -66,9 +67,12 @@ fn broken_configurations_are_rejected() {
         plans.configurations.insert(name.into(), fields);
         plans.configuration(name)
     };
-    assert!(matches!(child("self", json!({"inherits_from": "self"})), Err(Error::ConfigurationCycle { .. })));
+    assert!(matches!(
+        child("self", json!({"inherits_from": "self"})),
+        Err(Error::Plan(PlanError::ConfigurationCycle { .. }))
+    ));
     let named = |result: voxgrad::Result<_>, expected: &str| match result {
-        Err(Error::Field { field, .. }) => assert!(field.ends_with(expected), "{field}"),
+        Err(Error::File(FileError::Field { field, .. })) => assert!(field.ends_with(expected), "{field}"),
         other => panic!("{expected}: {other:?}"),
     };
     let with = |key: &str, value: serde_json::Value| json!({"inherits_from": "3d_fullres", key: value});
@@ -100,7 +104,8 @@ fn what_is_not_done_is_refused_by_field_and_value() {
             }
             Err(error) => {
                 assert!(
-                    matches!(error, Error::PlansUnsupported { .. }) && (preprocessing.is_err() || network.is_err())
+                    matches!(error, Error::Plan(PlanError::PlansUnsupported { .. }))
+                        && (preprocessing.is_err() || network.is_err())
                 );
                 error.to_string()
             }
@@ -178,13 +183,13 @@ fn names_that_are_no_file_names_are_refused_where_they_are_read() {
         plans["plans_name"] = name.into();
         std::fs::write(&path, plans.to_string()).unwrap();
         let error = Plans::read(&path).unwrap_err();
-        assert!(matches!(error, Error::NotAFileName { .. }), "{name}: {error}");
+        assert!(matches!(error, Error::File(FileError::NotAFileName { .. })), "{name}: {error}");
         let said = error.to_string();
         for word in ["plans.json", "`plans_name`", "3d_fullres.data_identifier", &format!("{name:?}")] {
             assert!(said.contains(word), "no {word} in {said}");
         }
         let plans: Plans = serde_json::from_value(plans).unwrap();
-        assert!(matches!(plans.configuration("3d_fullres"), Err(Error::Field { .. })), "{name}");
+        assert!(matches!(plans.configuration("3d_fullres"), Err(Error::File(FileError::Field { .. }))), "{name}");
     }
     let mut plans = reference();
     plans.configurations.insert("../3d".into(), json!({"inherits_from": "3d_fullres"}));

@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson};
+use voxgrad::error::PredictError;
 use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::{Preprocessor, RawCase};
 use voxgrad::train::{Model, Settings, Trainer};
@@ -194,7 +195,7 @@ fn logits_that_are_no_numbers_name_case_and_window() {
     .unwrap_err();
     assert_eq!(windows, 8);
     let text = error.to_string();
-    assert!(matches!(error, Error::NonFiniteLogits { start: [8, 8, 8], .. }), "{text}");
+    assert!(matches!(error, Error::Predict(PredictError::NonFiniteLogits { start: [8, 8, 8], .. })), "{text}");
     has_all(&text, &["case_000", "[8, 8, 8]", "--precision f32"]);
 }
 

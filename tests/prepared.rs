@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{CaseFiles, Dataset};
+use voxgrad::error::PreprocessError;
 use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::{Opening, PreparedCase, Preprocessor, in_parallel};
 use voxgrad::{Compat, Error};
@@ -227,7 +228,10 @@ fn cases_that_are_not_stored_have_a_bound_on_their_memory() {
         "{opened:?}"
     );
     let error = open(60_000).unwrap_err();
-    let Error::CaseMemory { cases, whole: 4, held, expected, limit: 60_000 } = error else { panic!("{error}") };
+    let Error::Preprocess(PreprocessError::CaseMemory { cases, whole: 4, held, expected, limit: 60_000 }) = error
+    else {
+        panic!("{error}")
+    };
     assert!((2..=3).contains(&cases) && held > 60_000 && expected > held, "{cases} {held} {expected}");
     assert!(error.to_string().contains("voxgrad preprocess"));
 
@@ -238,7 +242,7 @@ fn cases_that_are_not_stored_have_a_bound_on_their_memory() {
         fs::copy(other.join(format!("{from}.b2nd")), small.join(format!("{to}.b2nd"))).unwrap();
     }
     let error = opening(folder.path(), &preprocessor, 10).open(&files[..1], |_| ()).unwrap_err();
-    assert!(matches!(error, Error::CaseMemory { whole: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Preprocess(PreprocessError::CaseMemory { whole: 1, .. })), "{error}");
 
     // Stored ones are read piece by piece.
     let own = voxgrad::preprocess::cases_folder(folder.path(), "nnUNetPlans_3d_fullres");
@@ -251,7 +255,7 @@ fn cases_that_are_not_stored_have_a_bound_on_their_memory() {
     let nnunets = Preprocessor { compat: Compat::Nnunet, ..preprocessor.clone() };
     let wanted = Opening { compat: Some(Compat::Nnunet), ..opening(folder.path(), &preprocessor, 0) };
     let error = wanted.open(&files, |_| ()).unwrap_err().to_string();
-    assert!(error.contains("all made with --compat corrected where training began with --compat nnunet"), "{error}");
+    assert!(error.contains("all made for corrected numbers where training began with nnunet ones"), "{error}");
     let first = Dataset { cases: dataset.cases[..1].to_vec(), ..dataset.clone() };
     voxgrad::preprocess::preprocess_folder(&first, &nnunets, &own, 2, |_| ()).unwrap();
     let error = opening(folder.path(), &preprocessor, 0).open(&files, |_| ()).unwrap_err().to_string();

@@ -4,6 +4,7 @@ use approx::assert_abs_diff_eq;
 use ndarray::{Array3, Array4, Ix4, array, s};
 use voxgrad::dataset::plans::{IntensityProperties, Plans};
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
+use voxgrad::error::{DatasetError, FileError, PreprocessError};
 use voxgrad::preprocess::{
     ChannelNormalization, ClassLocations, Normalization, PreprocessedCase, Preprocessor, RawCase, crop_to_nonzero,
     nonzero_mask,
@@ -234,9 +235,12 @@ fn every_scheme_by_hand() {
     let mask = array![[[true]]];
     let mut one = array![[[256.0]]];
     let error = channel(Normalization::RgbTo01, false).apply(2, one.view_mut(), &mask);
-    assert!(matches!(error, Err(Error::NotRgb { channel: 2, .. })));
+    assert!(matches!(error, Err(Error::Preprocess(PreprocessError::NotRgb { channel: 2, .. }))));
     let blind = ChannelNormalization { intensity: None, ..channel(Normalization::Ct, false) };
-    assert!(matches!(blind.apply(1, one.view_mut(), &mask), Err(Error::IntensityMissing { channel: 1 })));
+    assert!(matches!(
+        blind.apply(1, one.view_mut(), &mask),
+        Err(Error::Preprocess(PreprocessError::IntensityMissing { channel: 1 }))
+    ));
 }
 
 #[test]
@@ -277,23 +281,23 @@ fn files_that_disagree() {
     assert_eq!(pair("label_empty").unwrap().warnings.len(), 0);
     let warnings = pair("affine_flip").unwrap().warnings;
     assert!(warnings[0].contains("flipped") && warnings[0].contains("some_case"), "{warnings:?}");
-    assert!(matches!(pair("shape_mismatch"), Err(Error::LabelShape { .. })));
-    assert!(matches!(pair("transposed"), Err(Error::LabelShape { .. })));
-    assert!(matches!(pair("label_unknown_class"), Err(Error::UnexpectedLabel { value: 9, .. })));
+    assert!(matches!(pair("shape_mismatch"), Err(Error::Dataset(DatasetError::LabelShape { .. }))));
+    assert!(matches!(pair("transposed"), Err(Error::Dataset(DatasetError::LabelShape { .. }))));
+    assert!(matches!(pair("label_unknown_class"), Err(Error::Dataset(DatasetError::UnexpectedLabel { value: 9, .. }))));
     let error = pair("channels_differ").unwrap_err();
-    assert!(matches!(error, Error::NotThreeDimensional { .. }), "{error}");
+    assert!(matches!(error, Error::File(FileError::NotThreeDimensional { .. })), "{error}");
 
     let good = "pairs/good/image.nii.gz";
     let label = "pairs/good/label.nii.gz";
     let short = read_pair(&[good, "dtype_0.nii"], label).unwrap_err();
-    assert!(matches!(short, Error::NiftiDatatype { .. }));
+    assert!(matches!(short, Error::File(FileError::NiftiDatatype { .. })));
     let other_shape = read_pair(&[good, "pairs/shape_mismatch/label.nii.gz"], label).unwrap_err();
-    assert!(matches!(other_shape, Error::ChannelShape { case, .. } if case == "some_case"));
+    assert!(matches!(other_shape, Error::Dataset(DatasetError::ChannelShape { case, .. }) if case == "some_case"));
     let nan = read_pair(&["f32_nan.nii"], label).unwrap_err();
     assert!(nan.to_string().contains("f32_nan.nii") && nan.to_string().contains("some_case"));
-    assert!(matches!(nan, Error::NonFiniteVoxel { .. }));
+    assert!(matches!(nan, Error::Dataset(DatasetError::NonFiniteVoxel { .. })));
     let infinite = read_pair(&["f32_neginf.nii"], label).unwrap_err();
-    assert!(matches!(infinite, Error::NonFiniteVoxel { value: f32::NEG_INFINITY, .. }));
+    assert!(matches!(infinite, Error::Dataset(DatasetError::NonFiniteVoxel { value: f32::NEG_INFINITY, .. })));
 }
 
 #[test]
@@ -316,5 +320,8 @@ fn an_image_of_zeros_is_kept_whole() {
     assert!(case.data.iter().all(|&v| v == 0.0));
     assert!(case.seg.iter().all(|&v| v == -1));
     let two_channels = RawCase { data: Array4::zeros((2, 3, 3, 3)), ..raw };
-    assert!(matches!(preprocessor.run(two_channels), Err(Error::ChannelCount { found: 2, expected: 1, .. })));
+    assert!(matches!(
+        preprocessor.run(two_channels),
+        Err(Error::Preprocess(PreprocessError::ChannelCount { found: 2, expected: 1, .. }))
+    ));
 }

@@ -3,6 +3,7 @@
 //! Set `VOXGRAD_KEEP_FIGURES` to a folder to look at what is drawn.
 
 use std::path::PathBuf;
+use voxgrad::error::FileError;
 
 use ndarray::{Array3, s};
 use voxgrad::dataset::Dataset;
@@ -72,7 +73,7 @@ fn progress_of_few_or_odd_epochs() {
     odd.lrs = vec![0.0; 4];
     write_progress(&folder.join("odd.png"), &odd).unwrap();
     let missing = folder.join("missing/progress.png");
-    assert!(matches!(write_progress(&missing, &odd), Err(Error::Io { .. })));
+    assert!(matches!(write_progress(&missing, &odd), Err(Error::File(FileError::Io { .. }))));
 }
 
 #[test]
@@ -125,5 +126,5 @@ fn overlay_of_a_case() {
 
     let other = Array3::zeros((2, 2, 2));
     let mismatched = Overlay { prediction: other.view(), ..overlay };
-    assert!(matches!(write_overlay(&folder.join("bad.png"), &mismatched), Err(Error::Figure { .. })));
+    assert!(matches!(write_overlay(&folder.join("bad.png"), &mismatched), Err(Error::File(FileError::Figure { .. }))));
 }

@@ -2,6 +2,7 @@
 
 use ndarray::{Array3, Array4, Ix3, Ix4};
 use voxgrad::Error;
+use voxgrad::error::PreprocessError;
 use voxgrad::preprocess::resample::{self, Grid};
 
 use crate::common::{data, npz};
@@ -90,5 +91,8 @@ fn label_ties_go_to_the_larger_label_and_gaps_to_background() {
 
 #[test]
 fn broken_spacing_cannot_ask_for_terabytes() {
-    assert!(matches!(Grid::new([500; 3], [1e3; 3], [1.0; 3]), Err(Error::ResampledTooLarge { .. })));
+    assert!(matches!(
+        Grid::new([500; 3], [1e3; 3], [1.0; 3]),
+        Err(Error::Preprocess(PreprocessError::ResampledTooLarge { .. }))
+    ));
 }

@@ -4,6 +4,7 @@ use ndarray::{Array3, Array4};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use voxgrad::dataset::LabelGroup;
+use voxgrad::error::TrainError;
 use voxgrad::io::Geometry;
 use voxgrad::preprocess::{ClassLocations, PreprocessedCase, Properties};
 use voxgrad::sample::{Batch, PatchSampler, RandomState, patch_with_margin};
@@ -167,7 +168,10 @@ fn batches_hold_the_right_voxels_and_zeros_outside() {
             }
         }
     }
-    assert!(matches!(sampler.fill(&[] as &[PreprocessedCase], &mut rng, &mut batch), Err(Error::NoCases)));
+    assert!(matches!(
+        sampler.fill(&[] as &[PreprocessedCase], &mut rng, &mut batch),
+        Err(Error::Train(TrainError::NoCases))
+    ));
 }
 
 #[test]

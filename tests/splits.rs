@@ -2,6 +2,7 @@
 
 use voxgrad::Error;
 use voxgrad::dataset::splits::{self, Fold, Split};
+use voxgrad::error::{FileError, PlanError};
 
 use crate::common::data;
 
@@ -59,7 +60,7 @@ fn special_folds() {
 
 #[test]
 fn bad_splits_are_rejected() {
-    assert!(matches!(splits::k_fold(&cases(4)), Err(Error::TooFewCases { cases: 4, folds: 5 })));
+    assert!(matches!(splits::k_fold(&cases(4)), Err(Error::Plan(PlanError::TooFewCases { cases: 4, folds: 5 }))));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("splits_final.json");
     let mut folds = splits::k_fold(&cases(10)).unwrap();
@@ -67,15 +68,18 @@ fn bad_splits_are_rejected() {
     assert_eq!(splits::read(&path, &cases(10)).unwrap(), folds);
     assert!(matches!(
         splits::read(&path, &cases(9)),
-        Err(Error::SplitUnknownCase { case, .. }) if case == "case_009"
+        Err(Error::Plan(PlanError::SplitUnknownCase { case, .. })) if case == "case_009"
     ));
     folds[2] = Split { train: cases(2), val: vec![] };
     splits::write(&path, &folds).unwrap();
-    assert!(matches!(splits::read(&path, &cases(10)), Err(Error::SplitEmpty { fold: 2, part: "validation", .. })));
+    assert!(matches!(
+        splits::read(&path, &cases(10)),
+        Err(Error::Plan(PlanError::SplitEmpty { fold: 2, part: "validation", .. }))
+    ));
     folds[2] = Split { train: cases(2), val: cases(1) };
     splits::write(&path, &folds).unwrap();
     let overlap = splits::read(&path, &cases(10));
-    assert!(matches!(overlap, Err(Error::SplitOverlap { fold: 2, case, .. }) if case == "case_000"));
+    assert!(matches!(overlap, Err(Error::Plan(PlanError::SplitOverlap { fold: 2, case, .. })) if case == "case_000"));
     std::fs::write(&path, "[{}]").unwrap();
-    assert!(matches!(splits::read(&path, &cases(10)), Err(Error::Json { .. })));
+    assert!(matches!(splits::read(&path, &cases(10)), Err(Error::File(FileError::Json { .. }))));
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use voxgrad::Error;
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::error::{FileError, PreprocessError};
 use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::store::{self, StoredCase};
 use voxgrad::preprocess::{ClassLocations, PreprocessedCase, Properties, read_npz};
@@ -92,7 +93,9 @@ fn boxes_outside_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let stored = stored(folder.path());
     for (start, size) in [([0, 0, 0], [38, 1, 1]), ([37, 0, 0], [1, 1, 1]), ([0, usize::MAX, 0], [1, 2, 1])] {
-        let refused = |error: Option<Error>| matches!(error, Some(Error::StoredBox { shape: [37, 70, 9], .. }));
+        let refused = |error: Option<Error>| {
+            matches!(error, Some(Error::Preprocess(PreprocessError::StoredBox { shape: [37, 70, 9], .. })))
+        };
         assert!(refused(stored.data(start, size).err()), "{start:?}");
         assert!(refused(stored.seg(start, size).err()), "{start:?}");
     }
@@ -103,7 +106,7 @@ fn boxes_outside_are_refused() {
 fn missing_foreign_and_newer_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.vxg");
-    assert!(matches!(StoredCase::open(&path), Err(Error::Io { .. })));
+    assert!(matches!(StoredCase::open(&path), Err(Error::File(FileError::Io { .. }))));
     let problem = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let error = StoredCase::open(&path).unwrap_err().to_string();
@@ -139,7 +142,7 @@ fn a_header_that_promises_too_much() {
         front.extend(hasher.finalize().to_le_bytes());
         std::fs::write(&path, [&front, &after, &bytes[24 + length + 8 * blocks..]].concat()).unwrap();
         match StoredCase::open(&path).and_then(|case| case.read()) {
-            Err(Error::StoredCase { problem, .. }) => problem,
+            Err(Error::Preprocess(PreprocessError::StoredCase { problem, .. })) => problem,
             other => panic!("{to}: {:?}", other.map(|case| case.name)),
         }
     };
@@ -195,16 +198,16 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] ^= flip;
         let error = verdict(&bytes).err();
-        prop_assert!(matches!(error, Some(Error::StoredCase { .. })), "byte {}: {:?}", at, error);
+        prop_assert!(matches!(error, Some(Error::Preprocess(PreprocessError::StoredCase { .. }))), "byte {}: {:?}", at, error);
     }
 
     #[test]
     fn a_truncated_or_longer_file_is_noticed(length in any::<prop::sample::Index>(), more in 1usize..50) {
         let bytes = bytes();
         let short = verdict(&bytes[..length.index(bytes.len())]);
-        prop_assert!(matches!(short, Err(Error::StoredCase { .. })), "cut short");
+        prop_assert!(matches!(short, Err(Error::Preprocess(PreprocessError::StoredCase { .. }))), "cut short");
         let long = verdict(&[bytes, &vec![0; more]].concat());
-        prop_assert!(matches!(long, Err(Error::StoredCase { .. })), "{} bytes more", more);
+        prop_assert!(matches!(long, Err(Error::Preprocess(PreprocessError::StoredCase { .. }))), "{} bytes more", more);
     }
 }
 
@@ -216,7 +219,7 @@ fn every_byte_of_the_front_is_guarded() {
     for at in 0..24 + word(12) + 8 * word(16) {
         let mut changed = bytes.to_vec();
         changed[at] ^= 0x10;
-        assert!(matches!(verdict(&changed), Err(Error::StoredCase { .. })), "byte {at}");
+        assert!(matches!(verdict(&changed), Err(Error::Preprocess(PreprocessError::StoredCase { .. }))), "byte {at}");
     }
 }
 
@@ -253,7 +256,7 @@ proptest! {
         let copy = folder.path().join("case_001.npz");
         std::fs::write(&copy, bytes).unwrap();
         match read_npz(&copy, &labels, [1.0; 3]) {
-            Err(error) => prop_assert!(matches!(error, Error::StoredCase { .. }), "{}", error),
+            Err(error) => prop_assert!(matches!(error, Error::Preprocess(PreprocessError::StoredCase { .. })), "{}", error),
             Ok(found) => {
                 let whole = read_npz(&path, &labels, [1.0; 3]).unwrap();
                 prop_assert!(found.data == whole.data && found.seg == whole.seg, "byte {}", at);

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use voxgrad::augment::Recipe;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
+use voxgrad::error::{NetworkError, TrainError};
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::parameters::{NamedTensor, Slot};
@@ -253,7 +254,7 @@ fn a_damaged_checkpoint_is_named() {
     let path = folder.path().join("checkpoint.safetensors");
     std::fs::write(&path, b"\x10\0\0\0\0\0\0\0not safetensors!").unwrap();
     let error = Checkpoint::read(&path).unwrap_err();
-    assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
+    assert!(matches!(error, Error::Network(NetworkError::Checkpoint { .. })), "{error}");
     assert!(error.to_string().contains("checkpoint.safetensors"));
 }
 
@@ -263,7 +264,7 @@ fn no_training_cases_is_an_error() {
     let (_folder, model, _, _) = phantom();
     let mut trainer = Trainer::new(context, model, SETTINGS).unwrap();
     let error = trainer.epoch::<PreprocessedCase>(&[], &[], |_| ControlFlow::Continue(())).unwrap_err();
-    assert!(matches!(error, Error::NoCases), "{error}");
+    assert!(matches!(error, Error::Train(TrainError::NoCases)), "{error}");
 }
 
 /// The phantom's cases, of which the given ones hold infinite voxels everywhere: their losses are not finite.
@@ -310,7 +311,10 @@ fn training_ends_when_no_step_can_be_taken_any_more() {
         let mut trainer = Trainer::new(context, model.clone(), Settings { precision, ..settings }).unwrap();
         let before = weights(context, &trainer);
         let error = trainer.epoch(&cases, &cases, |_| ControlFlow::Continue(())).unwrap_err();
-        assert!(matches!(error, Error::Diverged { epoch: 0, in_a_row } if in_a_row == steps), "{precision}: {error}");
+        assert!(
+            matches!(error, Error::Train(TrainError::Diverged { epoch: 0, in_a_row }) if in_a_row == steps),
+            "{precision}: {error}"
+        );
         assert_eq!(weights(context, &trainer), before, "{precision}");
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use voxgrad::Error;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
+use voxgrad::error::TrainError;
 use voxgrad::parameters::Slot;
 use voxgrad::report::EventFile;
 use voxgrad::train::{Model, Pretrained, Settings, Trainer};
@@ -136,7 +137,7 @@ fn weights_to_begin_with() {
     assert!(taken > 0 && kept > 0);
 
     let error = Trainer::pretrained(context, model([4, 16]), Settings::default(), &given).err().unwrap();
-    assert!(matches!(error, Error::Pretrained { .. }), "{error}");
+    assert!(matches!(error, Error::Train(TrainError::Pretrained { .. })), "{error}");
     let words = error.to_string();
     for word in ["other.safetensors", "another architecture", "has shape [8, 4, 3, 3, 3]", "[16, 4, 3, 3, 3]", "more"] {
         assert!(words.contains(word), "no `{word}` in: {words}");
@@ -164,7 +165,7 @@ fn a_patch_that_does_not_fit_is_told_what_would() {
         Trainer::new(context, model, Settings::default())
     };
     let error = trainer([384; 3], 1).err().expect("it does not fit");
-    let Error::TrainingMemory { fits: Some((patch, batch)), .. } = error else { panic!("{error}") };
+    let Error::Train(TrainError::TrainingMemory { fits: Some((patch, batch)), .. }) = error else { panic!("{error}") };
     assert!(error.to_string().contains(&format!("`\"patch_size\": {patch:?}` and `\"batch_size\": 1`")), "{error}");
     assert!(batch == 1 && patch.iter().all(|&extent| extent < 384 && extent % 2 == 0), "{patch:?}");
     trainer(patch, batch).unwrap();

@@ -2,6 +2,7 @@
 
 use crate::common::{assert_no_device_panic, device, read, uniform};
 use voxgrad::Error;
+use voxgrad::error::NetworkError;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::{Stage, UNetShape};
@@ -112,7 +113,10 @@ fn measurements_survive_in_their_file_and_foreign_files_are_refused() {
     let refused = |text: &str, device: &str, word: &str| {
         std::fs::write(&path, text).unwrap();
         let error = Table::read(&path, device).unwrap_err();
-        assert!(matches!(error, Error::Tuning { .. }) && error.to_string().contains(word), "{error}");
+        assert!(
+            matches!(error, Error::Network(NetworkError::Tuning { .. })) && error.to_string().contains(word),
+            "{error}"
+        );
     };
     let text = std::fs::read_to_string(&path).unwrap();
     refused(&text, "cpu, another", "device");

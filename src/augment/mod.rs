@@ -12,7 +12,7 @@ pub use draw::Draw;
 pub use mirror::flip;
 pub use recipe::{Geometry, Recipe, TrainerVariant, Transforms};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::kernels::augment::{self as kernels, Finish, Patch, Sample};
 use crate::kernels::{Buffer, Context, Dtype};
 use crate::sample::RawBatch;
@@ -124,7 +124,7 @@ impl Augmenter {
     fn upload_codes(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
         let found = labels.iter().copied().max().unwrap_or(0);
         if found > self.largest_label {
-            return Err(Error::LabelBeyondDeclared { found, largest: self.largest_label });
+            return Err(Error::Train(TrainError::LabelBeyondDeclared { found, largest: self.largest_label }));
         }
         // Preprocessing writes no label below -1.
         let codes = labels.iter().map(|&label| label.max(-1).wrapping_add(1) as u16);

@@ -1,6 +1,6 @@
 //! What is done to training patches, and how large they have to be before.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::kernels::augment::LabelRule;
 use crate::sample::patch_with_margin;
 use serde::{Deserialize, Serialize};
@@ -165,14 +165,14 @@ impl TrainerVariant {
     /// The variant of a name.
     ///
     /// # Errors
-    /// [`Error::UnknownTrainer`] with the names that there are.
+    /// [`TrainError::UnknownTrainer`](crate::error::TrainError::UnknownTrainer) with the names that there are.
     pub fn of(name: &str) -> Result<Self> {
         let all = Self::all();
         match all.iter().find(|variant| variant.name == name) {
             Some(variant) => Ok(variant.clone()),
             None => {
                 let known = all.into_iter().map(|variant| variant.name).collect::<Vec<_>>().join(", ");
-                Err(Error::UnknownTrainer { name: name.into(), known })
+                Err(Error::Train(TrainError::UnknownTrainer { name: name.into(), known }))
             }
         }
     }

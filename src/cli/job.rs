@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
+use voxgrad::error::TrainError;
 use voxgrad::preprocess::{OWN_FOLDER, case_path, cases_folder, stored_names};
 use voxgrad::train::{Asked, Checkpoint, Model, Settings, run};
 use voxgrad::{Compat, Error, io};
@@ -76,7 +77,11 @@ impl Job {
             .cloned()
             .collect();
         if !missing.is_empty() {
-            return Err(Error::SplitCasesMissing { cases: missing.join(", "), folder: dataset.folder }.into());
+            return Err(Error::Train(TrainError::SplitCasesMissing {
+                cases: missing.join(", "),
+                folder: dataset.folder,
+            })
+            .into());
         }
         let checkpoint = checkpoint.map(|(_, mut checkpoint)| {
             checkpoint.settings = settings;
@@ -271,7 +276,9 @@ fn continued(
         }
     }
     if !differences.is_empty() {
-        return Err(Error::Continuation { path: path.into(), differences: differences.join("; ") }.into());
+        return Err(
+            Error::Train(TrainError::Continuation { path: path.into(), differences: differences.join("; ") }).into()
+        );
     }
     let mut settings = checkpoint.settings;
     let said = asked.apply(&mut settings);
@@ -347,7 +354,7 @@ fn split(
         if let Fold::Index(index) = fold
             && index >= splits.len()
         {
-            return Err(Error::FoldUnknown { fold: index, known: splits.len(), whose }.into());
+            return Err(Error::Train(TrainError::FoldUnknown { fold: index, known: splits.len(), whose }).into());
         }
         Ok(splits::cases_of_fold(&splits, fold, &names)?)
     };
@@ -366,7 +373,8 @@ fn split(
             Ok((fold, split))
         }
         Some((path, _)) => {
-            let typed = typed.fold.as_ref().ok_or_else(|| Error::SplitUnknown { path: path.clone() })?;
+            let typed =
+                typed.fold.as_ref().ok_or_else(|| Error::Train(TrainError::SplitUnknown { path: path.clone() }))?;
             eprintln!(
                 "note: {} does not say which cases it was trained on: taking fold {typed} as typed",
                 path.display()

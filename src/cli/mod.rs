@@ -1,5 +1,6 @@
 //! What was typed, and which verb does it.
 
+mod advice;
 mod devices;
 mod evaluate;
 mod import;
@@ -19,6 +20,7 @@ mod typed;
 mod validation;
 mod verify;
 
+pub use advice::advice;
 pub use interrupt::Interrupted;
 
 use clap::{Parser, Subcommand};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use voxgrad::dataset::folders::Located;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{Dataset, splits};
+use voxgrad::error::PlanError;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::nn::pytorch_kept_bytes;
 use voxgrad::plan::fingerprint::{Age, Fingerprint, Measured};
@@ -159,7 +160,7 @@ fn write_splits(target: &Target) -> anyhow::Result<()> {
         let given_splits = splits::read(&given, &names)?;
         return match present {
             Some(present) if present != given_splits => {
-                Err(Error::SplitsDiffer { raw: given, preprocessed: file }.into())
+                Err(Error::Plan(PlanError::SplitsDiffer { raw: given, preprocessed: file }).into())
             }
             Some(_) => Ok(()),
             None => {

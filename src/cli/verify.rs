@@ -7,6 +7,7 @@ use std::path::Path;
 use voxgrad::dataset::folders::{Folders, Located};
 use voxgrad::dataset::splits::{self, Split};
 use voxgrad::dataset::{Dataset, LabelManager};
+use voxgrad::error::PlanError;
 use voxgrad::plan::verify::{self, Verification};
 use voxgrad::preprocess::CaseReport;
 
@@ -104,7 +105,7 @@ fn describe(name: &str, found: &mut Verification, raw: &Path, folders: &Folders)
             println!("  folds: {source}");
             found.warnings.extend(verify::fold_warnings(&splits, &found.annotations, &labels));
         }
-        Err(error @ voxgrad::Error::TooFewCases { .. }) => found.warnings.push(error.to_string()),
+        Err(error @ voxgrad::Error::Plan(PlanError::TooFewCases { .. })) => found.warnings.push(error.to_string()),
         Err(error) => found.failures.push(error),
     }
 }

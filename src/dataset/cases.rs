@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::DatasetJson;
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, Result};
 use crate::io::{self, Listing};
 
 /// Files of one case.
@@ -47,18 +47,18 @@ pub fn cases_in(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Res
 /// all other files. Files of other kinds (a text, say) are ignored and noted.
 ///
 /// # Errors
-/// [`Error::DatasetEmpty`], [`Error::Io`].
+/// [`DatasetError::DatasetEmpty`](crate::error::DatasetError::DatasetEmpty), [`FileError::Io`](crate::error::FileError::Io).
 pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Result<Cases> {
     let (ending, declared) = (json.file_ending.as_str(), json.channel_names.len());
     let image_names = io::list_folder(images)?;
     let image_files = ByEnding::new(&image_names, ending);
     if image_files.stems.is_empty() {
-        return Err(Error::DatasetEmpty {
+        return Err(Error::Dataset(DatasetError::DatasetEmpty {
             path: images.into(),
             ending: ending.into(),
             other_ending: other_ending(ending),
             others: image_files.other_ending.len(),
-        });
+        }));
     }
     let label_names = labels.filter(|folder| folder.is_dir()).map(io::list_folder).transpose()?;
     let label_files = label_names.as_ref().map(|names| ByEnding::new(names, ending)).unwrap_or_default();
@@ -69,32 +69,42 @@ pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> R
     let file = |stem: &str| format!("{stem}{ending}");
     let files = |stems: &[String]| stems.iter().map(|stem| file(stem)).collect::<Vec<_>>();
     if !numbers.missing.is_empty() {
-        found.failures.push(Error::ChannelNumberMissing { folder: images.into(), files: files(&numbers.missing) });
+        found.failures.push(Error::Dataset(DatasetError::ChannelNumberMissing {
+            folder: images.into(),
+            files: files(&numbers.missing),
+        }));
     }
     if !numbers.nameless.is_empty() {
         let (files, ending) = (files(&numbers.nameless), ending.into());
-        found.failures.push(Error::ImageNames { folder: images.into(), files, ending });
+        found.failures.push(Error::Dataset(DatasetError::ImageNames { folder: images.into(), files, ending }));
     }
     for (&case, channels) in &numbers.channels {
         let image = |&channel: &usize| file(&format!("{case}_{channel:04}"));
         let surplus: Vec<String> = channels.range(declared..).map(image).collect();
         if !surplus.is_empty() {
             let (case, folder) = (case.into(), images.into());
-            found.failures.push(Error::ChannelUndeclared { case, folder, files: surplus, declared });
+            found.failures.push(Error::Dataset(DatasetError::ChannelUndeclared {
+                case,
+                folder,
+                files: surplus,
+                declared,
+            }));
         }
         let missing: Vec<usize> = (0..declared).filter(|channel| !channels.contains(channel)).collect();
-        found.failures.extend(missing.iter().map(|&channel| Error::ChannelMissing {
-            case: case.into(),
-            channel,
-            name: json.channel_names[channel].clone(),
-            path: images.join(image(&channel)),
+        found.failures.extend(missing.iter().map(|&channel| {
+            Error::Dataset(DatasetError::ChannelMissing {
+                case: case.into(),
+                channel,
+                name: json.channel_names[channel].clone(),
+                path: images.join(image(&channel)),
+            })
         }));
         let label = labels.map(|folder| folder.join(file(case)));
         let labelled = label.is_none() || label_files.stems.contains(case);
         if let (false, Some(path)) = (labelled || faults.numbered_cases.contains(case), &label)
             && !label_files.other_ending.contains_key(case)
         {
-            found.failures.push(Error::LabelMissing { case: case.into(), path: path.clone() });
+            found.failures.push(Error::Dataset(DatasetError::LabelMissing { case: case.into(), path: path.clone() }));
         }
         if missing.is_empty() && labelled {
             let images = (0..declared).map(|channel| images.join(image(&channel))).collect();
@@ -104,10 +114,15 @@ pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> R
     if let Some(folder) = labels {
         let folder = || folder.to_path_buf();
         if !faults.numbered.is_empty() {
-            found.failures.push(Error::LabelNumbered { folder: folder(), files: files(&faults.numbered) });
+            found
+                .failures
+                .push(Error::Dataset(DatasetError::LabelNumbered { folder: folder(), files: files(&faults.numbered) }));
         }
         if !faults.strays.is_empty() {
-            found.failures.push(Error::LabelWithoutImage { folder: folder(), files: files(&faults.strays) });
+            found.failures.push(Error::Dataset(DatasetError::LabelWithoutImage {
+                folder: folder(),
+                files: files(&faults.strays),
+            }));
         }
     }
     for (names, files) in [(Some(&image_names), &image_files), (label_names.as_ref(), &label_files)] {
@@ -115,13 +130,13 @@ pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> R
         found.notes.extend(names.note());
         found.notes.extend(files.note(&names.folder));
         if !files.other_ending.is_empty() {
-            found.failures.push(Error::OtherEnding {
+            found.failures.push(Error::Dataset(DatasetError::OtherEnding {
                 folder: names.folder.clone(),
                 ending: ending.into(),
                 fitting: files.stems.len(),
                 other_ending: other_ending(ending),
                 files: files.other_ending.values().cloned().collect(),
-            });
+            }));
         }
     }
     Ok(found)

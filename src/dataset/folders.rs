@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, Result};
 
 /// Where datasets, preprocessed data and results lie; a folder that nobody named is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,7 +40,7 @@ impl Folders {
     /// Finds a dataset by its number (`4`, `004`), its name (`Dataset004_Hippocampus`) or the path of its raw folder.
     ///
     /// # Errors
-    /// [`Error::DatasetNotFound`] or [`Error::DatasetAmbiguous`], which list what was found; [`Error::Io`].
+    /// [`DatasetError::DatasetNotFound`](crate::error::DatasetError::DatasetNotFound) or [`DatasetError::DatasetAmbiguous`](crate::error::DatasetError::DatasetAmbiguous), which list what was found; [`FileError::Io`](crate::error::FileError::Io).
     pub fn locate(&self, wanted: &str) -> Result<Located> {
         let path = Path::new(wanted);
         if path.components().count() > 1 || path.join("dataset.json").is_file() {
@@ -58,15 +58,15 @@ impl Folders {
                 let raw = self.raw.as_ref().map(|folder| folder.join(name));
                 Ok(Located { name: name.to_string(), raw })
             }
-            [] => Err(Error::DatasetNotFound {
+            [] => Err(Error::Dataset(DatasetError::DatasetNotFound {
                 wanted: wanted.into(),
                 searched: self.known().map(|folder| folder.display().to_string()).collect(),
                 found: present.into_iter().collect(),
-            }),
-            several => Err(Error::DatasetAmbiguous {
+            })),
+            several => Err(Error::Dataset(DatasetError::DatasetAmbiguous {
                 wanted: wanted.into(),
                 found: several.iter().map(|name| name.to_string()).collect(),
-            }),
+            })),
         }
     }
 
@@ -94,12 +94,13 @@ impl Folders {
     /// Folder of a dataset's preprocessed data.
     ///
     /// # Errors
-    /// [`Error::FolderUnknown`] if neither an option nor the environment names the place.
+    /// [`DatasetError::FolderUnknown`](crate::error::DatasetError::FolderUnknown) if neither the caller nor the environment names the place.
     pub fn preprocessed_of(&self, name: &str) -> Result<PathBuf> {
         let folder = self.preprocessed.as_ref();
-        folder
-            .map(|folder| folder.join(name))
-            .ok_or(Error::FolderUnknown { variable: "nnUNet_preprocessed", option: "--preprocessed" })
+        folder.map(|folder| folder.join(name)).ok_or(Error::Dataset(DatasetError::FolderUnknown {
+            variable: "nnUNet_preprocessed",
+            what: "preprocessed datasets",
+        }))
     }
 
     /// Folder of a dataset's results.
@@ -110,7 +111,7 @@ impl Folders {
         let folder = self.results.as_ref();
         folder
             .map(|folder| folder.join(name))
-            .ok_or(Error::FolderUnknown { variable: "nnUNet_results", option: "--results" })
+            .ok_or(Error::Dataset(DatasetError::FolderUnknown { variable: "nnUNet_results", what: "results" }))
     }
 }
 
@@ -118,9 +119,11 @@ impl Located {
     /// The raw folder.
     ///
     /// # Errors
-    /// [`Error::FolderUnknown`] if neither an option nor the environment names the place.
+    /// [`DatasetError::FolderUnknown`](crate::error::DatasetError::FolderUnknown) if neither the caller nor the environment names the place.
     pub fn raw(&self) -> Result<&Path> {
-        self.raw.as_deref().ok_or(Error::FolderUnknown { variable: "nnUNet_raw", option: "--raw" })
+        self.raw
+            .as_deref()
+            .ok_or(Error::Dataset(DatasetError::FolderUnknown { variable: "nnUNet_raw", what: "raw datasets" }))
     }
 }
 

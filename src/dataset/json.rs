@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::CaseFiles;
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, FileError, Result};
 use crate::io;
 
 /// Value of an entry of `labels`.
@@ -41,7 +41,7 @@ impl DatasetJson {
     /// Reads a `dataset.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`], or [`Error::Field`] for a missing or mistyped field.
+    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json), or [`FileError::Field`](crate::error::FileError::Field) for a missing or mistyped field.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         Self::parse(path, &text)
@@ -53,7 +53,7 @@ impl DatasetJson {
     /// As [`DatasetJson::read`].
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let source: Map<String, Value> =
-            serde_json::from_str(text).map_err(|source| Error::Json { path: path.into(), source })?;
+            serde_json::from_str(text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
         let fields = Fields { path, source: &source };
         let mut faults = Vec::new();
         // A field that is wrong does not hide what is wrong with the next one.
@@ -106,7 +106,11 @@ impl DatasetJson {
         let field = format!("dataset.{name}");
         // Preprocessed cases, predictions and pictures are files of this name.
         if !io::is_file_name(name) {
-            return Err(Error::UnsafeName { path: self.path.clone(), field: "dataset".into(), name: name.into() });
+            return Err(Error::File(FileError::UnsafeName {
+                path: self.path.clone(),
+                field: "dataset".into(),
+                name: name.into(),
+            }));
         }
         let file = |value: &Value| -> Result<PathBuf> {
             let text = value.as_str().ok_or_else(|| fields.error(&field, "expected file names as strings"))?;
@@ -144,7 +148,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn error(&self, field: &str, problem: &str) -> Error {
-        Error::Field { path: self.path.into(), field: field.into(), problem: problem.into() }
+        Error::File(FileError::Field { path: self.path.into(), field: field.into(), problem: problem.into() })
     }
 
     fn required(&self, field: &str) -> Result<&Value> {
@@ -188,7 +192,7 @@ impl Fields<'_> {
             .as_object()
             .ok_or_else(|| self.error("labels", "expected an object such as {\"background\": 0, \"tumor\": 1}"))?;
         if let Some(corrected) = reversed(object) {
-            return Err(Error::LabelsReversed { path: self.path.into(), corrected });
+            return Err(Error::Dataset(DatasetError::LabelsReversed { path: self.path.into(), corrected }));
         }
         object
             .iter()

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::json::{DatasetJson, LabelEntry};
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, PredictError, Result};
 
 /// One thing that is predicted and evaluated: a label, or a region made of labels.
 ///
@@ -70,8 +70,8 @@ impl LabelManager {
     /// Derives the rules, and rejects label definitions that nnU-Net rejects.
     ///
     /// # Errors
-    /// One variant per rule: `Background*`, `Ignore*`, `Label*`, `Regions*`, [`Error::NoForeground`],
-    /// [`Error::TooManyRegions`].
+    /// One variant per rule: `Background*`, `Ignore*`, `Label*`, `Regions*`, [`DatasetError::NoForeground`](crate::error::DatasetError::NoForeground),
+    /// [`DatasetError::TooManyRegions`](crate::error::DatasetError::TooManyRegions).
     pub fn new(json: &DatasetJson) -> Result<Self> {
         let path = || json.path.clone();
         let mut background = None;
@@ -80,30 +80,28 @@ impl LabelManager {
             match (name.as_str(), entry) {
                 ("background", LabelEntry::Label(value)) => background = Some(*value),
                 ("background", LabelEntry::Region(_)) => {
-                    return Err(Error::BackgroundIsRegion { path: path() });
+                    return Err(Error::Dataset(DatasetError::BackgroundIsRegion { path: path() }));
                 }
                 ("ignore", LabelEntry::Label(value)) => ignore = Some(*value),
                 ("ignore", LabelEntry::Region(_)) => {
-                    return Err(Error::IgnoreIsRegion { path: path() });
+                    return Err(Error::Dataset(DatasetError::IgnoreIsRegion { path: path() }));
                 }
                 _ => {}
             }
         }
         match background {
-            None => return Err(Error::BackgroundMissing { path: path() }),
+            None => return Err(Error::Dataset(DatasetError::BackgroundMissing { path: path() })),
             Some(0) => {}
             Some(value) => {
-                return Err(Error::BackgroundNotZero { path: path(), value });
+                return Err(Error::Dataset(DatasetError::BackgroundNotZero { path: path(), value }));
             }
         }
 
         let mut all_labels = Vec::new();
         for (name, entry) in json.labels.iter().filter(|(name, _)| name != "ignore") {
             for &value in values(entry) {
-                let label = u8::try_from(value).map_err(|_| Error::LabelOutOfRange {
-                    path: path(),
-                    name: name.clone(),
-                    value,
+                let label = u8::try_from(value).map_err(|_| {
+                    Error::Dataset(DatasetError::LabelOutOfRange { path: path(), name: name.clone(), value })
                 })?;
                 all_labels.push(i16::from(label));
             }
@@ -111,18 +109,22 @@ impl LabelManager {
         all_labels.sort_unstable();
         all_labels.dedup();
         if all_labels.len() < 2 {
-            return Err(Error::NoForeground { path: path() });
+            return Err(Error::Dataset(DatasetError::NoForeground { path: path() }));
         }
         let highest = all_labels[all_labels.len() - 1];
         let ignore = match ignore {
             None => None,
             Some(value) if value == i64::from(highest) + 1 && value <= 255 => Some(highest + 1),
             Some(value) => {
-                return Err(Error::IgnoreNotHighest { path: path(), value, expected: i64::from(highest) + 1 });
+                return Err(Error::Dataset(DatasetError::IgnoreNotHighest {
+                    path: path(),
+                    value,
+                    expected: i64::from(highest) + 1,
+                }));
             }
         };
         if usize::from(highest as u16) + 1 != all_labels.len() {
-            return Err(Error::LabelsNotConsecutive { path: path(), found: all_labels });
+            return Err(Error::Dataset(DatasetError::LabelsNotConsecutive { path: path(), found: all_labels }));
         }
 
         let has_regions =
@@ -250,7 +252,7 @@ impl LabelManager {
     /// logit above zero).
     ///
     /// # Errors
-    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
+    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
     pub fn segmentation_from_logits(&self, logits: &[f32]) -> Result<Vec<u8>> {
         self.segmentation(logits, 0.0)
     }
@@ -258,7 +260,7 @@ impl LabelManager {
     /// Segmentation from probabilities `[..., heads]`.
     ///
     /// # Errors
-    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
+    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
     pub fn segmentation_from_probabilities(&self, probabilities: &[f32]) -> Result<Vec<u8>> {
         self.segmentation(probabilities, 0.5)
     }
@@ -266,11 +268,11 @@ impl LabelManager {
     fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u8>> {
         let heads = self.num_segmentation_heads();
         if !scores.len().is_multiple_of(heads) {
-            return Err(Error::BufferLength {
+            return Err(Error::Predict(PredictError::BufferLength {
                 what: "scores of whole voxels",
                 found: scores.len(),
                 expected: scores.len().next_multiple_of(heads),
-            });
+            }));
         }
         let voxels = scores.chunks_exact(heads);
         Ok(match &self.class_order {
@@ -321,17 +323,22 @@ fn regions(json: &DatasetJson) -> Vec<(String, LabelGroup)> {
 fn class_order(json: &DatasetJson, regions: usize) -> Result<Vec<i16>> {
     let path = || json.path.clone();
     if regions > 32 {
-        return Err(Error::TooManyRegions { path: path(), found: regions });
+        return Err(Error::Dataset(DatasetError::TooManyRegions { path: path(), found: regions }));
     }
-    let order = json.regions_class_order.as_ref().ok_or_else(|| Error::RegionsClassOrderMissing { path: path() })?;
+    let order = json
+        .regions_class_order
+        .as_ref()
+        .ok_or_else(|| Error::Dataset(DatasetError::RegionsClassOrderMissing { path: path() }))?;
     if order.len() != regions {
-        return Err(Error::RegionsClassOrderLength { path: path(), found: order.len(), expected: regions });
+        return Err(Error::Dataset(DatasetError::RegionsClassOrderLength {
+            path: path(),
+            found: order.len(),
+            expected: regions,
+        }));
     }
     let label = |&value: &i64| {
-        u8::try_from(value).map(i16::from).map_err(|_| Error::LabelOutOfRange {
-            path: path(),
-            name: "regions_class_order".into(),
-            value,
+        u8::try_from(value).map(i16::from).map_err(|_| {
+            Error::Dataset(DatasetError::LabelOutOfRange { path: path(), name: "regions_class_order".into(), value })
         })
     };
     order.iter().map(label).collect()

@@ -14,7 +14,7 @@ pub use cases::{CaseFiles, Cases, cases_in, list_cases};
 pub use json::DatasetJson;
 pub use labels::{LabelGroup, LabelManager};
 
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, Result};
 
 /// An opened dataset: its description and the files of its training cases.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Dataset {
     }
 
     /// Opens a dataset and lists everything that is wrong with its files by their names alone: `Channel*`, `Label*`,
-    /// [`Error::ImageNames`], [`Error::OtherEnding`], [`Error::NumTraining`]. Cases that lack a file are left out of the
+    /// [`DatasetError::ImageNames`](crate::error::DatasetError::ImageNames), [`DatasetError::OtherEnding`](crate::error::DatasetError::OtherEnding), [`DatasetError::NumTraining`](crate::error::DatasetError::NumTraining). Cases that lack a file are left out of the
     /// dataset.
     ///
     /// # Errors
@@ -58,7 +58,11 @@ impl Dataset {
         };
         let mut failures = found.failures;
         if found.meant != json.num_training {
-            failures.push(Error::NumTraining { path, declared: json.num_training, found: found.meant });
+            failures.push(Error::Dataset(DatasetError::NumTraining {
+                path,
+                declared: json.num_training,
+                found: found.meant,
+            }));
         }
         Ok((Dataset { folder: folder.into(), json, labels, cases: found.complete, notes: found.notes }, failures))
     }
@@ -76,10 +80,15 @@ fn with_files(listed: Vec<CaseFiles>, json: &DatasetJson) -> Cases {
         let before = found.failures.len();
         for (channel, path) in case.images.iter().enumerate().filter(|(_, path)| !path.is_file()) {
             let (name, path) = (json.channel_names[channel].clone(), path.clone());
-            found.failures.push(Error::ChannelMissing { case: case.name.clone(), channel, name, path });
+            found.failures.push(Error::Dataset(DatasetError::ChannelMissing {
+                case: case.name.clone(),
+                channel,
+                name,
+                path,
+            }));
         }
         if let Some(path) = case.label.clone().filter(|path| !path.is_file()) {
-            found.failures.push(Error::LabelMissing { case: case.name.clone(), path });
+            found.failures.push(Error::Dataset(DatasetError::LabelMissing { case: case.name.clone(), path }));
         }
         if found.failures.len() == before {
             found.complete.push(case);

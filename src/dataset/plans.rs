@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, PlanError, Result};
 use crate::io;
 
 /// A plans file.
@@ -188,10 +188,11 @@ impl Plans {
     /// Reads a plans file.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`] naming a missing or mistyped field, or [`Error::NotAFileName`].
+    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json) naming a missing or mistyped field, or [`FileError::NotAFileName`](crate::error::FileError::NotAFileName).
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let plans: Self = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+        let plans: Self =
+            serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
         plans.check_names(path)?;
         Ok(plans)
     }
@@ -200,7 +201,7 @@ impl Plans {
     /// the plans come from.
     ///
     /// # Errors
-    /// [`Error::NotAFileName`] with all such names.
+    /// [`FileError::NotAFileName`](crate::error::FileError::NotAFileName) with all such names.
     pub fn check_names(&self, path: &Path) -> Result<()> {
         let plans = std::iter::once(("plans_name".to_owned(), self.plans_name.as_str()));
         let configurations = self.configurations.keys().map(|name| ("configurations".to_owned(), name.as_str()));
@@ -216,14 +217,14 @@ impl Plans {
             .collect();
         match wrong.is_empty() {
             true => Ok(()),
-            false => Err(Error::NotAFileName { path: path.into(), names: wrong.join(", ") }),
+            false => Err(Error::File(FileError::NotAFileName { path: path.into(), names: wrong.join(", ") })),
         }
     }
 
     /// Writes the plans with nnU-Net's indentation.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_json(path, self)
     }
@@ -231,21 +232,21 @@ impl Plans {
     /// A configuration by name, with everything it inherits.
     ///
     /// # Errors
-    /// [`Error::ConfigurationMissing`], [`Error::ConfigurationCycle`], or [`Error::Field`] for mistyped fields.
+    /// [`PlanError::ConfigurationMissing`](crate::error::PlanError::ConfigurationMissing), [`PlanError::ConfigurationCycle`](crate::error::PlanError::ConfigurationCycle), or [`FileError::Field`](crate::error::FileError::Field) for mistyped fields.
     pub fn configuration(&self, name: &str) -> Result<Configuration> {
         let mut merged = Map::new();
         let mut visited: Vec<&str> = Vec::new();
         let mut next = Some(name);
         while let Some(current) = next {
             if visited.contains(&current) {
-                return Err(Error::ConfigurationCycle { name: current.into() });
+                return Err(Error::Plan(PlanError::ConfigurationCycle { name: current.into() }));
             }
             visited.push(current);
             let fields = self.configurations.get(current).and_then(Value::as_object).ok_or_else(|| {
-                Error::ConfigurationMissing {
+                Error::Plan(PlanError::ConfigurationMissing {
                     name: current.into(),
                     available: self.configurations.keys().cloned().collect(),
-                }
+                })
             })?;
             // Children are merged first, so what is there already wins over what is inherited.
             for (key, value) in fields {
@@ -255,12 +256,13 @@ impl Plans {
             }
             next = fields.get("inherits_from").and_then(Value::as_str);
         }
-        let configuration: Configuration =
-            serde_json::from_value(Value::Object(merged)).map_err(|error| Error::Field {
+        let configuration: Configuration = serde_json::from_value(Value::Object(merged)).map_err(|error| {
+            Error::File(FileError::Field {
                 path: self.plans_name.clone().into(),
                 field: format!("configurations.{name}"),
                 problem: error.to_string(),
-            })?;
+            })
+        })?;
         configuration.check(name, &self.plans_name)?;
         Ok(configuration)
     }
@@ -269,10 +271,12 @@ impl Plans {
 impl Configuration {
     /// Lists of one length where the network needs it, so that building it cannot run past an end.
     fn check(&self, name: &str, plans: &str) -> Result<()> {
-        let error = |field: &str, problem: String| Error::Field {
-            path: plans.into(),
-            field: format!("configurations.{name}.{field}"),
-            problem,
+        let error = |field: &str, problem: String| {
+            Error::File(FileError::Field {
+                path: plans.into(),
+                field: format!("configurations.{name}.{field}"),
+                problem,
+            })
         };
         if !io::is_file_name(&self.data_identifier) {
             let problem =

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, PlanError, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
 
@@ -77,11 +77,11 @@ impl std::fmt::Display for Fold {
 /// Ten cases give the validation cases 0 7 | 3 9 | 4 6 | 1 8 | 2 5.
 ///
 /// # Errors
-/// [`Error::TooFewCases`] for fewer cases than folds.
+/// [`PlanError::TooFewCases`](crate::error::PlanError::TooFewCases) for fewer cases than folds.
 pub fn k_fold(cases: &[String]) -> Result<Vec<Split>> {
     let cases = sorted(cases);
     if cases.len() < FOLDS {
-        return Err(Error::TooFewCases { cases: cases.len(), folds: FOLDS });
+        return Err(Error::Plan(PlanError::TooFewCases { cases: cases.len(), folds: FOLDS }));
     }
     let mut order: Vec<usize> = (0..cases.len()).collect();
     NumpyRandom::new(SEED).shuffle(&mut order);
@@ -99,7 +99,7 @@ pub fn k_fold(cases: &[String]) -> Result<Vec<Split>> {
 /// The cases of a fold. An index beyond the file gives nnU-Net's seeded random 80:20 split.
 ///
 /// # Errors
-/// [`Error::TooFewCases`] if the 80:20 split leaves a side empty.
+/// [`PlanError::TooFewCases`](crate::error::PlanError::TooFewCases) if the 80:20 split leaves a side empty.
 pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<Split> {
     let cases = sorted(cases);
     match fold {
@@ -108,7 +108,7 @@ pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<S
         Fold::Index(index) => {
             let count = (cases.len() as f64 * 0.8) as usize;
             if count == 0 || count == cases.len() {
-                return Err(Error::TooFewCases { cases: cases.len(), folds: FOLDS });
+                return Err(Error::Plan(PlanError::TooFewCases { cases: cases.len(), folds: FOLDS }));
             }
             let chosen = NumpyRandom::new(SEED.wrapping_add(index as u32)).choice(cases.len() as u32, count);
             let mut split = split_by(&cases, |case| !chosen.contains(&(case as u32)));
@@ -122,25 +122,26 @@ pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<S
 /// Reads `splits_final.json` and checks it against the dataset's cases.
 ///
 /// # Errors
-/// [`Error::SplitUnknownCase`], [`Error::SplitEmpty`], [`Error::SplitOverlap`], or the errors of reading JSON.
+/// [`PlanError::SplitUnknownCase`](crate::error::PlanError::SplitUnknownCase), [`PlanError::SplitEmpty`](crate::error::PlanError::SplitEmpty), [`PlanError::SplitOverlap`](crate::error::PlanError::SplitOverlap), or the errors of reading JSON.
 pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
     let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    let splits: Vec<Split> = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+    let splits: Vec<Split> =
+        serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
     let known: BTreeSet<&String> = cases.iter().collect();
     for (fold, split) in splits.iter().enumerate() {
         for (part, names) in [("training", &split.train), ("validation", &split.val)] {
             if names.is_empty() {
-                return Err(Error::SplitEmpty { path: path.into(), fold, part });
+                return Err(Error::Plan(PlanError::SplitEmpty { path: path.into(), fold, part }));
             }
         }
         let unknown: Vec<&str> =
             split.train.iter().chain(&split.val).filter(|name| !known.contains(name)).map(String::as_str).collect();
         if !unknown.is_empty() {
-            return Err(Error::SplitUnknownCase { path: path.into(), fold, case: unknown.join(", ") });
+            return Err(Error::Plan(PlanError::SplitUnknownCase { path: path.into(), fold, case: unknown.join(", ") }));
         }
         let training: BTreeSet<&String> = split.train.iter().collect();
         if let Some(case) = split.val.iter().find(|name| training.contains(name)) {
-            return Err(Error::SplitOverlap { path: path.into(), fold, case: case.clone() });
+            return Err(Error::Plan(PlanError::SplitOverlap { path: path.into(), fold, case: case.clone() }));
         }
     }
     Ok(splits)
@@ -155,7 +156,7 @@ pub fn without_fold(splits: &[Split], cases: &[String]) -> Vec<String> {
 /// Writes `splits_final.json`, byte for byte as nnU-Net does.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn write(path: &Path, splits: &[Split]) -> Result<()> {
     io::write_json(path, splits)
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::plans::{ArchitectureArguments, Configuration, Plans};
-use crate::error::{Error, Result};
+use crate::error::{Error, PlanError, Result};
 
 /// What is not supported, in words.
 #[derive(Default)]
@@ -37,7 +37,10 @@ impl Faults {
     fn into_result(self, plans: &Plans) -> Result<()> {
         match self.0.is_empty() {
             true => Ok(()),
-            false => Err(Error::PlansUnsupported { plans: plans.plans_name.clone(), faults: self.0.join("; ") }),
+            false => Err(Error::Plan(PlanError::PlansUnsupported {
+                plans: plans.plans_name.clone(),
+                faults: self.0.join("; "),
+            })),
         }
     }
 }
@@ -46,7 +49,7 @@ impl Plans {
     /// Whether voxgrad preprocesses as a configuration of these plans asks for.
     ///
     /// # Errors
-    /// [`Error::PlansUnsupported`] with every field that asks for something else.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) with every field that asks for something else.
     pub fn check_preprocessing(&self, configuration: &Configuration) -> Result<()> {
         let mut faults = Faults::default();
         self.preprocessing(configuration, &mut faults);

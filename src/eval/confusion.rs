@@ -3,7 +3,7 @@
 use ndarray::ArrayView3;
 
 use crate::dataset::{LabelGroup, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, PredictError, Result};
 
 /// Voxels by what was predicted and what is true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,15 +80,15 @@ impl PseudoDice {
     /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value.
     ///
     /// # Errors
-    /// [`Error::BufferLength`] if they do not cover the same voxels.
+    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if they do not cover the same voxels.
     pub fn add_logits(&mut self, logits: &[f32], target: &[u8]) -> Result<()> {
         let heads = self.labels.num_segmentation_heads();
         if logits.len() != heads * target.len() {
-            return Err(Error::BufferLength {
+            return Err(Error::Predict(PredictError::BufferLength {
                 what: "logits of the target's voxels",
                 found: logits.len(),
                 expected: heads * target.len(),
-            });
+            }));
         }
         let ignore = self.labels.ignore_label();
         for (voxel, &label) in logits.chunks_exact(heads).zip(target) {
@@ -119,14 +119,14 @@ impl PseudoDice {
     /// Adds counts made elsewhere, one per foreground label or region.
     ///
     /// # Errors
-    /// [`Error::BufferLength`] for another number of counts.
+    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) for another number of counts.
     pub fn add_counts(&mut self, counts: &[Confusion]) -> Result<()> {
         if counts.len() != self.counts.len() {
-            return Err(Error::BufferLength {
+            return Err(Error::Predict(PredictError::BufferLength {
                 what: "counts per class",
                 found: counts.len(),
                 expected: self.counts.len(),
-            });
+            }));
         }
         for (sum, added) in self.counts.iter_mut().zip(counts) {
             *sum += *added;

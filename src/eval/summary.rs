@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::confusion::{Confusion, nan_mean};
 use super::grid_difference;
 use crate::dataset::{LabelGroup, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, EvaluateError, Result};
 use crate::io;
 
 /// Metrics of one case, parallel to the evaluated labels or regions.
@@ -62,8 +62,8 @@ pub fn evaluate_case(
 /// leaves on foreign disks, are passed over.
 ///
 /// # Errors
-/// [`Error::NothingToEvaluate`]; [`Error::ReferenceMissing`]; [`Error::PredictionMissing`] unless `allow_missing`;
-/// [`Error::EvaluationGrid`]; the errors of reading NIfTI; [`Error::Several`] with all of them.
+/// [`EvaluateError::NothingToEvaluate`](crate::error::EvaluateError::NothingToEvaluate); [`EvaluateError::ReferenceMissing`](crate::error::EvaluateError::ReferenceMissing); [`EvaluateError::PredictionMissing`](crate::error::EvaluateError::PredictionMissing) unless `allow_missing`;
+/// [`EvaluateError::EvaluationGrid`](crate::error::EvaluateError::EvaluationGrid); the errors of reading NIfTI; [`Error::Several`] with all of them.
 pub fn evaluate_folder(
     references: &Path,
     predictions: &Path,
@@ -73,16 +73,22 @@ pub fn evaluate_folder(
 ) -> Result<Summary> {
     let (predicted, mut passed_over) = files(predictions, file_ending)?;
     if predicted.is_empty() {
-        return Err(Error::NothingToEvaluate { path: predictions.into(), ending: file_ending.into() });
+        return Err(Error::Evaluate(EvaluateError::NothingToEvaluate {
+            path: predictions.into(),
+            ending: file_ending.into(),
+        }));
     }
     let (known, beside_references) = files(references, file_ending)?;
     passed_over.extend(beside_references);
-    let without_reference =
-        predicted.difference(&known).map(|file| Error::ReferenceMissing { path: references.join(file) });
+    let without_reference = predicted
+        .difference(&known)
+        .map(|file| Error::Evaluate(EvaluateError::ReferenceMissing { path: references.join(file) }));
     let mut faults: Vec<Error> = without_reference.collect();
     if !allow_missing {
         let missing = known.difference(&predicted);
-        faults.extend(missing.map(|file| Error::PredictionMissing { path: predictions.join(file) }));
+        faults.extend(
+            missing.map(|file| Error::Evaluate(EvaluateError::PredictionMissing { path: predictions.join(file) })),
+        );
     }
     let groups = labels.foreground();
     let both: Vec<&String> = predicted.intersection(&known).collect();
@@ -116,7 +122,7 @@ fn compare(
     let grid = |map: &io::LabelMap| map.data.dim().into();
     let (found, expected) = (grid(&prediction), grid(&reference));
     if let Some(problem) = grid_difference((&prediction.geometry, found), (&reference.geometry, expected)) {
-        return Err(Error::EvaluationGrid { path: prediction_file.into(), problem });
+        return Err(Error::Evaluate(EvaluateError::EvaluationGrid { path: prediction_file.into(), problem }));
     }
     let ignore = labels.ignore_label();
     let mut warnings = Vec::new();
@@ -219,7 +225,7 @@ impl Summary {
     /// Writes `summary.json`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_atomically(path, self.to_json().as_bytes())
     }

@@ -6,7 +6,7 @@ use ndarray::{Array3, Zip};
 use serde::Serialize;
 
 use super::{Grid, Turned, Work};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, Error, Result};
 
 /// What happens where masks of different classes overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,7 +68,11 @@ pub(super) fn paint(
         let path: PathBuf = folder.join(format!("{name}{ending}"));
         if !path.is_file() {
             if !missing_empty {
-                failures.push(Error::MaskMissing { case: grid.case.into(), name: name.into(), path });
+                failures.push(Error::Annotation(AnnotationError::MaskMissing {
+                    case: grid.case.into(),
+                    name: name.into(),
+                    path,
+                }));
             }
             continue;
         }

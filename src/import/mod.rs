@@ -17,7 +17,7 @@ mod masks;
 pub use masks::Overlap;
 
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, DatasetError, Error, Result, TrainError};
 use crate::io::{self, Geometry};
 use crate::preprocess::undeclared;
 use crate::sparsify::output::NewDataset;
@@ -111,7 +111,7 @@ pub struct Report {
 /// annotation are left out, and named in the warnings. `on_case` is called after each case, from several threads.
 ///
 /// # Errors
-/// [`Error::Several`] with all that is wrong with the files; [`Error::OutputExists`]; those of reading a dataset and NIfTI
+/// [`Error::Several`] with all that is wrong with the files; [`FileError::OutputExists`](crate::error::FileError::OutputExists); those of reading a dataset and NIfTI
 /// files. Nothing is left in `target` then.
 pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl Fn(&str) + Sync) -> Result<Report> {
     let json = DatasetJson::read(&source.join("dataset.json"))?;
@@ -197,11 +197,11 @@ fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore
         let label = name.parse().ok().filter(|label| labels.all_labels().contains(label)).or_else(|| single(name));
         match label {
             Some(label) => drop(values.insert(*value, label)),
-            None => failures.push(Error::NameUnknown {
+            None => failures.push(Error::Annotation(AnnotationError::NameUnknown {
                 what: "label of one value",
                 name: name.clone(),
                 available: names().collect(),
-            }),
+            })),
         }
     }
     if let Some(unlabelled) = settings.unlabelled {
@@ -262,23 +262,28 @@ impl Work<'_> {
         strangers.sort();
         let failures: Vec<Error> = strangers
             .into_iter()
-            .map(|name| Error::NameUnknown {
-                what: "image for the annotated case",
-                name,
-                available: known.iter().map(|&name| name.into()).collect(),
+            .map(|name| {
+                Error::Annotation(AnnotationError::NameUnknown {
+                    what: "image for the annotated case",
+                    name,
+                    available: known.iter().map(|&name| name.into()).collect(),
+                })
             })
             .collect();
         Error::all(failures)?;
         if found.is_empty() {
             let path = folders.first().cloned().unwrap_or_default();
-            return Err(Error::NothingToImport { path, ending: self.json.file_ending.clone() });
+            return Err(Error::Annotation(AnnotationError::NothingToImport {
+                path,
+                ending: self.json.file_ending.clone(),
+            }));
         }
         Ok(found)
     }
 
     /// Reads what was annotated in a case; the image tells where the grid lies.
     fn annotation(&self, case: &CaseFiles, files: &[PathBuf]) -> Result<(Array3<i16>, Geometry, Turned)> {
-        let image = case.images.first().ok_or(Error::NoCases)?;
+        let image = case.images.first().ok_or(Error::Train(TrainError::NoCases))?;
         let image = io::read_image(image)?;
         let shape: [usize; 3] = image.data.dim().into();
         let mut turned = Turned::default();
@@ -335,14 +340,14 @@ impl Work<'_> {
             let (case, path) = (grid.case.into(), path.into());
             let expected: Vec<i16> = self.values.keys().copied().collect();
             let found = undeclared(map.view(), &expected);
-            return Err(Error::UnexpectedLabel {
+            return Err(Error::Dataset(DatasetError::UnexpectedLabel {
                 case,
                 path,
                 value,
                 voxel: [z, y, x],
                 expected: expected.into(),
                 found: found.into(),
-            });
+            }));
         }
         let mut counts: BTreeMap<i16, u64> = BTreeMap::new();
         for voxel in &mut map {
@@ -416,11 +421,14 @@ impl Grid<'_> {
         let found: [usize; 3] = map.data.dim().into();
         if found != self.shape {
             let (case, path, expected) = (self.case.into(), path.into(), self.shape);
-            return Err(Error::LabelShape { case, path, found, expected });
+            return Err(Error::Dataset(DatasetError::LabelShape { case, path, found, expected }));
         }
         if !map.geometry.same_placement(self.geometry, self.shape) {
             if !self.by_index {
-                return Err(Error::LabelPlacement { case: self.case.into(), path: path.into() });
+                return Err(Error::Annotation(AnnotationError::LabelPlacement {
+                    case: self.case.into(),
+                    path: path.into(),
+                }));
             }
             turned.placed_by_index = true;
         }

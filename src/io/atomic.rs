@@ -4,7 +4,7 @@
 //! case, and renamed out of it. The writer keeps that folder locked: what a killed process left behind is unlocked, and
 //! removed when the next process writes to the same place.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ const ENDING: &str = ".partial";
 /// after a crash.
 ///
 /// # Errors
-/// [`Error::Io`]; the target is then as it was before.
+/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_aside(path, "content", |file| fs::write(file, bytes).map_err(Error::io(path, "write")))
 }
@@ -28,12 +28,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes JSON with nnU-Net's indentation of four, atomically.
 ///
 /// # Errors
-/// [`Error::Io`]; the target is then as it was before.
+/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     let mut text = Vec::new();
     let indentation = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, indentation);
-    value.serialize(&mut serializer).map_err(|source| Error::Json { path: path.into(), source })?;
+    value.serialize(&mut serializer).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
     write_atomically(path, &text)
 }
 
@@ -69,7 +69,7 @@ fn first_write_to(folder: &Path) -> bool {
 /// does not exist has none.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be listed, or a leftover not be removed.
+/// [`FileError::Io`](crate::error::FileError::Io) if the folder cannot be listed, or a leftover not be removed.
 pub fn remove_leftovers(folder: &Path) -> Result<usize> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nifti::NiftiHeader;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 /// Bytes of a NIfTI-1 header.
 pub(super) const HEADER_BYTES: usize = 348;
@@ -83,7 +83,7 @@ impl Header {
         let big_endian = byte_order(path, bytes)?;
         check_magic(path, bytes)?;
         let mut fields = NiftiHeader::from_reader(&bytes[..])
-            .map_err(|error| Error::NotNifti { path: path.into(), problem: error.to_string() })?;
+            .map_err(|error| Error::File(FileError::NotNifti { path: path.into(), problem: error.to_string() }))?;
         fields.endianness = nifti::Endianness::Little; // what we write back
 
         let short = |offset: usize| {
@@ -92,7 +92,8 @@ impl Header {
         };
         let axes = axes(path, std::array::from_fn(|i| short(40 + 2 * i)))?;
         let (datatype, bitpix) = (short(70), short(72));
-        let scalar = Scalar::from_code(datatype).ok_or_else(|| Error::NiftiDatatype { path: path.into(), datatype })?;
+        let scalar = Scalar::from_code(datatype)
+            .ok_or_else(|| Error::File(FileError::NiftiDatatype { path: path.into(), datatype }))?;
         if usize::try_from(bitpix).ok() != Some(8 * scalar.bytes()) {
             return Err(invalid(path, "bitpix", bitpix, "it must match datatype"));
         }
@@ -128,8 +129,13 @@ fn byte_order(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<bool> {
     match (little, big) {
         (348, _) => Ok(false),
         (_, 348) => Ok(true),
-        (540, _) | (_, 540) => Err(Error::NotNifti { path: path.into(), problem: "it is a NIfTI-2 file".into() }),
-        _ => Err(Error::NotNifti { path: path.into(), problem: format!("sizeof_hdr is {little}, not 348") }),
+        (540, _) | (_, 540) => {
+            Err(Error::File(FileError::NotNifti { path: path.into(), problem: "it is a NIfTI-2 file".into() }))
+        }
+        _ => Err(Error::File(FileError::NotNifti {
+            path: path.into(),
+            problem: format!("sizeof_hdr is {little}, not 348"),
+        })),
     }
 }
 
@@ -140,7 +146,7 @@ fn check_magic(path: &Path, bytes: &[u8; HEADER_BYTES]) -> Result<()> {
         [0, 0, 0, 0] => "no magic, as in an Analyze 7.5 file".into(),
         other => format!("magic is {:?}", String::from_utf8_lossy(other)),
     };
-    Err(Error::NotNifti { path: path.into(), problem })
+    Err(Error::File(FileError::NotNifti { path: path.into(), problem }))
 }
 
 /// Axes in use, x first, padded to three; axes beyond `dim[0]` may hold junk and are not looked at.
@@ -210,7 +216,7 @@ fn right_angles(path: &Path, fields: &NiftiHeader) -> Result<()> {
         return Ok(());
     }
     match shear(fields) {
-        Some((axes, angle)) => Err(Error::NiftiShear { path: path.into(), axes, angle }),
+        Some((axes, angle)) => Err(Error::File(FileError::NiftiShear { path: path.into(), axes, angle })),
         None => Ok(()),
     }
 }
@@ -244,5 +250,5 @@ fn spacing(path: &Path, fields: &NiftiHeader, depth: usize) -> Result<[f64; 3]> 
 }
 
 fn invalid(path: &Path, field: &'static str, value: impl ToString, expected: &'static str) -> Error {
-    Error::NiftiHeader { path: path.into(), field, value: value.to_string(), expected }
+    Error::File(FileError::NiftiHeader { path: path.into(), field, value: value.to_string(), expected })
 }

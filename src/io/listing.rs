@@ -23,7 +23,7 @@ pub struct Listing {
 /// Lists a folder. Every reader of a folder of images or labels begins here, so that all ignore the same names.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn list_folder(folder: &Path) -> Result<Listing> {
     let mut listing =
         Listing { folder: folder.into(), names: BTreeSet::new(), resource_forks: 0, unreadable: Vec::new() };

@@ -13,7 +13,7 @@ use super::Geometry;
 use super::atomic::write_aside;
 use super::header::{Header, Scalar};
 use super::stream;
-use crate::error::{Error, Result, ValueSummary};
+use crate::error::{Error, FileError, Result, ValueSummary};
 
 /// How far a label stored as a float may lie from an integer.
 const LABEL_TOLERANCE: f64 = 1e-3;
@@ -86,8 +86,8 @@ pub fn read_overview(path: &Path) -> Result<Overview> {
 /// Non-finite voxels are passed on: whether they matter is decided where the case is known.
 ///
 /// # Errors
-/// [`Error::NotThreeDimensional`] for several volumes in one file; the `Nifti*`, [`Error::NotNifti`] and
-/// [`Error::Gzip`] variants for files that are not what they claim.
+/// [`FileError::NotThreeDimensional`](crate::error::FileError::NotThreeDimensional) for several volumes in one file; the `Nifti*`, [`FileError::NotNifti`](crate::error::FileError::NotNifti) and
+/// [`FileError::Gzip`](crate::error::FileError::Gzip) variants for files that are not what they claim.
 pub fn read_image(path: &Path) -> Result<Image> {
     let (header, bytes) = stream::read(path)?;
     if header.channels() != 1 {
@@ -127,7 +127,7 @@ fn image(path: &Path, header: &Header, bytes: &[u8]) -> Result<Image> {
 /// Reads a 3-D label map of any scalar type; floats count as labels when they are integers to within a thousandth.
 ///
 /// # Errors
-/// [`Error::LabelNotInteger`] for other values; otherwise as [`read_image`].
+/// [`FileError::LabelNotInteger`](crate::error::FileError::LabelNotInteger) for other values; otherwise as [`read_image`].
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
     let (header, bytes) = stream::read(path)?;
     if header.channels() != 1 {
@@ -147,13 +147,13 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
         }
     }
     if let Some((index, value, voxels)) = wrong {
-        return Err(Error::LabelNotInteger {
+        return Err(Error::File(FileError::LabelNotInteger {
             path: path.into(),
             value,
             voxel: [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]],
             voxels,
             values: ValueSummary::of(values(&header, &bytes)),
-        });
+        }));
     }
     Ok(LabelMap { data: array(path, shape, data)?, geometry: Geometry::from_header(header.spacing, header.fields) })
 }
@@ -163,7 +163,7 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
 /// The file appears under its name only when it is complete: it is written elsewhere in the folder first and renamed.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::NiftiWrite`]; the target is then as it was before.
+/// [`FileError::Io`](crate::error::FileError::Io) or [`FileError::NiftiWrite`](crate::error::FileError::NiftiWrite); the target is then as it was before.
 pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry) -> Result<()> {
     let gzipped = path.extension().is_some_and(|ending| ending == "gz");
     // A name without further dots: the writer cuts names at their last dots.
@@ -175,7 +175,7 @@ pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry:
 /// in nnU-Net's, of one byte below 255 and of two from there on.
 ///
 /// # Errors
-/// As [`write_labels`]; [`Error::NiftiWrite`] for negative labels that no type of label maps holds.
+/// As [`write_labels`]; [`FileError::NiftiWrite`](crate::error::FileError::NiftiWrite) for negative labels that no type of label maps holds.
 pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &Geometry) -> Result<()> {
     let (lowest, highest) = labels.iter().fold((0, 0), |(low, high), &label| (label.min(low), label.max(high)));
     let in_byte = lowest >= 0 && highest <= 255;
@@ -192,7 +192,10 @@ pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &G
         1280 if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u64).view(), geometry),
         _ if lowest >= 0 && highest < 255 => write_labels(path, labels.mapv(|l| l as u8).view(), geometry),
         _ if lowest >= 0 => write_labels(path, labels.mapv(|l| l as u16).view(), geometry),
-        _ => Err(Error::NiftiWrite { path: path.into(), problem: format!("label {lowest} is negative") }),
+        _ => Err(Error::File(FileError::NiftiWrite {
+            path: path.into(),
+            problem: format!("label {lowest} is negative"),
+        })),
     }
 }
 
@@ -204,7 +207,7 @@ fn write_volume<T: LabelVoxel>(
     geometry: &Geometry,
     gzipped: bool,
 ) -> Result<()> {
-    let failed = |problem: String| Error::NiftiWrite { path: path.into(), problem };
+    let failed = |problem: String| Error::File(FileError::NiftiWrite { path: path.into(), problem });
     if labels.shape().iter().any(|&n| n == 0 || n > i16::MAX as usize) {
         return Err(failed(format!("NIfTI-1 axes hold 1 to {} voxels, the volume has {:?}", i16::MAX, labels.shape())));
     }
@@ -270,13 +273,11 @@ fn words<'a, const N: usize>(
 
 fn array<T>(path: &Path, shape: [usize; 3], data: Vec<T>) -> Result<Array3<T>> {
     let (expected, found) = (shape.iter().product::<usize>(), data.len());
-    Array3::from_shape_vec(shape, data).map_err(|_| Error::NiftiTruncated {
-        path: path.into(),
-        expected: expected as u64,
-        found: found as u64,
+    Array3::from_shape_vec(shape, data).map_err(|_| {
+        Error::File(FileError::NiftiTruncated { path: path.into(), expected: expected as u64, found: found as u64 })
     })
 }
 
 fn not_three_dimensional(path: &Path, axes: &[usize]) -> Error {
-    Error::NotThreeDimensional { path: path.into(), shape: axes.to_vec() }
+    Error::File(FileError::NotThreeDimensional { path: path.into(), shape: axes.to_vec() })
 }

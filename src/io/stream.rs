@@ -10,7 +10,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::header::{HEADER_BYTES, Header};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 /// Deflate cannot expand a byte to more than this many.
 const DEFLATE_MAX_RATIO: u64 = 1032;
@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
     if !gzipped {
         return read_volume(path, &mut file, length, |e| Error::io(path, "read")(e));
     }
-    let damaged = |source| Error::Gzip { path: path.into(), source };
+    let damaged = |source| Error::File(FileError::Gzip { path: path.into(), source });
     let mut stream = MultiGzDecoder::new(file);
     let at_most = length.saturating_mul(DEFLATE_MAX_RATIO);
     let (header, voxels) = read_volume(path, &mut stream, at_most, damaged)?;
@@ -34,7 +34,11 @@ pub(super) fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
     let allowed = header.voxel_bytes.max(TRAILING_BYTES);
     let surplus = io::copy(&mut stream.take(allowed + 1), &mut io::sink()).map_err(damaged)?;
     if surplus > allowed {
-        return Err(Error::NiftiTooLong { path: path.into(), expected, limit: expected.saturating_add(allowed) });
+        return Err(Error::File(FileError::NiftiTooLong {
+            path: path.into(),
+            expected,
+            limit: expected.saturating_add(allowed),
+        }));
     }
     Ok((header, voxels))
 }
@@ -45,14 +49,14 @@ pub(super) fn read_header(path: &Path) -> Result<(Header, bool)> {
     let length = file.metadata().map_err(Error::io(path, "read"))?.len();
     let mut file = BufReader::new(file);
     let gzipped = file.fill_buf().map_err(Error::io(path, "read"))?.starts_with(&[0x1f, 0x8b]);
-    let damaged = |source| Error::Gzip { path: path.into(), source };
+    let damaged = |source| Error::File(FileError::Gzip { path: path.into(), source });
     let (header, at_most) = match gzipped {
         false => (header(path, &mut file, |e| Error::io(path, "read")(e))?, length),
         true => (header(path, &mut MultiGzDecoder::new(file), damaged)?, length.saturating_mul(DEFLATE_MAX_RATIO)),
     };
     let expected = header.first_voxel + header.voxel_bytes;
     if expected > at_most {
-        return Err(Error::NiftiTruncated { path: path.into(), expected, found: at_most });
+        return Err(Error::File(FileError::NiftiTruncated { path: path.into(), expected, found: at_most }));
     }
     Ok((header, gzipped))
 }
@@ -63,7 +67,7 @@ fn header(path: &Path, stream: &mut impl Read, failed: impl Fn(io::Error) -> Err
     let (expected, found) = (HEADER_BYTES as u64, first.len() as u64);
     match <&[u8; HEADER_BYTES]>::try_from(first.as_slice()) {
         Ok(bytes) => Header::parse(path, bytes),
-        Err(_) => Err(Error::NiftiTruncated { path: path.into(), expected, found }),
+        Err(_) => Err(Error::File(FileError::NiftiTruncated { path: path.into(), expected, found })),
     }
 }
 
@@ -74,7 +78,8 @@ fn read_volume(
     at_most: u64,
     failed: impl Fn(io::Error) -> Error,
 ) -> Result<(Header, Vec<u8>)> {
-    let truncated = |expected: u64, found: u64| Error::NiftiTruncated { path: path.into(), expected, found };
+    let truncated =
+        |expected: u64, found: u64| Error::File(FileError::NiftiTruncated { path: path.into(), expected, found });
     let header = header(path, stream, &failed)?;
     let end = header.first_voxel + header.voxel_bytes;
     if end > at_most {

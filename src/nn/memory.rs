@@ -1,7 +1,7 @@
 //! The memory of a prediction, as a pass over a window on a dry context counts it, and what PyTorch keeps for training.
 
 use super::{Network, UNetShape};
-use crate::error::{Error, Result};
+use crate::error::{Error, PredictError, Result};
 use crate::kernels::{Caps, Context, Dtype};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -21,10 +21,12 @@ impl PredictionMemory {
     /// Refuses what the device, or the host with `host_memory` bytes, cannot hold. A CPU shares its memory with the host.
     ///
     /// # Errors
-    /// [`Error::PredictionMemory`], which says what to reduce.
+    /// [`PredictError::PredictionMemory`](crate::error::PredictError::PredictionMemory), which says what to reduce.
     pub fn check(&self, caps: &Caps, host_memory: Option<u64>) -> Result<()> {
-        let too_large = |what, needed, limit, remedy| Err(Error::PredictionMemory { what, needed, limit, remedy });
-        let window = "a configuration with a smaller patch, --precision f16, or another device";
+        let too_large = |what, needed, limit, remedy| {
+            Err(Error::Predict(PredictError::PredictionMemory { what, needed, limit, remedy }))
+        };
+        let window = "a configuration with a smaller patch, in 16 bits, or another device";
         if self.largest_buffer > caps.max_buffer {
             return too_large("the largest tensor of a window", self.largest_buffer, caps.max_buffer, window);
         }

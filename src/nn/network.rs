@@ -40,7 +40,7 @@ impl Network {
     /// Logits of the `levels` finest resolutions, full resolution first: `[batch, depth, height, width, heads]`.
     ///
     /// # Errors
-    /// [`Error::Architecture`](crate::Error::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
         match self {
             Self::Plain(network) => network.forward(tape, x, levels),

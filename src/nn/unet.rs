@@ -4,7 +4,7 @@
 use super::blocks::{Block, Head, Upsampling};
 use super::init;
 use crate::dataset::plans::ArchitectureArguments;
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result};
 use crate::kernels::Context;
 use crate::parameters::{ParameterBuilder, Parameters, Scope};
 use crate::tape::{Tape, Var};
@@ -41,9 +41,10 @@ impl UNetShape {
     /// Reads nnU-Net's `architecture.arch_kwargs`.
     ///
     /// # Errors
-    /// [`Error::Architecture`] naming the field that is missing, inconsistent or not supported.
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) naming the field that is missing, inconsistent or not supported.
     pub fn from_plans(arguments: &ArchitectureArguments, channels_in: usize, heads: usize) -> Result<Self> {
-        let wrong = |field: &'static str, problem: String| Error::Architecture { field, problem };
+        let wrong =
+            |field: &'static str, problem: String| Error::Network(NetworkError::Architecture { field, problem });
         let n = arguments.n_stages;
         if n < 2 {
             return Err(wrong("n_stages", format!("must be at least 2, is {n}")));
@@ -114,11 +115,11 @@ impl PlainConvUNet {
     /// Allocates the network and initialises it from a seed.
     ///
     /// # Errors
-    /// [`Error::Architecture`] for less than two stages, or if the device is out of memory.
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for less than two stages, or if the device is out of memory.
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
         if shape.stages.len() < 2 {
             let problem = format!("must be at least 2, is {}", shape.stages.len());
-            return Err(Error::Architecture { field: "n_stages", problem });
+            return Err(Error::Network(NetworkError::Architecture { field: "n_stages", problem }));
         }
         let mut builder = ParameterBuilder::default();
         let encoder = encoder(&mut builder.root().within("encoder.stages"), &shape);
@@ -141,12 +142,12 @@ impl PlainConvUNet {
     /// Logits of the `levels` finest resolutions, full resolution first: `[batch, depth, height, width, heads]`.
     ///
     /// # Errors
-    /// [`Error::Architecture`] if an extent of `x` is no multiple of [`UNetShape::divisor`].
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
         let (dims, divisor) = (x.shape().dims, self.shape.divisor());
         if (0..3).any(|a| dims[a] % divisor[a] != 0) {
             let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
-            return Err(Error::Architecture { field: "patch_size", problem });
+            return Err(Error::Network(NetworkError::Architecture { field: "patch_size", problem }));
         }
         let parameters = &self.parameters;
         let mut skips = Vec::with_capacity(self.encoder.len());

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::compat::Compat;
 use crate::dataset::Dataset;
 use crate::dataset::plans::IntensityProperties;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result, TrainError};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
 use crate::preprocess::{OWN_FOLDER, RawCase, crop_to_nonzero, files_seen, in_parallel, nonzero_mask};
@@ -48,7 +48,7 @@ impl Fingerprint {
     /// With [`Compat::Nnunet`] ignored voxels count as foreground.
     ///
     /// # Errors
-    /// [`Error::NoCases`], and the errors of [`RawCase::read`].
+    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases), and the errors of [`RawCase::read`].
     pub fn extract(dataset: &Dataset, compat: Compat, workers: usize, on_case: impl Fn(&str) + Sync) -> Result<Self> {
         let ignore = match compat {
             Compat::Corrected => dataset.labels.ignore_label(),
@@ -63,7 +63,7 @@ impl Fingerprint {
         });
         let cases: Vec<CaseFingerprint> = cases.into_iter().collect::<Result<_>>()?;
         if cases.is_empty() {
-            return Err(Error::NoCases);
+            return Err(Error::Train(TrainError::NoCases));
         }
         let relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
         let channels = 0..dataset.json.channel_names.len();
@@ -82,16 +82,16 @@ impl Fingerprint {
     /// Reads a fingerprint.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`].
+    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
+        serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))
     }
 
     /// Writes the fingerprint.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_json(path, self)
     }
@@ -125,7 +125,7 @@ impl Measured {
     /// What a fingerprint that is in `file` has been measured from, if it has been measured now.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn now(dataset: &Dataset, compat: Compat, file: &Path) -> Result<Self> {
         let files = dataset.cases.iter().map(|case| Ok(format!("{}{}", case.name, files_seen(case)?)));
         let fingerprint = fs::read(file).map_err(Error::io(file, "read"))?;
@@ -141,7 +141,7 @@ impl Measured {
     /// Keeps it beside the fingerprint in `file`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, file: &Path) -> Result<()> {
         let path = Self::path(file);
         if let Some(folder) = path.parent() {
@@ -153,7 +153,7 @@ impl Measured {
     /// How good the fingerprint in `file` is for a dataset. With `compat` only if it was measured so.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file of the dataset cannot be looked at.
+    /// [`FileError::Io`](crate::error::FileError::Io) if a file of the dataset cannot be looked at.
     pub fn age(dataset: &Dataset, compat: Option<Compat>, file: &Path) -> Result<Age> {
         let kept = fs::read_to_string(Self::path(file)).ok();
         let Some(kept) = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok()) else {

@@ -8,7 +8,7 @@ use super::fingerprint::{Fingerprint, percentile};
 use super::topology::{Encoder, Topology};
 use crate::dataset::plans::Plans;
 use crate::dataset::{Dataset, DatasetJson};
-use crate::error::{Error, Result};
+use crate::error::{Error, PlanError, Result, TrainError};
 use crate::io;
 use crate::preprocess::Normalization;
 
@@ -40,8 +40,8 @@ impl Planner {
     /// Plans a dataset called `name` (`DatasetXXX_Name`).
     ///
     /// # Errors
-    /// [`Error::NoCases`] for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
-    /// whose name cannot be that of a file, [`Error::ImagesTooSmall`] if no 3-D network of two stages fits the images.
+    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
+    /// whose name cannot be that of a file, [`PlanError::ImagesTooSmall`](crate::error::PlanError::ImagesTooSmall) if no 3-D network of two stages fits the images.
     pub fn plan(&self, name: &str, dataset: &Dataset, fingerprint: &Fingerprint) -> Result<Plans> {
         self.plan_from_json(name, &dataset.json, fingerprint)
     }
@@ -52,7 +52,7 @@ impl Planner {
     /// As [`plan`](Self::plan).
     pub fn plan_from_json(&self, name: &str, json: &DatasetJson, fingerprint: &Fingerprint) -> Result<Plans> {
         if fingerprint.spacings.is_empty() || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len() {
-            return Err(Error::NoCases);
+            return Err(Error::Train(TrainError::NoCases));
         }
         if let Some(name) = self.plans_name.as_deref().filter(|name| !io::is_file_name(name)) {
             return Err(Error::Setting {
@@ -346,7 +346,9 @@ impl Decision {
     /// A network without a lower resolution has nothing to decode from.
     fn check(&self, configuration: &'static str) -> Result<()> {
         match self.topology.stages() {
-            stages @ ..2 => Err(Error::ImagesTooSmall { configuration, median: self.median.clone(), stages }),
+            stages @ ..2 => {
+                Err(Error::Plan(PlanError::ImagesTooSmall { configuration, median: self.median.clone(), stages }))
+            }
             _ => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use ndarray::Axis;
 use super::fingerprint::percentile;
 use crate::dataset::splits::Split;
 use crate::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{DatasetError, Error, Result};
 use crate::preprocess::{CaseHeaders, Normalization, RawCase, in_parallel, label_counts};
 
 /// What was found in a dataset.
@@ -116,7 +116,12 @@ fn not_rgb(raw: &RawCase, files: &CaseFiles, json: &DatasetJson) -> Vec<Error> {
         .filter(|(_, (_, name))| Normalization::of_channel_name(name) == Normalization::RgbTo01)
         .filter_map(|(channel, ((data, path), _))| {
             let value = *data.iter().find(|value| !(0.0..=255.0).contains(*value))?;
-            Some(Error::NotRgbImage { case: raw.name.clone(), path: path.clone(), channel, value })
+            Some(Error::Dataset(DatasetError::NotRgbImage {
+                case: raw.name.clone(),
+                path: path.clone(),
+                channel,
+                value,
+            }))
         })
         .collect()
 }
@@ -126,7 +131,7 @@ fn nothing_annotated(folder: &Path, labels: &LabelManager, annotations: &[Annota
     let foreground = labels.foreground();
     let occurs = |label: &i16| foreground.iter().any(|group| group.contains(*label));
     let found = annotations.iter().any(|annotation| annotation.label_counts.keys().any(occurs));
-    (!found).then(|| Error::NothingAnnotated { folder: folder.into(), cases: annotations.len() })
+    (!found).then(|| Error::Dataset(DatasetError::NothingAnnotated { folder: folder.into(), cases: annotations.len() }))
 }
 
 /// nnU-Net plans no 3-D network for a median image of one slice; here that holds for every direction.
@@ -135,7 +140,8 @@ fn two_dimensional(folder: &Path, shapes: &[[usize; 3]]) -> Option<Error> {
         let along: Vec<f64> = shapes.iter().map(|shape| shape[axis] as f64).collect();
         percentile(&along, 50.0).round_ties_even() as usize
     });
-    (!shapes.is_empty() && median.contains(&1)).then(|| Error::TwoDimensional { folder: folder.into(), shape: median })
+    (!shapes.is_empty() && median.contains(&1))
+        .then(|| Error::Dataset(DatasetError::TwoDimensional { folder: folder.into(), shape: median }))
 }
 
 /// Classes that no training case of a fold has, and cannot be learned there, or no validation case, so that nothing can be

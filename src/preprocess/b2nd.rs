@@ -15,7 +15,7 @@ use ndarray::{Array4, ArrayView4, Axis, Slice};
 use super::PreprocessedCase;
 use super::npz::from_arrays;
 use crate::dataset::LabelManager;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 
 /// An image that is compressed to less than this share is none: nothing larger is allocated for a file.
 const HIGHEST_RATIO: u64 = 4096;
@@ -31,7 +31,7 @@ const DAMAGED: &str = "the frame is damaged or truncated";
 /// Reads a case that was preprocessed to `spacing` (transposed axes); `path` is the image, the labels lie beside it.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::StoredCase`] for damaged frames and for filters or compressors that nnU-Net does not use.
+/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged frames and for filters or compressors that nnU-Net does not use.
 pub fn read_b2nd(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result<PreprocessedCase> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let seg_path = path.with_file_name(format!("{name}_seg.b2nd"));
@@ -49,7 +49,9 @@ fn read(path: &Path, shape: Option<[usize; AXES]>) -> Result<Array4<f32>> {
         None => (bytes.len() as u64).saturating_mul(HIGHEST_RATIO),
     };
     let array = Frame::parse(&bytes, shape, allowed).and_then(|frame| frame.array());
-    array.map_err(|problem| Error::StoredCase { path: path.into(), problem: problem.into() })
+    array.map_err(|problem| {
+        Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem: problem.into() })
+    })
 }
 
 /// Bytes of so many values as f32.

@@ -8,7 +8,7 @@ use super::{ClassLocations, RawCase, resample};
 use crate::compat::Compat;
 use crate::dataset::LabelManager;
 use crate::dataset::plans::{Configuration, Plans};
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 use crate::io::Geometry;
 
 /// What is needed to put a segmentation back onto the raw grid.
@@ -61,7 +61,7 @@ impl Preprocessor {
     ///
     /// # Errors
     /// [`Error::Setting`] for a 2-D configuration, an unknown normalisation or an impossible axis order;
-    /// [`Error::PlansUnsupported`] for another preprocessor, other resampling or another reader.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) for another preprocessor, other resampling or another reader.
     pub fn from_plans(
         plans: &Plans,
         configuration: &Configuration,
@@ -98,10 +98,14 @@ impl Preprocessor {
     /// Transpose, crop, normalise, resample, locate classes; in this order.
     ///
     /// # Errors
-    /// [`Error::ChannelCount`], [`Error::ResampledTooLarge`], and the errors of [`ChannelNormalization::apply`].
+    /// [`PreprocessError::ChannelCount`](crate::error::PreprocessError::ChannelCount), [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge), and the errors of [`ChannelNormalization::apply`].
     pub fn run(&self, raw: RawCase) -> Result<PreprocessedCase> {
         if raw.data.dim().0 != self.channels.len() {
-            return Err(Error::ChannelCount { case: raw.name, found: raw.data.dim().0, expected: self.channels.len() });
+            return Err(Error::Preprocess(PreprocessError::ChannelCount {
+                case: raw.name,
+                found: raw.data.dim().0,
+                expected: self.channels.len(),
+            }));
         }
         let [a, b, c] = self.transpose_forward;
         let data = raw.data.permuted_axes([0, a + 1, b + 1, c + 1]);

@@ -55,7 +55,7 @@ pub fn case_path(folder: &Path, case: &str) -> PathBuf {
 /// Returns one result per case, so that one bad case does not hide the others.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be made.
+/// [`FileError::Io`](crate::error::FileError::Io) if the folder cannot be made.
 pub fn preprocess_folder(
     dataset: &Dataset,
     preprocessor: &Preprocessor,
@@ -163,7 +163,7 @@ pub(crate) fn files_seen(files: &CaseFiles) -> Result<String> {
 /// Names of the cases that are stored in a folder, sorted; none if there is no such folder.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn stored_names(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     if !folder.is_dir() {
@@ -185,7 +185,7 @@ pub fn stored_names(folder: &Path) -> Result<Vec<String>> {
 /// Removes the cases that are stored in a folder, and the folder if nothing else is in it. Returns how many they were.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn remove_stored(folder: &Path) -> Result<usize> {
     let names = stored_names(folder)?;
     for name in &names {
@@ -202,7 +202,7 @@ pub fn remove_stored(folder: &Path) -> Result<usize> {
 /// Moves the cases that an earlier version has stored among nnU-Net's to their own folder. Returns how many they were.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`FileError::Io`](crate::error::FileError::Io).
 pub fn move_stored(prepared: &Path, data_identifier: &str) -> Result<usize> {
     let (from, to) = (prepared.join(data_identifier), cases_folder(prepared, data_identifier));
     let names = stored_names(&from)?;

@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayViewMut3};
 
 use crate::dataset::plans::IntensityProperties;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 
 /// Guards divisions, as upstream.
 const SMALLEST_DIVISOR: f64 = 1e-8;
@@ -84,7 +84,7 @@ impl ChannelNormalization {
     /// keep their values.
     ///
     /// # Errors
-    /// [`Error::IntensityMissing`] for CT without statistics, [`Error::NotRgb`] for values outside 0..=255.
+    /// [`PreprocessError::IntensityMissing`](crate::error::PreprocessError::IntensityMissing) for CT without statistics, [`PreprocessError::NotRgb`](crate::error::PreprocessError::NotRgb) for values outside 0..=255.
     pub fn apply(&self, channel: usize, mut data: ArrayViewMut3<f32>, mask: &Array3<bool>) -> Result<()> {
         match self.scheme {
             Normalization::None => {}
@@ -102,7 +102,7 @@ impl ChannelNormalization {
                 data.mapv_inplace(|value| (value - mean) / std);
             }
             Normalization::Ct => {
-                let p = self.intensity.ok_or(Error::IntensityMissing { channel })?;
+                let p = self.intensity.ok_or(Error::Preprocess(PreprocessError::IntensityMissing { channel }))?;
                 let (low, high) = (p.percentile_00_5 as f32, p.percentile_99_5 as f32);
                 let (mean, std) = (p.mean as f32, p.std.max(SMALLEST_DIVISOR) as f32);
                 // Not f32::clamp, which panics on statistics whose percentiles are out of order.
@@ -117,7 +117,7 @@ impl ChannelNormalization {
             }
             Normalization::RgbTo01 => {
                 if let Some(&value) = data.iter().find(|v| !(0.0..=255.0).contains(*v)) {
-                    return Err(Error::NotRgb { channel, value });
+                    return Err(Error::Preprocess(PreprocessError::NotRgb { channel, value }));
                 }
                 data.mapv_inplace(|value| value / 255.0);
             }

@@ -11,7 +11,7 @@ use ndarray::{Array4, ArrayView3, Axis};
 
 use super::{ClassLocations, PreprocessedCase, Properties};
 use crate::dataset::LabelManager;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 use crate::io::Geometry;
 
 /// Deflate cannot expand a byte to more than this many.
@@ -20,9 +20,10 @@ const DEFLATE_MAX_RATIO: u64 = 1032;
 /// Reads a case that was preprocessed to `spacing` (transposed axes).
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::StoredCase`] for a damaged archive or arrays of other types or shapes.
+/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for a damaged archive or arrays of other types or shapes.
 pub fn read_npz(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result<PreprocessedCase> {
-    let bad = |problem: &str| Error::StoredCase { path: path.into(), problem: problem.into() };
+    let bad =
+        |problem: &str| Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem: problem.into() });
     let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
     let array = |name: &str| -> Result<Array4<f32>> {
         let npy = member(&bytes, name).map_err(|problem| bad(&format!("{name}: {problem}")))?;
@@ -42,7 +43,8 @@ pub(super) fn from_arrays(
     labels: &LabelManager,
     spacing: [f64; 3],
 ) -> Result<PreprocessedCase> {
-    let bad = |problem: &str| Error::StoredCase { path: path.into(), problem: problem.into() };
+    let bad =
+        |problem: &str| Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem: problem.into() });
     let (channels, depth, height, width) = data.dim();
     if channels == 0 || seg.dim() != (1, depth, height, width) {
         return Err(bad("`data` and `seg` differ in shape"));

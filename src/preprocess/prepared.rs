@@ -10,7 +10,7 @@ use super::parallel::in_parallel;
 use super::{PreprocessedCase, Preprocessor, StoredCase, label_counts, read_b2nd, read_npz};
 use crate::compat::Compat;
 use crate::dataset::CaseFiles;
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 
 /// How to open the cases of a configuration.
 #[derive(Debug, Clone)]
@@ -84,8 +84,8 @@ impl Opening<'_> {
     /// Stored cases are compared with their raw files by size and time where the raw files are there.
     ///
     /// # Errors
-    /// [`Error::StoredCases`] if some are made with other settings, from other files, or in two ways;
-    /// [`Error::CaseMemory`] if those that are not stored piece by piece are too large together; and what reading gives.
+    /// [`PreprocessError::StoredCases`](crate::error::PreprocessError::StoredCases) if some are made with other settings, from other files, or in two ways;
+    /// [`PreprocessError::CaseMemory`](crate::error::PreprocessError::CaseMemory) if those that are not stored piece by piece are too large together; and what reading gives.
     pub fn open(&self, files: &[&CaseFiles], on_case: impl Fn(&str) + Sync) -> Result<Opened> {
         let places = in_parallel(files, self.workers, |files| self.place(files));
         let places: Vec<Place> = places.into_iter().collect::<Result<_>>()?;
@@ -174,21 +174,18 @@ impl Opening<'_> {
             (true, false) => Some(Compat::Nnunet),
         };
         if differ && !corrected.is_empty() && !nnunets.is_empty() {
-            list(
-                &nnunets,
-                "made with nnU-Net's treatment of ignored voxels, the others with the corrected one (--compat)",
-            );
+            list(&nnunets, "made with nnU-Net's treatment of ignored voxels, the others with the corrected one");
         }
         if let (true, Some(wanted), Some(found)) = (differ, self.compat, found)
             && wanted != found
         {
-            problems.push(format!("all made with --compat {found} where training began with --compat {wanted}"));
+            problems.push(format!("all made for {found} numbers where training began with {wanted} ones"));
         }
         match problems.is_empty() {
             true => Ok(if differ { found.or(self.compat) } else { self.compat }.unwrap_or(self.preprocessor.compat)),
             false => {
                 let folder = cases_folder(self.prepared, self.data_identifier);
-                Err(Error::StoredCases { folder, problems: problems.join("; ") })
+                Err(Error::Preprocess(PreprocessError::StoredCases { folder, problems: problems.join("; ") }))
             }
         }
     }
@@ -225,7 +222,7 @@ impl Held {
 
     fn too_much(&self, held: u64, cases: usize) -> Error {
         let expected = held / cases.max(1) as u64 * self.whole as u64;
-        Error::CaseMemory { cases, whole: self.whole, held, expected, limit: self.limit }
+        Error::Preprocess(PreprocessError::CaseMemory { cases, whole: self.whole, held, expected, limit: self.limit })
     }
 }
 

@@ -6,7 +6,7 @@ use ndarray::{Array3, Array4, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use crate::dataset::{CaseFiles, LabelManager};
-use crate::error::{Error, Result, ValueSummary};
+use crate::error::{DatasetError, Error, PreprocessError, Result, ValueSummary};
 use crate::io::{self, Geometry, Overview};
 
 /// Images and labels of a case as stored, on one grid.
@@ -50,10 +50,20 @@ impl CaseHeaders {
             let case = || files.name.clone();
             if image.shape != expected {
                 let (path, found) = (path.clone(), image.shape);
-                headers.failures.push(Error::ChannelShape { case: case(), path, found, expected });
+                headers.failures.push(Error::Dataset(DatasetError::ChannelShape {
+                    case: case(),
+                    path,
+                    found,
+                    expected,
+                }));
             } else if !close(image.geometry.spacing, grid.spacing) {
                 let (found, expected) = (image.geometry.spacing, grid.spacing);
-                headers.failures.push(Error::ChannelSpacing { case: case(), path: path.clone(), found, expected });
+                headers.failures.push(Error::Dataset(DatasetError::ChannelSpacing {
+                    case: case(),
+                    path: path.clone(),
+                    found,
+                    expected,
+                }));
             } else if !image.geometry.same_placement(&grid, expected) {
                 headers.warnings.push(format!(
                     "case {}: {} (channel {channel}) lies elsewhere in the world than the first channel",
@@ -73,10 +83,10 @@ impl CaseHeaders {
         let Some((grid, expected)) = self.grid.clone() else { return };
         let (case, path) = (files.name.clone(), path.to_path_buf());
         if label.shape != expected {
-            self.failures.push(Error::LabelShape { case, path, found: label.shape, expected });
+            self.failures.push(Error::Dataset(DatasetError::LabelShape { case, path, found: label.shape, expected }));
         } else if !close(label.geometry.spacing, grid.spacing) {
             let (found, expected) = (label.geometry.spacing, grid.spacing);
-            self.failures.push(Error::LabelSpacing { case, path, found, expected });
+            self.failures.push(Error::Dataset(DatasetError::LabelSpacing { case, path, found, expected }));
         } else if !label.geometry.same_placement(&grid, expected) {
             self.warnings.push(format!(
                 "case {case}: label map {} lies elsewhere in the world than the image; is an axis flipped?",
@@ -104,13 +114,15 @@ impl RawCase {
     /// Reads a case and checks that its files belong together.
     ///
     /// # Errors
-    /// Everything that is wrong with the files, in one error: [`Error::ChannelShape`], [`Error::ChannelSpacing`],
-    /// [`Error::NonFiniteVoxel`], [`Error::LabelShape`], [`Error::LabelSpacing`], [`Error::UnexpectedLabel`],
-    /// [`Error::LabelIsImage`], and the errors of reading NIfTI.
+    /// Everything that is wrong with the files, in one error: [`DatasetError::ChannelShape`](crate::error::DatasetError::ChannelShape), [`DatasetError::ChannelSpacing`](crate::error::DatasetError::ChannelSpacing),
+    /// [`DatasetError::NonFiniteVoxel`](crate::error::DatasetError::NonFiniteVoxel), [`DatasetError::LabelShape`](crate::error::DatasetError::LabelShape), [`DatasetError::LabelSpacing`](crate::error::DatasetError::LabelSpacing), [`DatasetError::UnexpectedLabel`](crate::error::DatasetError::UnexpectedLabel),
+    /// [`DatasetError::LabelIsImage`](crate::error::DatasetError::LabelIsImage), and the errors of reading NIfTI.
     pub fn read(files: &CaseFiles, labels: &LabelManager) -> Result<Self> {
         let (raw, failures) = Self::inspect(files, labels);
         Error::all(failures)?;
-        raw.ok_or_else(|| Error::ChannelCount { case: files.name.clone(), found: 0, expected: 1 })
+        raw.ok_or_else(|| {
+            Error::Preprocess(PreprocessError::ChannelCount { case: files.name.clone(), found: 0, expected: 1 })
+        })
     }
 
     /// As [`read`](Self::read), but with everything that is wrong with the files as a list. The case is there if nothing
@@ -132,7 +144,12 @@ impl RawCase {
                 Ok((path, data)) => {
                     let case = || files.name.clone();
                     if let Some((voxel, value)) = find(data.view(), |v| !v.is_finite()) {
-                        failures.push(Error::NonFiniteVoxel { case: case(), path: path.clone(), value, voxel });
+                        failures.push(Error::Dataset(DatasetError::NonFiniteVoxel {
+                            case: case(),
+                            path: path.clone(),
+                            value,
+                            voxel,
+                        }));
                     }
                     channels.push(data);
                 }
@@ -167,9 +184,16 @@ fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i1
     let (case, path) = (case.to_owned(), path.to_path_buf());
     if found.len() >= ValueSummary::FEW {
         let values = ValueSummary::of(map.iter().map(|&label| f64::from(label)));
-        return Err(Error::LabelIsImage { case, path, values, expected });
+        return Err(Error::Dataset(DatasetError::LabelIsImage { case, path, values, expected }));
     }
-    Err(Error::UnexpectedLabel { case, path, value, voxel, expected: expected.into(), found: found.into() })
+    Err(Error::Dataset(DatasetError::UnexpectedLabel {
+        case,
+        path,
+        value,
+        voxel,
+        expected: expected.into(),
+        found: found.into(),
+    }))
 }
 
 /// Values of a label map that are not among the `expected` ones, each with the number of its voxels.

@@ -10,7 +10,7 @@
 use ndarray::{Array3, Array4, Axis};
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, PreprocessError, Result};
 
 /// Spacing ratio from which slices are resampled separately.
 const ANISOTROPY_THRESHOLD: f64 = 3.0;
@@ -44,7 +44,7 @@ impl Grid {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ResampledTooLarge`].
+    /// [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
     pub fn new(from: [usize; 3], spacing: [f64; 3], target: [f64; 3]) -> Result<Self> {
         let to = std::array::from_fn(|axis| {
             let length = spacing[axis] / target[axis] * from[axis] as f64;
@@ -56,11 +56,11 @@ impl Grid {
     /// The grid of a target shape, as the way back needs it.
     ///
     /// # Errors
-    /// [`Error::ResampledTooLarge`].
+    /// [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
     pub fn between(from: [usize; 3], to: [usize; 3], spacing: [f64; 3], target: [f64; 3]) -> Result<Self> {
         let voxels = to.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis));
         if voxels.is_none_or(|voxels| voxels > MOST_VOXELS) {
-            return Err(Error::ResampledTooLarge { from, to, limit: MOST_VOXELS });
+            return Err(Error::Preprocess(PreprocessError::ResampledTooLarge { from, to, limit: MOST_VOXELS }));
         }
         Ok(Grid { from, to, separate_axis: separate_axis(spacing, target) })
     }

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BoundingBox, ClassLocations, PreprocessedCase, Properties};
 use crate::dataset::LabelGroup;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, PreprocessError, Result};
 use crate::io::{self, Geometry};
 
 /// Ending of a stored case's file name.
@@ -75,7 +75,7 @@ enum StoredGroup {
 /// so that a later run can tell whether the case is still what it would make.
 ///
 /// # Errors
-/// [`Error::Io`]; the target is then as it was before.
+/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
 pub fn write(path: &Path, case: &PreprocessedCase, recipe: &str) -> Result<()> {
     let (channels, depth, height, width) = case.data.dim();
     let shape = [depth, height, width];
@@ -120,7 +120,8 @@ pub fn write(path: &Path, case: &PreprocessedCase, recipe: &str) -> Result<()> {
 }
 
 fn assemble(path: &Path, header: &Header, blocks: &[Vec<u8>]) -> Result<Vec<u8>> {
-    let header = serde_json::to_vec(header).map_err(|source| Error::Json { path: path.into(), source })?;
+    let header =
+        serde_json::to_vec(header).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
     let mut bytes = Vec::with_capacity(PREAMBLE + header.len() + blocks.iter().map(|b| b.len() + 8).sum::<usize>());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -166,9 +167,9 @@ impl StoredCase {
     /// Reads and checks the header. The arrays are checked when they are read.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::StoredCase`] for a file that is damaged, truncated, or of another version.
+    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for a file that is damaged, truncated, or of another version.
     pub fn open(path: &Path) -> Result<Self> {
-        let bad = |problem: String| Error::StoredCase { path: path.into(), problem };
+        let bad = |problem: String| Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem });
         let mut file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
         if length < PREAMBLE as u64 {
@@ -249,7 +250,7 @@ impl StoredCase {
     /// The sampled voxels of each class.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::StoredCase`] for damaged bytes.
+    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged bytes.
     pub fn class_locations(&self) -> Result<ClassLocations> {
         let bytes = self.block::<4>(&mut self.reader()?, 0, 12 * self.header.locations())?;
         let mut voxels = bytes.as_chunks::<12>().0.iter().map(|&[a, b, c, d, e, f, g, h, i, j, k, l]| {
@@ -273,7 +274,7 @@ impl StoredCase {
     /// The whole case.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::StoredCase`] for damaged bytes.
+    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged bytes.
     pub fn read(&self) -> Result<PreprocessedCase> {
         Ok(PreprocessedCase {
             name: self.header.name.clone(),
@@ -288,7 +289,7 @@ impl StoredCase {
     /// A box of the image, all channels, `(c, z, y, x)`.
     ///
     /// # Errors
-    /// [`Error::StoredBox`] for a box that leaves the volume, else as [`read`](Self::read).
+    /// [`PreprocessError::StoredBox`](crate::error::PreprocessError::StoredBox) for a box that leaves the volume, else as [`read`](Self::read).
     pub fn data(&self, start: [usize; 3], size: [usize; 3]) -> Result<Array4<f32>> {
         let mut data = Array4::zeros((self.channels(), size_in(self, start, size)?[0], size[1], size[2]));
         for (channel, target) in data.axis_iter_mut(Axis(0)).enumerate() {
@@ -391,7 +392,7 @@ impl StoredCase {
     }
 
     fn bad(&self, problem: &str) -> Error {
-        Error::StoredCase { path: self.path.clone(), problem: problem.into() }
+        Error::Preprocess(PreprocessError::StoredCase { path: self.path.clone(), problem: problem.into() })
     }
 }
 
@@ -488,7 +489,7 @@ fn size_in(case: &StoredCase, start: [usize; 3], size: [usize; 3]) -> Result<[us
     let inside = (0..3).all(|axis| start[axis].checked_add(size[axis]).is_some_and(|end| end <= shape[axis]));
     match inside {
         true => Ok(size),
-        false => Err(Error::StoredBox { path: case.path.clone(), start, size, shape }),
+        false => Err(Error::Preprocess(PreprocessError::StoredBox { path: case.path.clone(), start, size, shape })),
     }
 }
 

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 use crate::io::write_atomically;
 
 /// Family name under which the embedded font is known to plotters.
@@ -50,7 +50,7 @@ impl Canvas {
         let area = BitMapBackend::with_buffer(&mut self.pixels, size).into_drawing_area();
         drawing(&area)
             .and_then(|()| Ok(area.present()?))
-            .map_err(|error| Error::Figure { path: path.into(), problem: error.to_string() })
+            .map_err(|error| Error::File(FileError::Figure { path: path.into(), problem: error.to_string() }))
     }
 
     /// Halves both sides, averaging: what was drawn at double size gets smooth edges.
@@ -74,7 +74,7 @@ impl Canvas {
 
     /// Writes a PNG that appears under its name only when it is complete.
     pub(super) fn write(self, path: &Path) -> Result<()> {
-        let failed = |problem: String| Error::Figure { path: path.into(), problem };
+        let failed = |problem: String| Error::File(FileError::Figure { path: path.into(), problem });
         let (width, height) = (self.width as u32, self.height as u32);
         let picture = RgbImage::from_raw(width, height, self.pixels)
             .ok_or_else(|| failed("pixels do not fill the picture".into()))?;

@@ -36,7 +36,7 @@ impl EventFile {
     /// Makes a file in the folder, for a training that goes on at `step` or begins at 0. `now`: seconds since 1970.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn create(folder: &Path, now: f64, step: usize) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
         let path = folder.join(format!("events.out.tfevents.{}.voxgrad.{}", now as u64, std::process::id()));
@@ -53,7 +53,7 @@ impl EventFile {
     /// Adds scalars of a step, each with its tag. What is no number is left out.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn add(&mut self, now: f64, step: usize, scalars: &[(String, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in scalars.iter().filter(|(_, value)| value.is_finite()) {

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::canvas::{Canvas, FONT};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 /// Longer side of a panel in pixels, roughly: voxels are scaled by whole numbers.
 const PANEL: usize = 460;
@@ -60,7 +60,7 @@ pub struct Overlay<'a> {
 /// Writes the picture of a case, of the slice with most foreground: image, annotation, prediction, reference.
 ///
 /// # Errors
-/// [`Error::Figure`] if the volumes differ in shape or are empty; [`Error::Io`].
+/// [`FileError::Figure`](crate::error::FileError::Figure) if the volumes differ in shape or are empty; [`FileError::Io`](crate::error::FileError::Io).
 pub fn write_overlay(path: &Path, overlay: &Overlay) -> Result<()> {
     write_panels(path, overlay, "prediction")
 }
@@ -77,10 +77,10 @@ fn write_panels(path: &Path, overlay: &Overlay, prediction: &'static str) -> Res
     let volumes = [overlay.annotation, Some(overlay.prediction), overlay.reference];
     let fits = volumes.into_iter().flatten().all(|v| v.dim() == overlay.image.dim());
     if !fits || overlay.image.is_empty() {
-        return Err(Error::Figure {
+        return Err(Error::File(FileError::Figure {
             path: path.into(),
             problem: "image and label maps differ in shape, or are empty".into(),
-        });
+        }));
     }
     let z = telling_slice(overlay);
     let image = Greyscale::new(overlay.image.index_axis(Axis(0), z));

@@ -33,7 +33,7 @@ const ORANGE: RGBColor = RGBColor(204, 112, 18);
 /// Draws the history of a training run; an empty history gives empty axes.
 ///
 /// # Errors
-/// [`Error::Figure`](crate::Error::Figure) or [`Error::Io`](crate::Error::Io).
+/// [`FileError::Figure`](crate::error::FileError::Figure) or [`FileError::Io`](crate::error::FileError::Io).
 pub fn write_progress(path: &Path, history: &History) -> Result<()> {
     let scale = SCALE as usize;
     let mut canvas = Canvas::new(WIDTH * scale, HEIGHT * scale, WHITE);

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::{Annotation, strokes_of_planes};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, Error, Result};
 
 /// Places tried for every block; the one that repeats least of what is annotated is taken.
 const TRIES: usize = 32;
@@ -46,13 +46,13 @@ impl Blocks {
         let Budget::Fraction(fraction) = self.budget else { return Ok(()) };
         let [block, all] = [self.fitted(shape), shape].map(|extent| extent.iter().product::<usize>() as f64);
         if block > 2.0 * fraction * all {
-            return Err(Error::BudgetUnmet {
+            return Err(Error::Annotation(AnnotationError::BudgetUnmet {
                 case: case.into(),
                 fraction,
                 reached: block / all,
                 remedy: "that is a single block: use smaller blocks, a larger fraction, a number of blocks in each case, or \
                          pool the budget over all cases",
-            });
+            }));
         }
         Ok(())
     }

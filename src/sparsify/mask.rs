@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Annotation;
 use crate::dataset::{CaseFiles, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, DatasetError, Error, FileError, Result};
 use crate::io::{self, Geometry};
 
 /// What becomes ignored.
@@ -38,10 +38,10 @@ impl Mask {
     /// Reads rules: `[{"cases": ["a"], "classes": ["tumour"], "box": [[0, 10], [0, 64], [0, 64]]}, ...]`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`].
+    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
     pub fn read_rules(path: &Path) -> Result<Vec<MaskRule>> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })
+        serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))
     }
 
     /// What is wrong with the rules for a dataset: names that it does not have, rules that would take everything or
@@ -54,10 +54,8 @@ impl Mask {
     ) -> Result<Vec<Error>> {
         let mut failures = Vec::new();
         let case_names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
-        let unknown = |what, name: &str, available: &[String]| Error::NameUnknown {
-            what,
-            name: name.into(),
-            available: available.to_vec(),
+        let unknown = |what, name: &str, available: &[String]| {
+            Error::Annotation(AnnotationError::NameUnknown { what, name: name.into(), available: available.to_vec() })
         };
         for rule in &self.rules {
             if *rule == MaskRule::default() {
@@ -85,12 +83,12 @@ impl Mask {
                 }
             }
             if found == 0 {
-                failures.push(Error::DatasetEmpty {
+                failures.push(Error::Dataset(DatasetError::DatasetEmpty {
                     path: folder.clone(),
                     ending: ending.into(),
                     other_ending: ".nii",
                     others: 0,
-                });
+                }));
             }
         }
         if self.rules.is_empty() && self.folder.is_none() {
@@ -106,7 +104,7 @@ impl Mask {
     /// Takes away what the rules and the mask file of a case say.
     ///
     /// # Errors
-    /// Those of reading the mask file, or [`Error::LabelShape`] if it lies on another grid.
+    /// Those of reading the mask file, or [`DatasetError::LabelShape`](crate::error::DatasetError::LabelShape) if it lies on another grid.
     pub(super) fn apply(
         &self,
         dense: ArrayView3<i16>,
@@ -138,10 +136,15 @@ impl Mask {
             let mask = io::read_labels(&path)?;
             let (found, expected): ([usize; 3], [usize; 3]) = (mask.data.dim().into(), dense.dim().into());
             if found != expected {
-                return Err(Error::LabelShape { case: case.name.clone(), path, found, expected });
+                return Err(Error::Dataset(DatasetError::LabelShape {
+                    case: case.name.clone(),
+                    path,
+                    found,
+                    expected,
+                }));
             }
             if !mask.geometry.same_placement(geometry, expected) {
-                return Err(Error::LabelPlacement { case: case.name.clone(), path });
+                return Err(Error::Annotation(AnnotationError::LabelPlacement { case: case.name.clone(), path }));
             }
             Zip::from(&mut sparse).and(&mask.data).for_each(|label, &mask| {
                 if mask != 0 {

@@ -34,7 +34,7 @@ pub use slices::{PlaneList, Selection, Slices};
 
 use crate::dataset::json::LabelEntry;
 use crate::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, DatasetError, Error, FileError, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
 use crate::preprocess::undeclared;
@@ -140,7 +140,7 @@ impl Annotation {
 /// several threads.
 ///
 /// # Errors
-/// [`Error::Several`] with all that is wrong with settings and label files; [`Error::OutputExists`]; the errors of
+/// [`Error::Several`] with all that is wrong with settings and label files; [`FileError::OutputExists`](crate::error::FileError::OutputExists); the errors of
 /// [`Dataset::inspect`], of NIfTI input and output. Nothing is left in `target` then.
 pub fn sparsify_dataset(
     source: &Path,
@@ -220,7 +220,8 @@ pub(crate) fn with_ignore(described: &DatasetJson, ignore: i16) -> Result<Map<St
     // Files are where the layout has them now.
     json.remove("dataset");
     let path = &described.path;
-    let text = serde_json::to_string(&json).map_err(|source| Error::Json { path: path.clone(), source })?;
+    let text =
+        serde_json::to_string(&json).map_err(|source| Error::File(FileError::Json { path: path.clone(), source }))?;
     LabelManager::new(&DatasetJson::parse(path, &text)?)?;
     Ok(json)
 }
@@ -264,7 +265,12 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn label_file<'c>(&self, case: &'c CaseFiles) -> Result<&'c Path> {
-        let missing = || Error::LabelMissing { case: case.name.clone(), path: self.dataset.folder.join("labelsTr") };
+        let missing = || {
+            Error::Dataset(DatasetError::LabelMissing {
+                case: case.name.clone(),
+                path: self.dataset.folder.join("labelsTr"),
+            })
+        };
         case.label.as_deref().ok_or_else(missing)
     }
 
@@ -274,7 +280,11 @@ impl Work<'_> {
         let map = io::read_labels(path)?;
         let shape: [usize; 3] = map.data.dim().into();
         if shape.contains(&1) {
-            return Err(Error::FlatVolume { case: case.name.clone(), path: path.into(), shape });
+            return Err(Error::Annotation(AnnotationError::FlatVolume {
+                case: case.name.clone(),
+                path: path.into(),
+                shape,
+            }));
         }
         // A label that is declared is expected, the ignore label only where the dataset has one already.
         let expected = self.dataset.labels.expected_labels();
@@ -286,14 +296,14 @@ impl Work<'_> {
                 None => {
                     let (case, path) = (case.name.clone(), path.to_owned());
                     let found = undeclared(map.data.view(), &expected);
-                    return Err(Error::UnexpectedLabel {
+                    return Err(Error::Dataset(DatasetError::UnexpectedLabel {
                         case,
                         path,
                         value,
                         voxel: [z, y, x],
                         expected: expected.into(),
                         found: found.into(),
-                    });
+                    }));
                 }
             }
         }
@@ -305,7 +315,9 @@ impl Work<'_> {
         let names = report::label_names(&self.dataset.labels);
         let empty = names.into_iter().filter(|(label, _)| !cases.iter().any(|case| case.present[*label as usize]));
         let path = &self.dataset.json.path;
-        empty.map(|(label, name)| Error::ClassEmpty { path: path.clone(), name, label }).collect()
+        empty
+            .map(|(label, name)| Error::Dataset(DatasetError::ClassEmpty { path: path.clone(), name, label }))
+            .collect()
     }
 
     /// Decides what depends on more than one case, and finds cases whose settings cannot be met.
@@ -346,10 +358,12 @@ impl Work<'_> {
                     Selection::List(list) => {
                         let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
                         let strangers = list.keys().filter(|name| *name != "*" && !names.contains(name));
-                        failures.extend(strangers.map(|name| Error::NameUnknown {
-                            what: "case",
-                            name: name.clone(),
-                            available: names.clone(),
+                        failures.extend(strangers.map(|name| {
+                            Error::Annotation(AnnotationError::NameUnknown {
+                                what: "case",
+                                name: name.clone(),
+                                available: names.clone(),
+                            })
                         }));
                         for (&case, &shape) in mine.iter().zip(&shapes) {
                             match Slices::listed(list, &cases[case].name, shape) {
@@ -413,7 +427,12 @@ impl Work<'_> {
             (_, true) => too_much,
             _ => return Ok(()),
         };
-        Err(Error::BudgetUnmet { case: report.case.clone(), fraction, reached: report.share(), remedy })
+        Err(Error::Annotation(AnnotationError::BudgetUnmet {
+            case: report.case.clone(),
+            fraction,
+            reached: report.share(),
+            remedy,
+        }))
     }
 
     /// The random numbers of a case: its own stream of the seed's.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::dataset::CaseFiles;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 /// Everything that is ever written into such a folder; what else lies there is somebody's work.
 const OWN: [&str; 8] = [
@@ -45,10 +45,10 @@ impl NewDataset {
     /// Makes the folder that everything is written into first.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if the target is there and may not be replaced: without `overwrite`; if it is, holds or lies
-    /// in `source`; if it holds anything that this program did not write. [`Error::Io`].
+    /// [`FileError::OutputExists`](crate::error::FileError::OutputExists) if the target is there and may not be replaced: without `overwrite`; if it is, holds or lies
+    /// in `source`; if it holds anything that this program did not write. [`FileError::Io`](crate::error::FileError::Io).
     pub(crate) fn begin(target: &Path, source: &Path, overwrite: bool) -> Result<Self> {
-        let refused = |problem: String| Error::OutputExists { path: target.into(), problem };
+        let refused = |problem: String| Error::File(FileError::OutputExists { path: target.into(), problem });
         let name = target.file_name().ok_or_else(|| refused("it has no name; name a new folder".into()))?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -74,7 +74,7 @@ impl NewDataset {
             let strangers: Vec<&String> = entries.iter().filter(|name| !OWN.contains(&name.as_str())).collect();
             let ours = entries.iter().any(|name| name == "sparsify.json" || name == "import.json");
             if !entries.is_empty() && !overwrite {
-                return Err(refused("it exists; name another folder, or give --overwrite to replace it".into()));
+                return Err(refused("it exists; name another folder, or ask for it to be replaced".into()));
             }
             if !strangers.is_empty() {
                 return Err(refused(format!("it also holds {strangers:?}, which would be lost; move them away first")));
@@ -101,7 +101,7 @@ impl NewDataset {
     /// Brings the images of a case along.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub(crate) fn take_images(&self, case: &CaseFiles, ending: &str, copy: bool) -> Result<Transfer> {
         let mut transfer = Transfer::default();
         for (channel, image) in case.images.iter().enumerate() {
@@ -114,7 +114,7 @@ impl NewDataset {
     /// Brings test cases and splits along, if the source has any.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub(crate) fn take_the_rest(&self, source: &Path, copy: bool) -> Result<Transfer> {
         let mut transfer = Transfer::default();
         for folder in ["imagesTs", "labelsTs"] {
@@ -142,7 +142,7 @@ impl NewDataset {
     /// Puts the folder in its place.
     ///
     /// # Errors
-    /// [`Error::Io`]; what was there before is then still there.
+    /// [`FileError::Io`](crate::error::FileError::Io); what was there before is then still there.
     pub(crate) fn commit(mut self) -> Result<()> {
         let replaced = self.staging.with_file_name(format!(
             "replaced-{}-{}",

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scribbles::shuffle;
 use super::{Annotation, strokes_of_planes};
-use crate::error::{Error, Result};
+use crate::error::{AnnotationError, Error, FileError, Result};
 use crate::numpy_random::NumpyRandom;
 
 /// Indices of slices along (z, y, x).
@@ -65,10 +65,11 @@ impl Slices {
     /// Reads a list of slices: `{"*": {"z": [10, 20]}, "case_7": {"y": [3]}}`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`].
+    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
     pub fn read_list(path: &Path) -> Result<Selection> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let list = serde_json::from_str(&text).map_err(|source| Error::Json { path: path.into(), source })?;
+        let list =
+            serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
         Ok(Selection::List(list))
     }
 
@@ -82,9 +83,9 @@ impl Slices {
     /// The listed slices of a case.
     ///
     /// # Errors
-    /// [`Error::Slices`] for a case without an entry, or with slices outside its volume.
+    /// [`AnnotationError::Slices`](crate::error::AnnotationError::Slices) for a case without an entry, or with slices outside its volume.
     pub(super) fn listed(list: &BTreeMap<String, PlaneList>, case: &str, shape: [usize; 3]) -> Result<Planes> {
-        let failed = |problem: String| Error::Slices { case: case.into(), problem };
+        let failed = |problem: String| Error::Annotation(AnnotationError::Slices { case: case.into(), problem });
         let found = list.get(case).or_else(|| list.get("*"));
         let PlaneList { z, y, x } =
             found.ok_or_else(|| failed("the list neither names it nor has an entry `*`".into()))?;

@@ -50,16 +50,16 @@ impl Asked {
     /// rate may change on the way, unless so many epochs are done already.
     pub fn differences(&self, begun: &Settings, progress: &Progress) -> Vec<String> {
         let mut all = Differences(Vec::new());
-        all.of("--iterations", self.iterations, begun.iterations);
-        all.of("--validation-iterations", self.validation_iterations, begun.validation_iterations);
-        all.of("--momentum", self.momentum, begun.momentum);
-        all.of("--mirror", self.mirror.map(axes), axes(begun.mirror));
-        all.of("--augmentation", self.augmentation, begun.augmentation);
-        all.of("--precision", self.precision, begun.precision);
-        all.of("--exact", self.exact, begun.exact);
-        all.of("--seed", self.seed, begun.seed);
+        all.of("iterations", self.iterations, begun.iterations);
+        all.of("validation iterations", self.validation_iterations, begun.validation_iterations);
+        all.of("momentum", self.momentum, begun.momentum);
+        all.of("mirror", self.mirror.map(axes), axes(begun.mirror));
+        all.of("augmentation", self.augmentation, begun.augmentation);
+        all.of("precision", self.precision, begun.precision);
+        all.of("exact", self.exact, begun.exact);
+        all.of("seed", self.seed, begun.seed);
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs < progress.epoch) {
-            all.0.push(format!("--epochs is {epochs}, {} are done already", progress.epoch));
+            all.0.push(format!("epochs is {epochs}, {} are done already", progress.epoch));
         }
         all.0
     }

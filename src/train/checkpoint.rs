@@ -6,7 +6,7 @@ use crate::compat::Compat;
 use crate::dataset::plans::{Configuration, Plans};
 use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{DatasetJson, LabelManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result};
 use crate::io::write_atomically;
 use crate::kernels::Context;
 use crate::nn::UNetShape;
@@ -60,7 +60,7 @@ impl Model {
     /// Whether everything that the plans ask for is supported.
     ///
     /// # Errors
-    /// [`Error::PlansUnsupported`] with all that is not.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) with all that is not.
     pub fn check(&self) -> Result<()> {
         self.plans.check_training(&self.configuration)
     }
@@ -68,7 +68,7 @@ impl Model {
     /// The shape of the network.
     ///
     /// # Errors
-    /// [`Error::PlansUnsupported`] or [`Error::Architecture`] for what is not supported.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) or [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for what is not supported.
     pub fn architecture(&self) -> Result<UNetShape> {
         self.plans.check_network(&self.configuration)?;
         let arguments = &self.configuration.architecture.arch_kwargs;
@@ -144,7 +144,7 @@ impl Checkpoint {
     /// Loads weights and momenta into a network of the same shape.
     ///
     /// # Errors
-    /// [`Error::State`] naming the first parameter that does not fit.
+    /// [`NetworkError::State`](crate::error::NetworkError::State) naming the first parameter that does not fit.
     pub fn load_into(&self, context: &Context, parameters: &Parameters) -> Result<()> {
         for (slot, stored) in [(Slot::Value, &self.network), (Slot::Momentum, &self.momentum)] {
             let find = |name: &str| stored.get(name).map(|(shape, values)| (&shape[..], &values[..]));
@@ -161,9 +161,9 @@ impl Checkpoint {
     /// Writes the file; under its final name it is always complete.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`FileError::Io`](crate::error::FileError::Io).
     pub fn write(&self, path: &Path) -> Result<()> {
-        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let description = Description {
             version: VERSION,
             checksum: Some(NO_CHECKSUM.into()),
@@ -198,9 +198,10 @@ impl Checkpoint {
     /// Reads a file that [`Checkpoint::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Checkpoint`] if it is something else, cut off or damaged.
+    /// [`FileError::Io`](crate::error::FileError::Io) if it cannot be read,
+    /// [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint) if it is something else, cut off or damaged.
     pub fn read(path: &Path) -> Result<Self> {
-        let failed = |problem: String| Error::Checkpoint { path: path.into(), problem };
+        let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let mut bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let place = checksum_place(&bytes);
         check_sum(&mut bytes, place.clone()).map_err(&failed)?;

@@ -5,7 +5,7 @@ use crate::compat::Compat;
 use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{CaseFiles, Dataset};
 use crate::device::free_memory;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::preprocess::{Opening, Preprocessor};
 use crate::sample::{ChunkCache, PatchSource, patches_of};
 use std::path::Path;
@@ -50,7 +50,7 @@ impl DataSource<'_> {
     /// Opens all cases. `on_case` is called after each, from several threads.
     ///
     /// # Errors
-    /// Those of [`Opening::open`], and [`Error::NothingToLearn`].
+    /// Those of [`Opening::open`], and [`TrainError::NothingToLearn`](crate::error::TrainError::NothingToLearn).
     pub fn open(&self, model: &Model, on_case: impl Fn(&str) + Sync) -> Result<TrainingData> {
         let Split { train, val } = self.split;
         // With fold `all` a case is in both.
@@ -86,7 +86,7 @@ impl DataSource<'_> {
             all += voxels;
         }
         if let (0, Some(ignore)) = (annotated, ignore) {
-            return Err(Error::NothingToLearn { cases: train.len(), ignore });
+            return Err(Error::Train(TrainError::NothingToLearn { cases: train.len(), ignore }));
         }
         let cache = ChunkCache::new(CACHE_BYTES);
         let cases = opened.cases.into_iter().map(|case| patches_of(case, &cache)).collect::<Result<Vec<Case>>>()?;

@@ -2,7 +2,7 @@
 
 use super::Step;
 use crate::dataset::LabelManager;
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result};
 use crate::kernels::{Caps, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::{Network, UNetShape};
@@ -31,9 +31,9 @@ impl MemoryPlan {
     /// Refuses what the device cannot hold, before anything is launched.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`].
+    /// [`NetworkError::DeviceMemory`](crate::error::NetworkError::DeviceMemory).
     pub fn check(&self, caps: &Caps) -> Result<()> {
-        let too_large = |what, needed, limit| Err(Error::DeviceMemory { what, needed, limit });
+        let too_large = |what, needed, limit| Err(Error::Network(NetworkError::DeviceMemory { what, needed, limit }));
         if self.largest_buffer > caps.max_buffer {
             return too_large("its largest tensor", self.largest_buffer, caps.max_buffer);
         }

@@ -21,7 +21,7 @@ pub use step::Step;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
-use crate::error::{Error, Result};
+use crate::error::{Error, NetworkError, Result, TrainError};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::conv3d::Policy;
@@ -172,7 +172,8 @@ impl Trainer {
     /// A fresh network.
     ///
     /// # Errors
-    /// [`Error::Architecture`] if plans and network do not fit, [`Error::TrainingMemory`] if the device is too
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if plans and network do not fit,
+    /// [`TrainError::TrainingMemory`](crate::error::TrainError::TrainingMemory) if the device is too
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
@@ -196,7 +197,7 @@ impl Trainer {
     /// A network that begins with the weights of another one, but for the layers that make the segmentation.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and [`Error::Pretrained`] if the weights are of another architecture.
+    /// As [`Trainer::new`], and [`TrainError::Pretrained`](crate::error::TrainError::Pretrained) if the weights are of another architecture.
     pub fn pretrained(context: &Context, model: Model, settings: Settings, weights: &Pretrained) -> Result<Self> {
         let trainer = Self::new(context, model, settings)?;
         weights.load_into(&trainer.context, trainer.network().parameters())?;
@@ -206,7 +207,7 @@ impl Trainer {
     /// Continues from a checkpoint.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and [`Error::State`] if the checkpoint does not fit its own plans.
+    /// As [`Trainer::new`], and [`NetworkError::State`](crate::error::NetworkError::State) if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
         check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
@@ -294,7 +295,7 @@ impl Trainer {
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`Error::NoCases`] without training cases, or what the device reports. [`Error::Diverged`] once the loss scale
+    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) without training cases, or what the device reports. [`TrainError::Diverged`](crate::error::TrainError::Diverged) once the loss scale
     /// cannot be lowered any more, or, without one, after twenty steps in a row without a finite loss and gradient.
     pub fn epoch<S: PatchSource>(
         &mut self,
@@ -385,7 +386,7 @@ impl Trainer {
             None => in_a_row >= MOST_NOT_FINITE_IN_A_ROW,
         };
         match diverged {
-            true => Err(Error::Diverged { epoch: self.progress.epoch, in_a_row }),
+            true => Err(Error::Train(TrainError::Diverged { epoch: self.progress.epoch, in_a_row })),
             false => Ok(()),
         }
     }
@@ -437,9 +438,9 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
         MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
     };
     match check(patch, batch) {
-        Err(problem @ Error::DeviceMemory { .. }) => {
+        Err(problem @ Error::Network(NetworkError::DeviceMemory { .. })) => {
             let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
-            Err(Error::TrainingMemory { problem: Box::new(problem), fits })
+            Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
         }
         checked => checked,
     }

@@ -2,7 +2,7 @@
 
 use super::Checkpoint;
 use super::checkpoint::Stored;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::kernels::Context;
 use crate::parameters::{Parameters, Slot};
 use std::collections::HashMap;
@@ -26,7 +26,8 @@ impl Pretrained {
     /// Reads a checkpoint of voxgrad. This is the place where kinds of files are told apart.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Checkpoint`] for a damaged file, [`Error::Pretrained`] for one of PyTorch's.
+    /// [`FileError::Io`](crate::error::FileError::Io), [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint)
+    /// for a damaged file, [`TrainError::Pretrained`] for one of PyTorch's.
     pub fn read(path: &Path) -> Result<Self> {
         let mut first = Vec::new();
         File::open(path)
@@ -34,7 +35,7 @@ impl Pretrained {
             .map_err(Error::io(path, "read"))?;
         if first == ZIP {
             let problem = "it is a file of PyTorch (.pth), which is not read here; give a checkpoint of voxgrad";
-            return Err(Error::Pretrained { path: path.into(), problem: problem.into() });
+            return Err(TrainError::Pretrained { path: path.into(), problem: problem.into() }.into());
         }
         Ok(Self { path: path.into(), weights: Checkpoint::read(path)?.into_network() })
     }
@@ -42,7 +43,7 @@ impl Pretrained {
     /// Overwrites all parameters but those of the layers that make the segmentation, and returns their number.
     ///
     /// # Errors
-    /// [`Error::Pretrained`] with all parameters that are missing or of another shape.
+    /// [`TrainError::Pretrained`] with all parameters that are missing or of another shape.
     pub fn load_into(&self, context: &Context, parameters: &Parameters) -> Result<usize> {
         let (mut loaded, mut faults) = (0, Vec::new());
         let mut all = HashMap::new();
@@ -70,7 +71,7 @@ impl Pretrained {
                 1 => format!("another architecture: {first}"),
                 n => format!("another architecture: {first}, and {} more such parameters", n - 1),
             };
-            return Err(Error::Pretrained { path: self.path.clone(), problem });
+            return Err(TrainError::Pretrained { path: self.path.clone(), problem }.into());
         }
         let find = |name: &str| all.get(name).map(|(shape, values)| (&shape[..], &values[..]));
         parameters.load_torch(context, Slot::Value, find)?;

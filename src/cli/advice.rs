@@ -1,0 +1,36 @@
+//! The options that put an error right. The library's messages name none, since a program that embeds it has none.
+
+use voxgrad::Error;
+use voxgrad::error::{AnnotationError, DatasetError, FileError, PlanError, PredictError, PreprocessError, TrainError};
+
+/// The options of the command line that an error is about, in words; of several errors each option once.
+pub fn advice(error: &anyhow::Error) -> Option<String> {
+    let mut options = Vec::new();
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<Error>() {
+            collect(error, &mut options);
+        }
+    }
+    (!options.is_empty()).then(|| options.join("; "))
+}
+
+fn collect(error: &Error, options: &mut Vec<&'static str>) {
+    let option = match error {
+        Error::Several { faults } => return faults.iter().for_each(|fault| collect(fault, options)),
+        Error::File(FileError::OutputExists { .. }) => "--overwrite replaces what this command made before",
+        Error::Dataset(DatasetError::DatasetNotFound { .. } | DatasetError::FolderUnknown { .. }) => {
+            "--raw, --preprocessed and --results name these folders"
+        }
+        Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
+        Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
+        Error::Preprocess(PreprocessError::StoredCases { .. }) => "--compat chooses between the two kinds of numbers",
+        Error::Train(TrainError::SplitUnknown { .. }) => "--fold names the fold",
+        Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
+        Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
+        Error::Device(_) => "--device chooses the device",
+        _ => return,
+    };
+    if !options.contains(&option) {
+        options.push(option);
+    }
+}

@@ -1,0 +1,46 @@
+//! Why a case cannot be predicted.
+
+/// Why a case cannot be predicted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PredictError {
+    /// A buffer has not the length that its shape says.
+    #[error("{what}: {found} values where {expected} are needed")]
+    BufferLength {
+        /// Which buffer.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length its shape asks for.
+        expected: usize,
+    },
+    /// Predicting would not fit into memory.
+    #[error("{what} needs {needed} bytes, there is room for {limit}; predict with {remedy}")]
+    PredictionMemory {
+        /// What is too large.
+        what: &'static str,
+        /// Its bytes.
+        needed: u64,
+        /// The largest number of bytes possible.
+        limit: u64,
+        /// What would need less.
+        remedy: &'static str,
+    },
+    /// The network's output is infinite or no number.
+    #[error(
+        "case {case}: the logits of the window of {patch:?} voxels from {start:?} (z, y, x, preprocessed) hold {value}; \
+         predict in f32 if this was {dtype:?}, else look at the image there, or take another checkpoint"
+    )]
+    NonFiniteLogits {
+        /// The case.
+        case: String,
+        /// The first such value.
+        value: f32,
+        /// First voxel of the window; negative where it hangs over the image.
+        start: [isize; 3],
+        /// Extent of the window.
+        patch: [usize; 3],
+        /// Type of the activations.
+        dtype: crate::kernels::Dtype,
+    },
+}
