@@ -18,8 +18,8 @@ folder=$target/cuda_software
 environment=${XDG_CACHE_HOME:-$HOME/.cache}/voxgrad/ptxas
 packages='nvidia-cuda-nvcc==13.* nvidia-nvvm==13.*'
 
-# Test files that use the device under test.
-device_files() { grep -l 'device()' tests/*.rs | sed 's/.*\///; s/\.rs$/::/' | grep -v '^ptx::$\|^sanitizer::$'; }
+# Files of device tests, without those that need no device or plant errors.
+device_files() { basename -s .rs tests/device/*.rs | sed 's/$/::/' | grep -v '^ptx::$\|^sanitizer::$'; }
 
 # selection SM: f32 convolutions on one architecture, 16-bit ones with tensor cores on the other, all else on both. Ten
 # minutes together on two busy cores.

@@ -7,6 +7,7 @@
 # CI in the environment makes a missing Vulkan driver a failure; elsewhere those tests are left out, and the summary
 # says so.
 set -eu
+filter=${1:-}
 cd "$(dirname "$0")/.."
 
 logs=$(mktemp -d)
@@ -32,9 +33,33 @@ sh scripts/setup.sh
 vulkan=yes
 sh scripts/setup.sh vulkan || vulkan=no
 
+# shellcheck disable=SC2086  # options are a list of words
+# halves DEVICE COMMAND...: all of a device's tests, those of the losses in a process beside the others: most of the time
+# goes into compiling kernels, on one core. With a filter, one process.
+halves() {
+    device=$1
+    shift
+    if [ -n "$filter" ]; then
+        run "$device" "$@" --show-output $options "$filter"
+        return
+    fi
+    cargo test --release --test tests -- --show-output $options device::loss >"$logs/$device-losses" 2>&1 \
+        && : >"$logs/$device-losses.ok" &
+    run "$device" "$@" --show-output $options --skip device::loss
+    wait
+    printf '\n== the losses on %s\n' "$device"
+    cat "$logs/$device-losses"
+    cat "$logs/$device-losses" >>"$logs/$device"
+    [ -e "$logs/$device-losses.ok" ] || rm -f "$logs/$device.ok"
+}
+
 # A device that broke ends its process, and a driver's threads do not mix well with the CPU runtime's: each device
-# gets a process of its own. --show-output prints what passing tests say: the device's name, and what was skipped.
-run cpu env VOXGRAD_TEST_DEVICE=cpu cargo test --release --workspace -- --show-output "$@"
+# gets processes of its own. --show-output prints what passing tests say: the device's name, and what was skipped.
+cargo test --release --workspace --no-run
+options=
+VOXGRAD_TEST_DEVICE=cpu
+export VOXGRAD_TEST_DEVICE
+halves cpu cargo test --release --workspace --
 
 if [ "$vulkan" = yes ]; then
     if [ -z "${VK_ICD_FILENAMES:-}${VK_DRIVER_FILES:-}" ] && ! ls /dev/dri/render* /dev/nvidia0 /dev/dxg >/dev/null 2>&1; then
@@ -45,7 +70,9 @@ if [ "$vulkan" = yes ]; then
     fi
     # Mesa complains about a missing runtime folder, which only a desktop session has.
     export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-$logs}"
-    run vulkan env VOXGRAD_TEST_DEVICE=vulkan cargo test --release --test tests -- --show-output --test-threads=1 "$@"
+    options='--test-threads=1 --skip host::'
+    VOXGRAD_TEST_DEVICE=vulkan
+    halves vulkan cargo test --release --test tests --
 fi
 
 status=0

@@ -2,177 +2,185 @@
 
 mod common;
 
-/// Buffers, grids and the errors of a device.
-mod context;
+/// What runs kernels, or trains and predicts with them: once for each device.
+mod device {
+    /// Buffers, grids and the errors of a device.
+    mod context;
 
-/// 3D convolution and its gradients.
-mod conv3d;
+    /// 3D convolution and its gradients.
+    mod conv3d;
 
-/// Convolutions of 16-bit activations.
-mod conv_half;
+    /// Convolutions of 16-bit activations.
+    mod conv_half;
 
-/// Winograd's convolution beside the direct one.
-mod winograd;
+    /// Winograd's convolution beside the direct one.
+    mod winograd;
 
-/// Transposed convolution and its gradients.
-mod conv_transpose3d;
+    /// Transposed convolution and its gradients.
+    mod conv_transpose3d;
 
-/// Sums over rows.
-mod reduce;
+    /// Sums over rows.
+    mod reduce;
 
-/// Exponential and logarithm of vectors.
-mod vector_math;
+    /// Exponential and logarithm of vectors.
+    mod vector_math;
 
-/// Filling, copying, converting, scaling, adding.
-mod elementwise;
+    /// Filling, copying, converting, scaling, adding.
+    mod elementwise;
 
-/// Instance norm with leaky ReLU.
-mod instance_norm;
+    /// Instance norm with leaky ReLU.
+    mod instance_norm;
 
-/// SGD, AdamW, the gradient's norm.
-mod optimizer;
+    /// SGD, AdamW, the gradient's norm.
+    mod optimizer;
 
-/// Dice and cross-entropy under an ignore mask.
-mod loss;
+    /// Dice and cross-entropy under an ignore mask.
+    mod loss;
 
-/// Every variant of the losses against an f64 reference.
-mod loss_reference;
+    /// Every variant of the losses against an f64 reference.
+    mod loss_reference;
 
-/// What holds for the losses whatever they are given.
-mod loss_properties;
+    /// What holds for the losses whatever they are given.
+    mod loss_properties;
 
-/// Edge cases of losses on sparse annotations.
-mod loss_edges;
+    /// Edge cases of losses on sparse annotations.
+    mod loss_edges;
 
-/// Input that makes no loss.
-mod loss_input;
+    /// Input that makes no loss.
+    mod loss_input;
 
-/// Logits, losses, gradients and weights of a real nnU-Net run.
-mod golden;
+    /// Logits, losses, gradients and weights of a real nnU-Net run.
+    mod golden;
 
-/// Reading and writing NIfTI, including files made to break readers.
-mod nifti;
+    /// Augmentation kernels against their definitions.
+    mod augment;
 
-/// The legacy numpy generator against numbers drawn by numpy.
-mod numpy_random;
+    /// Augmentation against batchgeneratorsv2.
+    mod augment_upstream;
 
-/// Dataset description, label rules, case files.
-mod dataset;
+    /// What is drawn for augmentation, and whole batches.
+    mod augment_distributions;
 
-/// Which files belong to which case.
-mod dataset_names;
+    /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
+    mod predict;
 
-/// What is found in a dataset before any work begins.
-mod dataset_verify;
+    /// Training, interruption, continuation.
+    mod train;
 
-/// Reading plans and resolving configurations.
-mod plans;
+    /// Trainings that are killed, find the disk full, or their checkpoint damaged.
+    mod killed;
 
-/// Cross-validation splits.
-mod splits;
+    /// nnU-Net's command line for training, and the files beside the checkpoints.
+    mod train_cli;
 
-/// Cropping, normalisation, class locations and whole cases, against nnU-Net's own preprocessed data.
-mod preprocess;
+    /// Planted errors for compute-sanitizer.
+    mod sanitizer;
 
-/// Resampling against scikit-image and scipy.
-mod resample;
+    /// Compilation for CUDA, without a device.
+    mod ptx;
 
-/// Patch placement and batch buffers.
-mod sample;
+    /// The memory of a training step, counted and real.
+    mod memory;
 
-/// Mirroring.
-mod mirror;
+    /// Algorithms chosen by shape.
+    mod tune;
 
-/// Augmentation kernels against their definitions.
-mod augment;
+    /// The sums of the norm that data gradients take, against unfused operations.
+    mod fused_norm;
 
-/// Augmentation against batchgeneratorsv2.
-mod augment_upstream;
+    /// The moments that convolutions take, and whole fused steps, against unfused operations.
+    mod fusion;
+}
 
-/// What is drawn for augmentation, and whole batches.
-mod augment_distributions;
+/// Files, rules, numbers and the command line: alike whatever the device.
+mod host {
+    /// Reading and writing NIfTI, including files made to break readers.
+    mod nifti;
 
-/// Sliding windows, accumulation and export.
-mod infer;
+    /// The legacy numpy generator against numbers drawn by numpy.
+    mod numpy_random;
 
-/// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
-mod predict;
+    /// Dataset description, label rules, case files.
+    mod dataset;
 
-/// Files that appear when they are complete.
-mod atomic;
+    /// Which files belong to which case.
+    mod dataset_names;
 
-/// Metrics and `summary.json`, byte for byte against nnU-Net's.
-mod eval;
+    /// What is found in a dataset before any work begins.
+    mod dataset_verify;
 
-/// Distances between surfaces, lesions, volumes.
-mod measures;
+    /// Reading plans and resolving configurations.
+    mod plans;
 
-/// Training, interruption, continuation.
-mod train;
+    /// Cross-validation splits.
+    mod splits;
 
-/// The command line and its errors.
-mod cli;
+    /// Cropping, normalisation, class locations and whole cases, against nnU-Net's own preprocessed data.
+    mod preprocess;
 
-/// What a training that goes on remembers, and what it is told again.
-mod continuing;
+    /// Resampling against scikit-image and scipy.
+    mod resample;
 
-/// Trainings that are killed, find the disk full, or their checkpoint damaged.
-mod killed;
+    /// Patch placement and batch buffers.
+    mod sample;
 
-/// nnU-Net's command line for training, and the files beside the checkpoints.
-mod train_cli;
+    /// Mirroring.
+    mod mirror;
 
-/// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
-mod prepared;
+    /// Sliding windows, accumulation and export.
+    mod infer;
 
-/// The record of epochs.
-mod history;
+    /// Files that appear when they are complete.
+    mod atomic;
 
-/// Pictures of progress and of cases.
-mod report;
+    /// Metrics and `summary.json`, byte for byte against nnU-Net's.
+    mod eval;
 
-/// Making dense labels sparse: what holds for every scheme.
-mod sparsify;
+    /// Distances between surfaces, lesions, volumes.
+    mod measures;
 
-/// Making dense datasets sparse.
-mod sparsify_dataset;
+    /// The command line and its errors.
+    mod cli;
 
-/// Annotations as people draw them.
-mod import;
+    /// What a training that goes on remembers, and what it is told again.
+    mod continuing;
 
-/// Fingerprints and planned configurations, field by field against nnU-Net's.
-mod planner;
+    /// Preprocessed cases: where they lie, what makes them stale, what deletion leaves.
+    mod prepared;
 
-/// Preprocessed cases on disk, and damage to them.
-mod store;
+    /// The record of epochs.
+    mod history;
 
-/// nnU-Net's own preprocessed cases.
-mod b2nd;
+    /// Pictures of progress and of cases.
+    mod report;
 
-/// Patches of cases on disk.
-mod patches;
+    /// Making dense labels sparse: what holds for every scheme.
+    mod sparsify;
 
-/// Mutated NIfTI files, for as long as one likes.
-mod fuzz;
+    /// Making dense datasets sparse.
+    mod sparsify_dataset;
 
-/// From a raw dataset to preprocessed cases on the command line.
-mod dataset_cli;
+    /// Annotations as people draw them.
+    mod import;
 
-/// Planted errors for compute-sanitizer.
-mod sanitizer;
+    /// Fingerprints and planned configurations, field by field against nnU-Net's.
+    mod planner;
 
-/// Compilation for CUDA, without a device.
-mod ptx;
+    /// Preprocessed cases on disk, and damage to them.
+    mod store;
 
-/// The memory of a training step, counted and real.
-mod memory;
+    /// nnU-Net's own preprocessed cases.
+    mod b2nd;
 
-/// Algorithms chosen by shape.
-mod tune;
+    /// Patches of cases on disk.
+    mod patches;
 
-/// Fused operations against unfused ones.
-mod fused_norm;
-mod fusion;
+    /// Mutated NIfTI files, for as long as one likes.
+    mod fuzz;
 
-/// Which room may import from which.
-mod imports;
+    /// From a raw dataset to preprocessed cases on the command line.
+    mod dataset_cli;
+
+    /// Which room may import from which.
+    mod imports;
+}

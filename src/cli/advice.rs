@@ -24,7 +24,7 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
         Error::Preprocess(PreprocessError::StoredCases { .. }) => "--compat chooses between the two kinds of numbers",
-        Error::Train(TrainError::SplitUnknown { .. }) => "--fold names the fold",
+        Error::Train(TrainError::SplitUnknown { .. } | TrainError::FoldUnknown { .. }) => "--fold names the fold",
         Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
         Error::Device(_) => "--device chooses the device",

@@ -1,9 +1,13 @@
 //! The device under test, comparisons with references, seeded test data, and where test data lies.
 
+pub mod augmentation;
+pub mod convolution;
 pub mod loss_case;
 pub mod loss_reference;
+pub mod network;
 pub mod npz;
 pub mod phantom;
+pub mod place;
 pub mod six_cases;
 pub mod sparse;
 

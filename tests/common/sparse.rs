@@ -1,11 +1,12 @@
 //! Small dense datasets for sparse annotations, and the program run on them.
 
-use ndarray::Array3;
+use ndarray::{Array3, ArrayView3, Axis};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use voxgrad::io::{Geometry, read_labels, write_labels};
+use voxgrad::sparsify::{Selection, Slices};
 
 /// Two classes.
 pub const LABELS: &str = r#"{"background": 0, "Anterior": 1, "Posterior": 2}"#;
@@ -101,4 +102,15 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// A label map of a dataset.
 pub fn labels(folder: &Path, case: &str) -> Array3<i16> {
     read_labels(&folder.join(format!("labelsTr/{case}.nii.gz"))).unwrap().data
+}
+
+/// Slices along an axis without any ignored voxel.
+pub fn kept(sparse: ArrayView3<i16>, axis: usize) -> Vec<usize> {
+    let slices = sparse.axis_iter(Axis(axis)).enumerate();
+    slices.filter(|(_, slice)| slice.iter().all(|&l| l != 3)).map(|(i, _)| i).collect()
+}
+
+/// The slices of nnU-Net's integration test.
+pub fn nnunet() -> Slices {
+    Slices { axes: [true; 3], fraction: 0.1, selection: Selection::Nnunet }
 }

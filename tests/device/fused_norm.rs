@@ -1,7 +1,7 @@
 //! Convolutions that take the sums of a norm's gradient from what they store: against the pass over the stored gradient.
 
+use crate::common::convolution::{CUBE, Case, ONE, cases, get, put, types};
 use crate::common::{assert_no_device_panic, device, read, uniform};
-use crate::fusion::{CUBE, Case, ONE, cases, get, put, types};
 use voxgrad::kernels::conv3d::{self, NormBefore, Problem};
 use voxgrad::kernels::instance_norm::{self, Coefficients, Norm, NormGradient};
 use voxgrad::kernels::{Buffer, Context, Dtype, KernelError};

@@ -1,77 +1,13 @@
 //! Fused operations against the unfused ones, whose results must be the same but for rounding: moments that convolutions take,
 //! and whole steps. See `fused_norm` for the sums that data gradients take.
 
+use crate::common::convolution::{Case, cases, get, put, types};
+use crate::common::network::{network, step};
 use crate::common::{assert_no_device_panic, device, is_slow, read, uniform};
-use crate::memory::{network, step};
-use voxgrad::kernels::conv3d::{self, Problem};
+use voxgrad::kernels::conv3d;
 use voxgrad::kernels::instance_norm;
-use voxgrad::kernels::{Buffer, Context, Dtype, elementwise};
+use voxgrad::kernels::{Context, Dtype};
 use voxgrad::tape::Fusion;
-
-/// A convolution: extents, channels of both inputs and of the output, kernel, stride.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    pub batch: usize,
-    pub dims: [usize; 3],
-    pub channels: (usize, usize, usize),
-    pub kernel: [usize; 3],
-    pub stride: [usize; 3],
-}
-
-pub const CUBE: [usize; 3] = [3; 3];
-pub const ONE: [usize; 3] = [1; 3];
-
-/// Both algorithms, partial sums of channels in a register, every tile width, edges, samples that end inside of a block,
-/// and samples of one voxel.
-pub fn cases() -> Vec<Case> {
-    let case = |batch, dims, channels, kernel, stride| Case { batch, dims, channels, kernel, stride };
-    let mut cases = vec![
-        case(2, [3, 4, 5], (1, 0, 8), CUBE, ONE),
-        case(3, [1, 1, 1], (16, 0, 16), CUBE, ONE),
-        case(2, [2, 3, 7], (8, 0, 12), [1, 3, 3], ONE),
-        case(2, [4, 5, 13], (16, 16, 24), CUBE, ONE),
-        case(3, [5, 6, 7], (16, 0, 32), CUBE, [2; 3]),
-        case(2, [2, 5, 9], (32, 0, 3), ONE, ONE),
-        case(2, [3, 4, 5], (32, 0, 32), CUBE, ONE),
-        case(3, [2, 3, 7], (32, 32, 32), CUBE, ONE),
-        case(2, [5, 6, 7], (32, 0, 64), [1, 3, 3], ONE),
-        case(2, [1, 1, 1], (32, 0, 32), CUBE, ONE),
-    ];
-    if !is_slow() {
-        cases.push(case(2, [20, 28, 20], (32, 0, 64), CUBE, ONE));
-        cases.push(case(2, [20, 28, 20], (16, 0, 16), CUBE, ONE));
-        cases.push(case(2, [5, 7, 5], (256, 0, 256), CUBE, ONE));
-    }
-    cases
-}
-
-impl Case {
-    pub fn problem(&self) -> Problem {
-        let (first, second, out) = self.channels;
-        let problem = Problem::new(self.batch, self.dims, first, out, self.kernel, self.stride).unwrap();
-        if second > 0 { problem.with_second_input(second).unwrap() } else { problem }
-    }
-}
-
-/// The types that the device under test stores.
-pub fn types(context: &Context) -> Vec<Dtype> {
-    let caps = context.caps();
-    let all = [(Dtype::F32, true), (Dtype::F16, caps.f16), (Dtype::Bf16, caps.bf16)];
-    all.into_iter().filter_map(|(dtype, there)| there.then_some(dtype)).collect()
-}
-
-pub fn put(context: &Context, values: &[f32], dtype: Dtype) -> Buffer {
-    let exact = context.upload_f32(values).unwrap();
-    let buffer = context.empty(values.len(), dtype).unwrap();
-    elementwise::cast(context, &exact, &buffer).unwrap();
-    buffer
-}
-
-pub fn get(context: &Context, buffer: &Buffer) -> Vec<f32> {
-    let wide = context.empty(buffer.len(), Dtype::F32).unwrap();
-    elementwise::cast(context, buffer, &wide).unwrap();
-    read(context, &wide)
-}
 
 /// Mean and variance of every sample and channel, in f64.
 fn moments(values: &[f32], batch: usize, channels: usize) -> Vec<(f64, f64)> {

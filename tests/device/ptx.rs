@@ -144,7 +144,7 @@ fn kernels_of_whole_networks_compile_for_cuda() {
     }
     launch_losses(context);
     for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
-        crate::augment_distributions::launch_everything(context, channels, dtype);
+        crate::common::augmentation::launch_everything(context, channels, dtype);
     }
     assert_no_device_panic();
 }

@@ -1,7 +1,7 @@
 //! Preprocessed cases: where they lie, what makes them stale, what deletion leaves, and how much memory they may take.
 
+use crate::common::place::{Place, json};
 use crate::common::{data, phantom};
-use crate::dataset_cli::{Place, json};
 use ndarray::Array3;
 use rayon::prelude::*;
 use std::fs;

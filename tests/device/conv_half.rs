@@ -1,8 +1,8 @@
 //! Convolutions of f16 and bf16 activations, on tensor cores where the device has them, against an f64 loop over the same
 //! rounded numbers. Each result may differ by the error bound of an f32 sum, and by one rounding to its own type.
 
+use crate::common::convolution::Case;
 use crate::common::{assert_no_device_panic, device, is_slow, uniform};
-use crate::conv3d::Case;
 use voxgrad::kernels::conv3d::{Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Buffer, Context, Dtype, conv_transpose3d, conv3d, elementwise};
 

@@ -1,6 +1,7 @@
 //! Nothing is lost: a training that is killed at any moment, that finds the disk full, or whose checkpoint is damaged.
 
-use crate::common::{device, phantom};
+use crate::common::place::{copy_folder, text};
+use crate::common::{device, is_slow, phantom};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -104,26 +105,10 @@ fn bits(checkpoint: &Checkpoint, context: &Context) -> Vec<Bits> {
     all
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 fn success(result: Output) -> String {
     let said = text(&result.stdout) + &text(&result.stderr);
     assert!(result.status.success(), "{said}");
     said
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 #[cfg(target_os = "linux")]
@@ -170,6 +155,9 @@ fn killed_at_any_moment_and_continued_ends_in_the_same_bits() {
     use std::time::{Duration, SystemTime};
     const MOMENTS: usize = 30;
     let (context, _guard) = device();
+    if is_slow() {
+        return eprintln!("skipped: too slow a device to train on again and again");
+    }
     let place = Place::new();
     let folder = |name: &str| place.0.path().join(name);
     let never = folder("never");
@@ -198,7 +186,7 @@ fn killed_at_any_moment_and_continued_ends_in_the_same_bits() {
         signals::stop(child.id());
         writing += usize::from(signals::is_writing(&output));
         copies.push(folder(&format!("killed{moment}")));
-        copy(&output, copies.last().unwrap());
+        copy_folder(&output, copies.last().unwrap());
         if moment + 1 < MOMENTS && child.try_wait().unwrap().is_none() {
             signals::send(child.id(), libc::SIGCONT);
         } else {
@@ -261,6 +249,9 @@ impl Drop for SmallDisk {
 fn a_full_disk_leaves_a_whole_checkpoint() {
     use std::io::BufRead;
     let (context, _guard) = device();
+    if is_slow() {
+        return eprintln!("skipped: too slow a device to train on again and again");
+    }
     let Some(disk) = SmallDisk::mount() else {
         return eprintln!("skipped: no file system may be mounted here, so that none can be full");
     };
@@ -320,6 +311,9 @@ fn damage_is_seen_in_every_byte() {
 #[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let (context, _guard) = device();
+    if is_slow() {
+        return eprintln!("skipped: too slow a device to train on again and again");
+    }
     let place = Place::new();
     let output = place.0.path().join("out");
     fs::create_dir(&output).unwrap();
@@ -341,7 +335,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     // A damaged latest does not take the place of the one before.
     let broken = fs::read(&latest).unwrap();
     let copied = place.0.path().join("copied");
-    copy(&output, &copied);
+    copy_folder(&output, &copied);
     place.train(context, &copied, 5);
     assert_eq!(epoch(&copied.join(run::PREVIOUS)), 4);
 

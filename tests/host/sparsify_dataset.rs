@@ -1,7 +1,7 @@
 //! Sparse datasets from dense ones: files, reproducibility, what is kept, what is never replaced, and bad input.
 
-use crate::common::sparse::{LABELS, Place, REGIONS, files, labels};
-use crate::sparsify::{kept, nnunet};
+use crate::common::sparse::{LABELS, Place, REGIONS, files, kept, labels, nnunet};
+
 use ndarray::Array3;
 use std::collections::BTreeMap;
 use std::fs;

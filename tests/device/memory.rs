@@ -1,44 +1,21 @@
 //! The memory of a training step and of a prediction: what a dry context counts is what they take, and computing
 //! activations again changes no bit of a gradient.
 
+use crate::common::network::{BATCH, labels, network, step, step_in};
 use crate::common::{device, uniform};
 use voxgrad::Error;
-use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::error::{NetworkError, PredictError};
 use voxgrad::infer::SlidingWindow;
 use voxgrad::infer::memory::planned_host;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Caps, Context, Dtype};
-use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape, planned_prediction, pytorch_kept_bytes};
-use voxgrad::optim::Optimizer;
-use voxgrad::parameters::{NamedTensor, Slot};
+use voxgrad::nn::{Network, UNetShape, planned_prediction, pytorch_kept_bytes};
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
-use voxgrad::train::{MemoryPlan, Step};
+use voxgrad::train::MemoryPlan;
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
 const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
-const BATCH: usize = 2;
-const DATASET: &str = r#"{"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz",
-    "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}"#;
-
-pub fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShape {
-    let stages = features.len();
-    let stage = |(i, &features): (usize, &usize)| Stage {
-        features,
-        kernel: [3; 3],
-        stride: [if i == 0 { 1 } else { 2 }; 3],
-        encoder_blocks: 2,
-        decoder_blocks: if i + 1 == stages { 0 } else { 2 },
-    };
-    UNetShape { channels_in, heads, stages: features.iter().enumerate().map(stage).collect(), bias: true }
-}
-
-fn labels() -> LabelManager {
-    LabelManager::new(&DatasetJson::parse("dataset.json".as_ref(), DATASET).unwrap()).unwrap()
-}
-
 fn planned_memory(
     context: &Context,
     shape: &UNetShape,
@@ -48,35 +25,6 @@ fn planned_memory(
     fusion: Fusion,
 ) -> MemoryPlan {
     voxgrad::train::planned_memory(context, &labels(), shape, batch, dims, dtype, fusion).unwrap()
-}
-
-/// Launches, peak bytes and gradients of one step with activations of type `dtype`.
-fn step_in(
-    context: &Context,
-    shape: &UNetShape,
-    dims: [usize; 3],
-    dtype: Dtype,
-    fusion: Fusion,
-) -> (u32, u64, Vec<NamedTensor>) {
-    let loss = NetworkLoss::new(context, &labels(), shape, BATCH, dims, false).unwrap();
-    let held_before = context.held_bytes();
-    let network = Network::new(context, shape.clone(), 1).unwrap();
-    let step = Step::new(context, network, loss, Optimizer::default()).with_fusion(fusion);
-    let input = Shape { batch: BATCH, dims, channels: shape.channels_in };
-    let image = Tensor::upload(context, input, &uniform(1, input.len())).unwrap().cast(context, dtype).unwrap();
-    let map: Vec<u8> = (0..input.voxels()).map(|i| (i / 7 % 4) as u8).collect();
-    let target = context.upload(&map, Dtype::U8).unwrap();
-    context.reset_peak();
-    let launches = context.launches();
-    step.gradients(&image, &target).unwrap();
-    step.update(0.01).unwrap();
-    let (launches, peak) = (context.launches() - launches, context.peak_bytes() - held_before);
-    (launches, peak, step.network().parameters().to_torch(context, Slot::Gradient).unwrap())
-}
-
-/// The same in f32.
-pub fn step(context: &Context, shape: &UNetShape, dims: [usize; 3], fusion: Fusion) -> (u32, u64, Vec<NamedTensor>) {
-    step_in(context, shape, dims, Dtype::F32, fusion)
 }
 
 /// A plan holds what was measured and is at most 5 % above it.

@@ -1,8 +1,8 @@
 //! Sparse annotations of dense volumes: what holds for every scheme, distributions against ScribbleBench's rules, and slices
 //! drawn by numpy (`numpy.random.seed(1234)`, `choice(size, n, replace=False)`).
 
-use crate::common::sparse::balls;
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
+use crate::common::sparse::{balls, kept, nnunet};
+use ndarray::{Array2, Array3, ArrayView2, Axis};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -225,17 +225,6 @@ fn slices_that_are_not_chosen_stay_empty() {
 
 const FIRST: [&[usize]; 3] = [&[8], &[0, 26], &[13]];
 const SECOND: [&[usize]; 3] = [&[21, 27], &[0], &[30]];
-
-/// Slices along an axis without any ignored voxel.
-pub fn kept(sparse: ArrayView3<i16>, axis: usize) -> Vec<usize> {
-    let slices = sparse.axis_iter(Axis(axis)).enumerate();
-    slices.filter(|(_, slice)| slice.iter().all(|&l| l != 3)).map(|(i, _)| i).collect()
-}
-
-/// The slices of nnU-Net's integration test.
-pub fn nnunet() -> Slices {
-    Slices { axes: [true; 3], fraction: 0.1, selection: Selection::Nnunet }
-}
 
 #[test]
 fn slices_are_numpys() {

@@ -1,93 +1,15 @@
 //! From a raw dataset to preprocessed cases on the command line, against nnU-Net's own files, and what bad input gets.
 
+use crate::common::place::{Place, assert_same, copy_folder, json, text};
 use crate::common::{data, npz, phantom};
-use crate::planner::assert_same;
 use ndarray::{Array3, Ix4, s};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::SystemTime;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::StoredCase;
-
-/// nnU-Net's three folders in a temporary place.
-pub struct Place(tempfile::TempDir);
-
-impl Place {
-    pub fn new() -> Self {
-        let place = Place(tempfile::tempdir().unwrap());
-        for name in ["raw", "preprocessed", "results"] {
-            fs::create_dir(place.path(name)).unwrap();
-        }
-        place
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A dataset of spheres, with plans where preprocessing looks for them.
-    pub fn with_spheres(name: &str, cases: usize) -> Self {
-        let place = Place::new();
-        let folder = place.path("raw").join(name);
-        fs::create_dir(&folder).unwrap();
-        phantom::write(&folder, cases);
-        let preprocessed = place.path("preprocessed").join(name);
-        fs::create_dir(&preprocessed).unwrap();
-        fs::rename(folder.join("nnUNetPlans.json"), preprocessed.join("nnUNetPlans.json")).unwrap();
-        place
-    }
-
-    pub fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_voxgrad"))
-            .args(arguments)
-            .env("nnUNet_raw", self.path("raw"))
-            .env("nnUNet_preprocessed", self.path("preprocessed"))
-            .env("nnUNet_results", self.path("results"))
-            .output()
-            .unwrap()
-    }
-
-    pub fn succeeds(&self, arguments: &[&str]) -> String {
-        let result = self.run(arguments);
-        assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
-        text(&result.stdout) + &text(&result.stderr)
-    }
-
-    /// Runs, expects a refusal that mentions all of `words`, and returns what was said.
-    pub fn refuses(&self, arguments: &[&str], words: &[&str]) -> String {
-        let result = self.run(arguments);
-        let said = text(&result.stderr);
-        assert_eq!(result.status.code(), Some(2), "{arguments:?}: {said}");
-        for word in words {
-            assert!(said.contains(word), "no `{word}` in: {said}");
-        }
-        assert!(!said.contains("panicked"), "{said}");
-        said
-    }
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
-pub fn json(path: &Path) -> serde_json::Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
 
 /// Both reference datasets by number, each as nnU-Net planned and preprocessed it.
 #[test]

@@ -1,56 +1,12 @@
 //! 3D convolution against a plain f64 loop over the definition, in every mix of kernel and stride.
 
+use crate::common::convolution::{Case, positions};
 use crate::common::{assert_close, device, is_slow, read, uniform};
 use voxgrad::kernels::conv3d::{self, Problem};
 use voxgrad::kernels::{Buffer, Context, Dtype};
 
 /// Kernel sums of up to some thousand products, f32 against f64.
 const TOLERANCE: f64 = 2e-6;
-
-#[derive(Debug)]
-pub struct Case {
-    pub batch: usize,
-    pub dims: [usize; 3],
-    pub channels: (usize, usize, usize), // first input, second input, output
-    pub kernel: [usize; 3],
-    pub stride: [usize; 3],
-}
-
-impl Case {
-    fn inputs(&self) -> usize {
-        self.channels.0 + self.channels.1
-    }
-
-    fn out_dims(&self) -> [usize; 3] {
-        // As PyTorch states it: (in + 2 * padding - kernel) / stride + 1 with padding (kernel - 1) / 2.
-        std::array::from_fn(|a| (self.dims[a] + 2 * ((self.kernel[a] - 1) / 2) - self.kernel[a]) / self.stride[a] + 1)
-    }
-
-    /// Calls `f(input position, output position, tap)` for every product of one channel pair.
-    pub fn for_each_product(&self, mut f: impl FnMut(usize, usize, usize)) {
-        let (out, pad) = (self.out_dims(), self.kernel.map(|k| (k - 1) / 2));
-        for n in 0..self.batch {
-            for o in positions(out) {
-                for k in positions(self.kernel) {
-                    let i: [isize; 3] =
-                        std::array::from_fn(|a| (o[a] * self.stride[a] + k[a]) as isize - pad[a] as isize);
-                    if (0..3).all(|a| i[a] >= 0 && (i[a] as usize) < self.dims[a]) {
-                        let i = i.map(|p| p as usize);
-                        f(flat(n, i, self.dims), flat(n, o, out), flat(0, k, self.kernel));
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn positions(dims: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
-    (0..dims[0]).flat_map(move |d| (0..dims[1]).flat_map(move |h| (0..dims[2]).map(move |w| [d, h, w])))
-}
-
-fn flat(n: usize, p: [usize; 3], dims: [usize; 3]) -> usize {
-    ((n * dims[0] + p[0]) * dims[1] + p[1]) * dims[2] + p[2]
-}
 
 fn check(case: &Case) {
     let (context, _guard) = device();

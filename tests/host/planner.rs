@@ -11,6 +11,7 @@ use voxgrad::plan::topology::{Encoder, Topology};
 use voxgrad::{Compat, Error};
 
 use crate::common::data;
+use crate::common::place::assert_same;
 
 const DATASETS: [&str; 2] = ["brats_regions", "brats_labels_anisotropic"];
 
@@ -20,30 +21,6 @@ fn dataset(name: &str) -> Dataset {
 
 fn fingerprint(name: &str) -> Fingerprint {
     Fingerprint::read(&data(name).join("preprocessed/dataset_fingerprint.json")).unwrap()
-}
-
-/// Equal structure and texts; numbers equal as numbers, within a relative tolerance.
-pub fn assert_same(found: &Value, expected: &Value, tolerance: f64, at: &str) {
-    match (found, expected) {
-        (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            assert!((a - b).abs() <= tolerance * b.abs(), "{at}: {a} is not {b}");
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            assert_eq!(a.len(), b.len(), "{at}");
-            for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                assert_same(a, b, tolerance, &format!("{at}[{i}]"));
-            }
-        }
-        (Value::Object(a), Value::Object(b)) => {
-            let keys = |map: &serde_json::Map<String, Value>| -> Vec<String> { map.keys().cloned().collect() };
-            assert_eq!(keys(a), keys(b), "{at}");
-            for (key, value) in a {
-                assert_same(value, &b[key], tolerance, &format!("{at}.{key}"));
-            }
-        }
-        _ => assert_eq!(found, expected, "{at}"),
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `voxgrad train` as `nnUNetv2_train` is typed: places, options, files; what is not offered is refused by name.
 
+use crate::common::place::{Place, json};
 use crate::common::{device, phantom};
-use crate::dataset_cli::{Place, json};
 use std::fs;
 use std::path::Path;
 use voxgrad::Error;
