@@ -135,8 +135,8 @@ mod signals {
 
     /// Whether a file is being written in the folder, or was not finished.
     pub fn is_writing(folder: &Path) -> bool {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with(".partial"))
+        let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.any(|entry| entry.file_name().to_string_lossy().ends_with(".partial"))
     }
 
     /// Waits until a file is being written, but not for ever.

@@ -192,7 +192,7 @@ fn events_as_tensorboard_reads_them() {
     // The first twelve bytes of every event file that TensorFlow has written.
     assert_eq!(file[..12], [0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);
     let (mut rest, mut records) = (&file[..], Vec::new());
-    let mask = |crc: u32| (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8);
+    let mask = |crc: u32| crc.rotate_right(15).wrapping_add(0xa282_ead8);
     while !rest.is_empty() {
         let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
         let sum = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().unwrap());
