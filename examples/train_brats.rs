@@ -59,6 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &mut trainer,
         &data.cases,
         &output,
+        run::Saving::default(),
         [&data.training, &data.validation],
         |_| ControlFlow::Continue(()),
         |epoch| {
@@ -69,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             write_progress(&output.join("progress.png"), history)
         },
     )?;
-    if let Ended::Finished(checkpoint) = ended {
+    if let Ended::Finished(Some(checkpoint)) = ended {
         println!("trained in {:.0} s: {}", began.elapsed().as_secs_f64(), checkpoint.display());
     }
 

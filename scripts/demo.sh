@@ -14,16 +14,11 @@ data=examples/data/hippocampus
 sh scripts/setup.sh
 cargo build --release
 
-resume=
-if [ -e "$output/checkpoint_latest.safetensors" ] || [ -e "$output/checkpoint_final.safetensors" ]; then
-    resume=--continue
-fi
 # nnU-Net trains for hours, with momentum 0.99, learning rate 0.01 and its whole augmentation; in minutes, less momentum and
 # augmentation learn sooner. Only left and right are mirrored: which end is the anterior one is hard to tell from a mirrored
 # patch.
-# shellcheck disable=SC2086  # no word if empty
 "${CARGO_TARGET_DIR:-target}/release/voxgrad" train "$data" --output "$output" \
     --device "${VOXGRAD_DEVICE:-auto}" --seed "${VOXGRAD_SEED:-0}" --precision "${VOXGRAD_PRECISION:-f32}" \
     --epochs 40 --iterations 100 --validation-iterations 10 \
     --learning-rate 0.05 --momentum 0.9 --augmentation mirror --mirror 2 \
-    --reference "$data/labelsTr_dense" $resume
+    --reference "$data/labelsTr_dense" --save-every 1 --continue

@@ -85,6 +85,12 @@ mod device {
     /// Training, interruption, continuation.
     mod train;
 
+    /// Trainings that are killed, find the disk full, or their checkpoint damaged.
+    mod killed;
+
+    /// nnU-Net's command line for training, and the files beside the checkpoints.
+    mod train_cli;
+
     /// Planted errors for compute-sanitizer.
     mod sanitizer;
 

@@ -26,7 +26,7 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
         Error::Preprocess(PreprocessError::StoredCases { .. }) => "--compat chooses between the two kinds of numbers",
-        Error::Train(TrainError::SplitUnknown { .. }) => "--fold names the fold",
+        Error::Train(TrainError::SplitUnknown { .. } | TrainError::FoldUnknown { .. }) => "--fold names the fold",
         Error::Train(TrainError::CaseUnreadable { .. }) => {
             "--continue goes on from the saved state, with --skip-unreadable-cases without such cases"
         }

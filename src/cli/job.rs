@@ -8,7 +8,7 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson, LabelManager};
 use voxgrad::error::TrainError;
-use voxgrad::preprocess::{OWN_FOLDER, cases_folder, stored_names};
+use voxgrad::preprocess::{OWN_FOLDER, case_path, cases_folder, stored_names};
 use voxgrad::train::{Asked, Checkpoint, Model, Settings, run};
 use voxgrad::{Compat, Error, io};
 
@@ -106,6 +106,11 @@ impl Job {
         Ok(())
     }
 
+    /// Where voxgrad's own preprocessed case would be.
+    pub fn stored(&self, case: &CaseFiles) -> PathBuf {
+        case_path(&cases_folder(&self.prepared, &self.model.configuration.data_identifier), &case.name)
+    }
+
     /// The files of cases; all of a split's are there.
     pub fn files(&self, names: &[String]) -> Vec<&CaseFiles> {
         names.iter().filter_map(|name| self.dataset.cases.iter().find(|case| case.name == *name)).collect()
@@ -126,7 +131,7 @@ fn source(typed: &Train) -> anyhow::Result<Source> {
             Ok(Source { raw, prepared, results })
         }
         (None, Some(folder)) => Ok(Source { raw: Some(folder.clone()), prepared: folder.clone(), results: None }),
-        (None, None) => anyhow::bail!("name a dataset folder, or a dataset with -d"),
+        (None, None) => anyhow::bail!("name a dataset: its number, its name, or with -o its folder"),
     }
 }
 
@@ -159,27 +164,37 @@ fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathB
     Ok((folder.join(format!("fold_{fold}")), Some((folder, plans.to_owned()))))
 }
 
-/// The checkpoint to go on from, if that was asked for.
+/// The checkpoint to go on from or to validate with, if that was asked for.
 fn checkpoint(typed: &Train, output: &Path) -> anyhow::Result<Option<(PathBuf, Checkpoint)>> {
-    match (run::saved(output), typed.resume) {
-        (Some(path), true) => {
-            println!("continuing from {}", path.display());
-            let checkpoint = Checkpoint::read(&path)?;
-            Ok(Some((path, checkpoint)))
-        }
+    if typed.val {
+        let path = output.join(if typed.val_best { run::BEST } else { run::FINAL });
+        let option = if typed.val_best { "--val --val-best" } else { "--val" };
+        anyhow::ensure!(
+            path.is_file(),
+            "{option} needs {}, which is not there{}{}",
+            path.display(),
+            if run::saved(output).is_empty() { "" } else { ": training has not ended; --continue goes on with it" },
+            beside(typed, output)
+        );
+        return Ok(Some((path.clone(), Checkpoint::read(&path)?)));
+    }
+    let saved = run::saved(output);
+    match (saved.first(), typed.resume) {
         (Some(path), false) => anyhow::bail!(
             "{} is there already; use --continue to go on with it, or choose another --output",
             path.display()
         ),
+        (Some(_), true) => {
+            let found = run::newest(output).context("no checkpoint is whole: move them away to begin again")?;
+            Ok(found.map(|run::Newest { path, checkpoint, damaged }| {
+                damaged.iter().for_each(|error| eprintln!("warning: {error}; passed over"));
+                println!("continuing from {}", path.display());
+                (path, checkpoint)
+            }))
+        }
         (None, true) => {
-            // In nnU-Net's layout the fold is part of the place that was looked at.
-            let others = if typed.fold.is_none() && typed.output.is_none() { begun_folds(output) } else { Vec::new() };
-            anyhow::ensure!(
-                others.is_empty(),
-                "{} has no checkpoint to continue from, but {} beside it have: name the fold with --fold",
-                output.display(),
-                others.join(", ")
-            );
+            let others = beside(typed, output);
+            anyhow::ensure!(others.is_empty(), "{} has no checkpoint to continue from{others}", output.display(),);
             println!("no checkpoint in {}: beginning", output.display());
             Ok(None)
         }
@@ -187,10 +202,19 @@ fn checkpoint(typed: &Train, output: &Path) -> anyhow::Result<Option<(PathBuf, C
     }
 }
 
+/// In nnU-Net's layout the fold is part of the place that was looked at: those that were trained, unless it was typed.
+fn beside(typed: &Train, output: &Path) -> String {
+    let folds = if typed.fold.is_none() && typed.output.is_none() { begun_folds(output) } else { Vec::new() };
+    match folds.is_empty() {
+        true => String::new(),
+        false => format!(", but {} beside it have: name the fold with --fold", folds.join(", ")),
+    }
+}
+
 /// Folds beside a fold's folder that have a checkpoint.
 fn begun_folds(output: &Path) -> Vec<String> {
     let entries = output.parent().and_then(|folder| std::fs::read_dir(folder).ok());
-    let folders = entries.into_iter().flatten().flatten().filter(|entry| run::saved(&entry.path()).is_some());
+    let folders = entries.into_iter().flatten().flatten().filter(|entry| !run::saved(&entry.path()).is_empty());
     let mut names: Vec<String> = folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
@@ -330,10 +354,7 @@ fn split(
         if let Fold::Index(index) = fold
             && index >= splits.len()
         {
-            eprintln!(
-                "warning: {whose} has folds 0 to {}: fold {index} is, as in nnU-Net, a random 80:20 split of all cases",
-                splits.len().saturating_sub(1)
-            );
+            return Err(Error::Train(TrainError::FoldUnknown { fold: index, known: splits.len(), whose }).into());
         }
         Ok(splits::cases_of_fold(&splits, fold, &names)?)
     };

@@ -11,6 +11,7 @@ mod model;
 mod options;
 mod predict;
 mod prepare;
+mod records;
 mod sparsify;
 mod spelling;
 mod steps;

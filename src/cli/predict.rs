@@ -12,8 +12,8 @@ use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
-use voxgrad::preprocess::{Preprocessor, RawCase};
-use voxgrad::train::{Model, Precision};
+use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
+use voxgrad::train::{Checkpoint, Model, Precision};
 use voxgrad::{Compat, Error, io};
 
 /// What was typed.
@@ -164,8 +164,7 @@ pub struct Going {
     pub shown: Shown,
 }
 
-/// Predicts cases into a folder, each file complete or absent. A case that fails does not keep the others from being
-/// predicted. What is in the place of a segmentation already is kept only if `going` says so, and only if it is one.
+/// Predicts cases from their raw images, as [`predict_prepared`] does.
 pub fn predict_cases(
     context: &Context,
     networks: &[Network],
@@ -175,14 +174,41 @@ pub fn predict_cases(
     settings: &Settings,
     going: &Going,
 ) -> anyhow::Result<()> {
+    let preprocessor = preprocessor(model)?;
+    let prepare = |case: &CaseFiles| -> voxgrad::Result<_> {
+        let image_only = CaseFiles { label: None, ..case.clone() };
+        let raw = RawCase::read(&image_only, &model.labels)?;
+        let warnings = raw.warnings.clone();
+        Ok((preprocessor.run(raw)?, warnings))
+    };
+    predict_prepared(context, networks, model, cases, output, settings, going, prepare)
+}
+
+fn preprocessor(model: &Model) -> voxgrad::Result<Preprocessor> {
+    Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)
+}
+
+/// Predicts cases that `prepare` gives, with its warnings, into a folder, each file complete or absent. A case that fails
+/// does not keep the others from being predicted. What is in the place of a segmentation already is kept only if `going`
+/// says so, and only if it is one.
+#[expect(clippy::too_many_arguments, reason = "what is predicted, with what, to where")]
+pub fn predict_prepared(
+    context: &Context,
+    networks: &[Network],
+    model: &Model,
+    cases: &[CaseFiles],
+    output: &Path,
+    settings: &Settings,
+    going: &Going,
+    prepare: impl Fn(&CaseFiles) -> voxgrad::Result<(PreprocessedCase, Vec<String>)>,
+) -> anyhow::Result<()> {
     std::fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
     let unfinished = io::remove_leftovers(output)?;
     if unfinished > 0 {
         println!("removed {unfinished} unfinished files of an earlier run from {}", output.display());
     }
     let (patch, _) = model.configuration.three_dimensional()?;
-    let preprocessor =
-        Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected)?;
+    let preprocessor = preprocessor(model)?;
     let file = |case: &CaseFiles| output.join(format!("{}{}", case.name, model.dataset.file_ending));
     let places = examine(cases, file, &model.labels)?;
 
@@ -199,10 +225,8 @@ pub fn predict_cases(
             continue;
         }
         let segment = || -> voxgrad::Result<()> {
-            let image_only = CaseFiles { label: None, ..case.clone() };
-            let raw = RawCase::read(&image_only, &model.labels)?;
-            raw.warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
-            let prepared = preprocessor.run(raw)?;
+            let (prepared, warnings) = prepare(case)?;
+            warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
             let observe = |_, _| bar.tick();
             let labels = predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
             io::write_segmentation(&file(case), labels.view(), &prepared.geometry)

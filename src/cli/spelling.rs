@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 26] = [
+const SPELLINGS: [(&str, &str); 30] = [
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
@@ -30,6 +30,10 @@ const SPELLINGS: [(&str, &str); 26] = [
     ("--continue_prediction", "--continue-prediction"),
     ("--disable_progress_bar", "--no-progress-bar"),
     ("--not_on_device", "--not-on-device"),
+    ("-pretrained_weights", "--pretrained-weights"),
+    ("-num_gpus", "--num-gpus"),
+    ("--val_best", "--val-best"),
+    ("--disable_checkpointing", "--disable-checkpointing"),
 ];
 
 /// The arguments with nnU-Net's spellings replaced; all others are passed on as they are.

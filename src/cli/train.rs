@@ -2,37 +2,57 @@
 
 use super::interrupt::Interrupt;
 use super::job::Job;
+use super::records::Records;
 use super::tuning::tuned;
 use super::typed::Train;
 use super::validation::{References, Validation};
 use super::{BEGAN, progress_bar};
+use anyhow::Context as _;
+use indicatif::ProgressBar;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
+use voxgrad::device::Device;
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
-use voxgrad::train::{Case, DataSource, Trainer, TrainingCases, TrainingData};
+use voxgrad::train::{Checkpoint, DataSource, Pretrained, Report, Trainer, TrainingData};
 
 impl Train {
     /// Trains, predicts, scores.
     pub fn run(self) -> anyhow::Result<()> {
-        let job = Job::new(&self)?;
+        let typed = self.settled()?;
+        typed.train()
+    }
+
+    fn train(&self) -> anyhow::Result<()> {
+        let job = Job::new(self)?;
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
+        if self.val {
+            let trainer = trainer(&device.context, &job, None)?;
+            job.make_output()?;
+            return self.validate(&job, &trainer, references).map(drop);
+        }
+        let weights = self.pretrained_weights.as_deref().map(Pretrained::read).transpose()?;
         let loading = self.loading();
-        let TrainingData { cases, training, validation, .. } = open(&job, loading.skip_unreadable)?;
+        let data = open(&job, loading.skip_unreadable)?;
         let context = match self.tune && !job.settings.exact {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
-        let trainer = match job.checkpoint.clone() {
-            Some(checkpoint) => Trainer::resume(&context, checkpoint)?,
-            None => Trainer::new(&context, job.model.clone(), job.settings)?,
-        };
-        let mut trainer = trainer.with_loading(loading);
+        let mut trainer = trainer(&context, &job, weights.as_ref())?.with_loading(loading);
         job.make_output()?;
+        if let Some(path) = &self.pretrained_weights {
+            println!("begins with the weights of {}, but for the layers that make the segmentation", path.display());
+        }
         println!("augmentation: {}", trainer.settings().augmentation);
+        println!("sampling: {}", trainer.settings().sampling);
+        let (threads, bytes) = trainer.prefetch();
+        println!(
+            "loading: {threads} threads, which hold at most {:.1} MiB of patches",
+            bytes as f64 / (1 << 20) as f64
+        );
         println!("sampling: {}", trainer.settings().sampling);
         let (threads, bytes) = trainer.prefetch();
         println!(
@@ -44,29 +64,129 @@ impl Train {
             trainer.network().parameters().count(),
             trainer.model().configuration.patch_size,
             trainer.model().configuration.batch_size,
-            cases.fold,
-            training.len(),
-            validation.len(),
+            data.cases.fold,
+            data.training.len(),
+            data.validation.len(),
         );
+        let mut records = Records::begin(&job.output, &trainer, self.about(&job, &device, &data))?;
         let interrupt = Interrupt::install()?;
-        match fit(&mut trainer, &cases, &job.output, [&training, &validation], &interrupt)? {
-            Ended::Finished(file) => println!("trained; the network is {}", file.display()),
-            Ended::Stopped(file) => {
+        let ended = self.fit(&mut trainer, &data, &job.output, &mut records, &interrupt);
+        match ended.with_context(|| what_is_left(&job.output))? {
+            Ended::Finished(Some(file)) => println!("trained; the network is {}", file.display()),
+            Ended::Finished(None) => println!("trained; no checkpoint was written, as --disable-checkpointing says"),
+            Ended::Stopped(Some(file)) => {
                 println!("stopped; the same command with --continue goes on from {}", file.display());
             }
+            Ended::Stopped(None) => println!("stopped; nothing was saved, as --disable-checkpointing says"),
         }
         // Before the question: a signal is then either seen by it or ends the program.
         interrupt.end_at_once();
         if let Some(interrupted) = interrupt.asked() {
             return Err(interrupted.into());
         }
+        if self.val_best {
+            let best = job.output.join(run::BEST);
+            Checkpoint::read(&best)?.load_into(trainer.context(), trainer.network().parameters())?;
+            println!("validating with {}", best.display());
+        }
+        if let Some(dice) = self.validate(&job, &trainer, references)? {
+            records.say(&[format!("Mean Validation Dice:  {dice}")])?;
+        }
+        Ok(())
+    }
+
+    /// Predicts and scores the validation cases, and returns the mean foreground Dice.
+    fn validate(&self, job: &Job, trainer: &Trainer, references: Option<References>) -> anyhow::Result<Option<f64>> {
         match references {
-            Some(references) => Validation { job: &job, trainer: &trainer, references, typed: &self }.run(),
+            Some(references) => Validation { job, trainer, references, typed: self }.run().map(Some),
             None => {
-                println!("the validation cases have no raw files here: not predicted and not scored");
-                Ok(())
+                println!("the validation cases have no files here to score them with: not predicted and not scored");
+                Ok(None)
             }
         }
+    }
+
+    /// What a person wants to know who asks later how a network was trained.
+    fn about(&self, job: &Job, device: &Device, data: &TrainingData) -> serde_json::Value {
+        let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        serde_json::json!({
+            "voxgrad": env!("CARGO_PKG_VERSION"),
+            "command": arguments,
+            "device": device.found.choice.to_string(),
+            "device_name": device.found.name,
+            "output_folder": job.output.display().to_string(),
+            "preprocessed": job.prepared.display().to_string(),
+            "plans_name": job.model.plans.plans_name,
+            "configuration_name": job.model.configuration_name,
+            "configuration": job.model.configuration,
+            "fold": data.cases.fold,
+            "split": data.cases.split,
+            "compat": data.cases.compat,
+            "annotated": data.annotated,
+            "settings": job.settings,
+            "continued_from_epoch": job.checkpoint.as_ref().map(|checkpoint| checkpoint.progress.epoch),
+            "pretrained_weights": self.pretrained_weights.as_ref().map(|path| path.display().to_string()),
+        })
+    }
+
+    /// Trains all remaining epochs.
+    fn fit(
+        &self,
+        trainer: &mut Trainer,
+        data: &TrainingData,
+        output: &Path,
+        records: &mut Records,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Ended> {
+        let mut shown = Shown::new(trainer, data.annotated);
+        let bar = shown.bar.clone();
+        let ended = run::train(
+            trainer,
+            &data.cases,
+            output,
+            self.saving(),
+            [&data.training, &data.validation],
+            |report| {
+                shown.after(report);
+                match interrupt.asked() {
+                    Some(_) => ControlFlow::Break(()),
+                    None => ControlFlow::Continue(()),
+                }
+            },
+            |epoch| {
+                write_progress(&output.join("progress.png"), &epoch.trainer.progress().history)?;
+                records.epoch(&epoch)?;
+                print_above(&bar, &line(&epoch));
+                left_out(&epoch).iter().for_each(|line| print_above(&bar, line));
+                Ok(())
+            },
+        )?;
+        match ended {
+            Ended::Finished(_) => bar.finish(),
+            Ended::Stopped(_) => bar.abandon(),
+        }
+        Ok(ended)
+    }
+}
+
+/// The network, as the job has it.
+fn trainer(context: &Context, job: &Job, weights: Option<&Pretrained>) -> voxgrad::Result<Trainer> {
+    match (job.checkpoint.clone(), weights) {
+        (Some(checkpoint), _) => Trainer::resume(context, checkpoint),
+        (None, Some(weights)) => Trainer::pretrained(context, job.model.clone(), job.settings, weights),
+        (None, None) => Trainer::new(context, job.model.clone(), job.settings),
+    }
+}
+
+/// What somebody whose training has failed can go on with.
+fn what_is_left(output: &Path) -> String {
+    match run::newest(output) {
+        Ok(Some(newest)) => format!(
+            "training has ended early; when the cause is removed, --continue goes on from {}, after epoch {}",
+            newest.path.display(),
+            newest.checkpoint.progress.epoch
+        ),
+        _ => "training has ended early, before anything was saved".into(),
     }
 }
 
@@ -85,63 +205,67 @@ fn open(job: &Job, skip_unreadable: bool) -> anyhow::Result<TrainingData> {
     Ok(data)
 }
 
-/// Trains all remaining epochs.
-fn fit(
-    trainer: &mut Trainer,
-    cases: &TrainingCases,
-    output: &Path,
-    patches: [&[Case]; 2],
-    interrupt: &Interrupt,
-) -> anyhow::Result<Ended> {
-    let settings = *trainer.settings();
-    let per_epoch = settings.iterations + settings.validation_iterations;
-    let bar = progress_bar("training", settings.epochs * per_epoch);
-    let configuration = &trainer.model().configuration;
-    let voxels = configuration.batch_size * configuration.patch_size.iter().product::<usize>();
-    bar.set_position((trainer.progress().epoch * per_epoch + trainer.progress().iteration) as u64);
-    bar.reset_eta();
-    let (context, mut first) = (trainer.context().clone(), FirstIterations::new());
-    let (mut loss, mut epoch, mut iterations) = (f32::NAN, None, 0);
-    let (mut start, mut before) = (Instant::now(), Instant::now());
-    let ended = run::train(
-        trainer,
-        cases,
-        output,
-        patches,
-        |report| {
-            if epoch != Some(report.epoch) {
-                (epoch, start, iterations) = (Some(report.epoch), before, 0);
-            }
-            before = Instant::now();
-            iterations += 1;
-            if let Some(line) = first.after(&context) {
-                print_above(&bar, &line);
-            }
-            if !report.validation {
-                loss = report.loss.unwrap_or(loss);
-            }
-            let rate = (iterations * voxels) as f64 / start.elapsed().as_secs_f64() / 1e6;
-            bar.set_message(format!("epoch {}, loss {loss:.4}, {rate:.2} Mvoxel/s", report.epoch));
-            bar.inc(1);
-            match interrupt.asked() {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
-            }
-        },
-        |epoch| {
-            write_progress(&output.join("progress.png"), &epoch.trainer.progress().history)?;
-            print_above(&bar, &line(&epoch));
-            for line in left_out(&epoch) {
-                print_above(&bar, &line);
-            }
-            Ok(())
-        },
-    )?;
-    match ended {
-        Ended::Finished(_) => bar.finish(),
-        Ended::Stopped(_) => bar.abandon(),
+/// The progress bar, and what it says.
+struct Shown {
+    bar: ProgressBar,
+    context: Context,
+    first: FirstIterations,
+    /// Voxels of a batch.
+    voxels: usize,
+    annotated: f64,
+    loss: f32,
+    epoch: Option<usize>,
+    iterations: usize,
+    /// Of the epoch.
+    start: Instant,
+    /// The end of the last iteration.
+    before: Instant,
+}
+
+impl Shown {
+    fn new(trainer: &Trainer, annotated: f64) -> Self {
+        let settings = trainer.settings();
+        let per_epoch = settings.iterations + settings.validation_iterations;
+        let bar = progress_bar("training", settings.epochs * per_epoch);
+        bar.set_position((trainer.progress().epoch * per_epoch + trainer.progress().iteration) as u64);
+        bar.reset_eta();
+        let configuration = &trainer.model().configuration;
+        Shown {
+            bar,
+            context: trainer.context().clone(),
+            first: FirstIterations::new(),
+            voxels: configuration.batch_size * configuration.patch_size.iter().product::<usize>(),
+            annotated,
+            loss: f32::NAN,
+            epoch: None,
+            iterations: 0,
+            start: Instant::now(),
+            before: Instant::now(),
+        }
     }
-    Ok(ended)
+
+    /// To be called after every iteration.
+    fn after(&mut self, report: Report) {
+        if self.epoch != Some(report.epoch) {
+            (self.epoch, self.start, self.iterations) = (Some(report.epoch), self.before, 0);
+        }
+        self.before = Instant::now();
+        self.iterations += 1;
+        if let Some(line) = self.first.after(&self.context) {
+            print_above(&self.bar, &line);
+        }
+        if !report.validation {
+            self.loss = report.loss.unwrap_or(self.loss);
+        }
+        let rate = (self.iterations * self.voxels) as f64 / self.start.elapsed().as_secs_f64() / 1e6;
+        self.bar.set_message(format!(
+            "epoch {}, loss {:.4}, {rate:.2} Mvoxel/s, {:.1} % annotated",
+            report.epoch,
+            self.loss,
+            100.0 * self.annotated
+        ));
+        self.bar.inc(1);
+    }
 }
 
 /// What there is to say about an epoch.
@@ -178,7 +302,7 @@ fn left_out(Epoch { trainer, .. }: &Epoch) -> Vec<String> {
 }
 
 /// Prints above the bar on a terminal, plainly into a file.
-fn print_above(bar: &indicatif::ProgressBar, line: &str) {
+fn print_above(bar: &ProgressBar, line: &str) {
     if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
 }
 

@@ -4,14 +4,22 @@ use super::options::FolderArguments;
 use super::{DeviceArgument, ExactArgument};
 use std::path::PathBuf;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
+use voxgrad::train::run::Saving;
 use voxgrad::train::{Asked, Loading, Precision};
 
 /// What was typed.
 #[derive(clap::Args)]
 pub struct Train {
-    /// Dataset folder in nnU-Net's layout: dataset.json, imagesTr, labelsTr.
+    /// Number or name of a prepared dataset, as with -d; or, with -o, a dataset folder in nnU-Net's layout: dataset.json,
+    /// imagesTr, labelsTr, and plans.
     #[arg(required_unless_present = "id", conflicts_with = "id")]
     pub dataset: Option<PathBuf>,
+    /// Configuration, as with -c.
+    #[arg(value_name = "CONFIGURATION", conflicts_with_all = ["id", "configuration"])]
+    configuration_in_place: Option<String>,
+    /// Fold, as with -f.
+    #[arg(value_name = "FOLD", conflicts_with_all = ["id", "fold"])]
+    fold_in_place: Option<String>,
     /// Number or name of a dataset that plan-and-preprocess has prepared: its plans, splits and preprocessed cases are
     /// used.
     #[arg(short = 'd', long = "dataset", id = "id", value_name = "DATASET")]
@@ -20,7 +28,7 @@ pub struct Train {
     pub folders: FolderArguments,
     /// Folder for checkpoints, pictures, predictions and scores. With -d, unless given, nnU-Net's place in the folder of
     /// results: DATASET/voxgradTrainer__PLANS__CONFIGURATION/fold_FOLD.
-    #[arg(short, long, value_name = "FOLDER", required_unless_present = "id")]
+    #[arg(short, long, value_name = "FOLDER")]
     pub output: Option<PathBuf>,
     /// nnU-Net's plans: a file, or with -d the name of plans beside the preprocessed cases; nnUNetPlans unless given.
     #[arg(short, long, value_name = "PLANS")]
@@ -29,7 +37,7 @@ pub struct Train {
     #[arg(short, long)]
     pub configuration: Option<String>,
     /// Fold of splits_final.json in the dataset folder, or of nnU-Net's own five folds without such a file; or `all`. 0
-    /// unless given. An index beyond the folds is, as in nnU-Net, a random 80:20 split.
+    /// unless given.
     #[arg(short, long)]
     pub fold: Option<String>,
     /// Epochs; 1000, or the trainer's number, unless given.
@@ -89,6 +97,28 @@ pub struct Train {
     /// --epochs and --learning-rate may change then, everything else that is typed must be as it was.
     #[arg(long = "continue", visible_alias = "c")]
     pub resume: bool,
+    /// Train nothing: predict and score the validation cases with checkpoint_final.
+    #[arg(long, conflicts_with = "resume")]
+    pub val: bool,
+    /// Predict and score the validation cases with checkpoint_best, after training or, with --val, at once.
+    #[arg(long = "val-best", conflicts_with = "disable_checkpointing")]
+    pub val_best: bool,
+    /// Begin with the weights of this checkpoint, but for the layers that make the segmentation. All others must be of the
+    /// same shapes.
+    #[arg(long = "pretrained-weights", value_name = "FILE", conflicts_with_all = ["resume", "val"])]
+    pub pretrained_weights: Option<PathBuf>,
+    /// Write checkpoint_latest after every so many epochs; 50 unless given. It is written when training is stopped, too.
+    #[arg(long, value_name = "EPOCHS", conflicts_with = "disable_checkpointing")]
+    save_every: Option<std::num::NonZeroUsize>,
+    /// Write no checkpoints, not even the final one.
+    #[arg(long = "disable-checkpointing", conflicts_with_all = ["resume", "val"])]
+    disable_checkpointing: bool,
+    /// Devices to train one network on: 1 only.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_gpus: usize,
+    /// Not offered: probabilities of the validation cases.
+    #[arg(long, hide = true)]
+    npz: bool,
     /// Score the validation cases against these complete labels instead of labelsTr.
     #[arg(long, value_name = "FOLDER")]
     pub reference: Option<PathBuf>,
@@ -121,6 +151,35 @@ impl Train {
         Loading {
             threads: self.loader_threads.map_or(default.threads, usize::from),
             skip_unreadable: self.skip_unreadable_cases,
+        }
+    }
+
+    /// nnU-Net's places and names become this program's options; what is not offered is refused by name.
+    pub fn settled(mut self) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.num_gpus == 1,
+            "-num_gpus is {}: a network is trained on one device; train a fold on each, with --device cuda:0, cuda:1, ...",
+            self.num_gpus
+        );
+        anyhow::ensure!(
+            !self.npz,
+            "--npz: probabilities of the validation cases are not written, only segmentations; leave it out"
+        );
+        self.configuration = self.configuration.or(self.configuration_in_place.take());
+        self.fold = self.fold.or(self.fold_in_place.take());
+        // Only with an output folder of its own is a folder trained on as it is.
+        if let Some(dataset) = self.dataset.take_if(|dataset| self.output.is_none() || !dataset.is_dir()) {
+            self.id = Some(dataset.to_string_lossy().into_owned());
+        }
+        Ok(self)
+    }
+
+    /// Which checkpoints to write.
+    pub fn saving(&self) -> Saving {
+        match (self.disable_checkpointing, self.save_every) {
+            (true, _) => Saving::Never,
+            (false, Some(epochs)) => Saving::Every(epochs.get()),
+            (false, None) => Saving::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::{evaluate, predict};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager};
+use voxgrad::preprocess::StoredCase;
 use voxgrad::report::{Overlay, write_overlay};
 use voxgrad::train::Trainer;
 use voxgrad::{io, predict as inference};
@@ -19,18 +20,27 @@ pub enum References {
 }
 
 impl References {
-    /// Where the labels are that the validation cases are scored with; `None` without raw files. Everything that
-    /// validation will read is looked for now: training takes long.
+    /// Where the labels are that the validation cases are scored with; `None` if neither raw nor preprocessed files say
+    /// enough. Everything that validation will read is looked for now: training takes long.
     pub fn find(given: Option<&Path>, job: &Job) -> anyhow::Result<Option<Self>> {
         let files = job.files(&job.split.val);
-        if files.iter().all(|case| case.images.is_empty()) {
+        let ending = &job.model.dataset.file_ending;
+        // Copies that preprocessing makes, for when the raw files are gone.
+        let copies = job.prepared.join("gt_segmentations");
+        let raw_gone = files.iter().all(|case| case.images.is_empty());
+        if raw_gone && (given.is_none() && !copies.is_dir() || files.iter().any(|case| !job.stored(case).is_file())) {
+            eprintln!(
+                "note: the validation cases cannot be scored after training: that needs their raw images, or cases \
+                 preprocessed by voxgrad and the labels in {}",
+                copies.display()
+            );
             return Ok(None);
         }
-        let ending = &job.model.dataset.file_ending;
         let raw = job.dataset.folder.join("labelsTr");
         let expected = |folder: &Path, case: &CaseFiles| folder.join(format!("{}{ending}", case.name));
         let references = match given {
             Some(folder) => References::Folder(folder.into()),
+            None if raw_gone => References::Folder(copies),
             None if files.iter().all(|case| case.label.as_ref() == Some(&expected(&raw, case))) => {
                 References::Folder(raw)
             }
@@ -94,23 +104,27 @@ pub struct Validation<'a> {
 }
 
 impl Validation<'_> {
-    /// Predicts and scores the validation cases, and draws them.
-    pub fn run(&self) -> anyhow::Result<()> {
+    /// Predicts and scores the validation cases, and draws those whose raw images are there. Returns the mean foreground
+    /// Dice.
+    pub fn run(&self) -> anyhow::Result<f64> {
         let (job, trainer) = (self.job, self.trainer);
         let files: Vec<CaseFiles> = job.files(&job.split.val).into_iter().cloned().collect();
         let folder = job.output.join("validation");
         let mirror = if self.typed.disable_tta { [false; 3] } else { trainer.settings().mirror };
         let dtype = trainer.settings().precision.dtype();
         let settings = inference::Settings { mirror, dtype, ..Default::default() };
-        predict::predict_cases(
-            trainer.context(),
-            std::slice::from_ref(trainer.network()),
-            trainer.model(),
-            &files,
-            &folder,
-            &settings,
-            &predict::Going::default(),
-        )?;
+        let networks = std::slice::from_ref(trainer.network());
+        let (context, model, going) = (trainer.context(), trainer.model(), predict::Going::default());
+        let raw_gone = files.iter().all(|case| case.images.is_empty());
+        match raw_gone {
+            false => predict::predict_cases(context, networks, model, &files, &folder, &settings, &going)?,
+            true => {
+                let prepare = |case: &CaseFiles| -> voxgrad::Result<_> {
+                    Ok((StoredCase::open(&job.stored(case))?.read()?, Vec::new()))
+                };
+                predict::predict_prepared(context, networks, model, &files, &folder, &settings, &going, prepare)?;
+            }
+        }
         let (labels, ending) = (&trainer.model().labels, &job.dataset.json.file_ending);
         let references = self.references.folder(&job.output)?;
         // In nnU-Net's layout the scores lie beside the predictions.
@@ -118,13 +132,17 @@ impl Validation<'_> {
         // The references may hold more cases than this fold's.
         let result = evaluate::score(&references, &folder, ending, labels, true, &summary)?;
         evaluate::print(&result, labels);
+        if raw_gone {
+            println!("scores in {}; no pictures: the raw images are not there", summary.display());
+            return Ok(result.foreground_dice());
+        }
         let pictures = job.output.join("overlays");
         std::fs::create_dir_all(&pictures).with_context(|| format!("creating {}", pictures.display()))?;
         for case in &files {
             self.draw(case, &folder, ending, labels, &pictures)?;
         }
         println!("pictures in {}, scores in {}", pictures.display(), summary.display());
-        Ok(())
+        Ok(result.foreground_dice())
     }
 
     fn draw(

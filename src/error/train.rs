@@ -1,5 +1,6 @@
 //! Why training cannot begin, go on or be continued.
 
+use super::Error;
 use std::path::PathBuf;
 
 /// Why training cannot begin, go on or be continued.
@@ -101,4 +102,46 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// A fold that the splits do not have.
+    #[error("fold {fold} is none of {whose}: it has {}; name one of these, or add the fold to the splits", folds(.known))]
+    FoldUnknown {
+        /// What was asked for.
+        fold: usize,
+        /// How many there are.
+        known: usize,
+        /// The file, or whose split it is.
+        whose: String,
+    },
+    /// A training step that does not fit the device, and what would.
+    #[error("{problem}{}", what_fits(.fits))]
+    TrainingMemory {
+        /// What does not fit.
+        problem: Box<Error>,
+        /// The largest patch (depth, height, width) and batch found that would; `None` if not even a small one does.
+        fits: Option<([usize; 3], usize)>,
+    },
+    /// Weights that a training cannot begin with.
+    #[error("{path}: no weights to begin with: {problem}")]
+    Pretrained {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+}
+
+fn folds(known: &usize) -> String {
+    match known {
+        0 => "`all` only".into(),
+        n => format!("folds 0 to {}, and `all`", n - 1),
+    }
+}
+
+fn what_fits(found: &Option<([usize; 3], usize)>) -> String {
+    match found {
+        Some((patch, batch)) => {
+            format!("; `\"patch_size\": {patch:?}` and `\"batch_size\": {batch}` in the plans would fit")
+        }
+        None => "; no smaller patch of this network fits either".into(),
+    }
 }

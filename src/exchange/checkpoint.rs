@@ -10,10 +10,7 @@ use crate::dataset::splits::Fold;
 use crate::error::{Error, ExchangeError, FileError, Result};
 use crate::history::History;
 use crate::optim::{Optimizer, poly_learning_rate};
-use crate::sample::RandomState;
 use crate::train::{Checkpoint, Model, Progress, Settings, Stored};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -97,7 +94,6 @@ pub fn read(path: &Path, folder: Option<(Plans, DatasetJson)>, momenta: bool) ->
         not_finite: 0,
         not_finite_in_a_row: 0,
         started: 0.0,
-        random: RandomState::of(&ChaCha8Rng::seed_from_u64(0)),
         loss_scale: None,
         history: fields.history(),
     };
@@ -167,6 +163,7 @@ impl Fields<'_> {
             lrs: list("lrs"),
             epoch_start_timestamps: list("epoch_start_timestamps"),
             epoch_end_timestamps: list("epoch_end_timestamps"),
+            times: Vec::new(),
         };
         let epochs = history.epochs();
         let lists = [&history.mean_fg_dice, &history.ema_fg_dice, &history.val_losses, &history.lrs];

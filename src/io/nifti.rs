@@ -12,7 +12,7 @@ use nifti::writer::WriterOptions;
 use super::Geometry;
 use super::atomic::write_aside;
 use super::nifti_header::{Header, Scalar};
-use super::stream;
+use super::nifti_stream;
 use crate::error::{Error, FileError, Result, ValueSummary};
 
 /// How far a label stored as a float may lie from an integer.
@@ -65,7 +65,7 @@ pub struct Overview {
 /// # Errors
 /// As [`read_image`], as far as a header shows it.
 pub fn read_overview(path: &Path) -> Result<Overview> {
-    let (header, gzipped) = stream::read_header(path)?;
+    let (header, gzipped) = nifti_stream::read_header(path)?;
     if header.channels() != 1 {
         return Err(not_three_dimensional(path, &header.axes));
     }
@@ -89,7 +89,7 @@ pub fn read_overview(path: &Path) -> Result<Overview> {
 /// [`FileError::NotThreeDimensional`](crate::error::FileError::NotThreeDimensional) for several volumes in one file; the `Nifti*`, [`FileError::NotNifti`](crate::error::FileError::NotNifti) and
 /// [`FileError::Gzip`](crate::error::FileError::Gzip) variants for files that are not what they claim.
 pub fn read_image(path: &Path) -> Result<Image> {
-    let (header, bytes) = stream::read(path)?;
+    let (header, bytes) = nifti_stream::read(path)?;
     if header.channels() != 1 {
         return Err(not_three_dimensional(path, &header.axes));
     }
@@ -102,7 +102,7 @@ pub fn read_image(path: &Path) -> Result<Image> {
 /// # Errors
 /// As [`read_image`], without the limit to one volume.
 pub fn read_channels(path: &Path) -> Result<Vec<Image>> {
-    let (header, bytes) = stream::read(path)?;
+    let (header, bytes) = nifti_stream::read(path)?;
     bytes.chunks_exact(bytes.len() / header.channels()).map(|bytes| image(path, &header, bytes)).collect()
 }
 
@@ -129,7 +129,7 @@ fn image(path: &Path, header: &Header, bytes: &[u8]) -> Result<Image> {
 /// # Errors
 /// [`FileError::LabelNotInteger`](crate::error::FileError::LabelNotInteger) for other values; otherwise as [`read_image`].
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
-    let (header, bytes) = stream::read(path)?;
+    let (header, bytes) = nifti_stream::read(path)?;
     if header.channels() != 1 {
         return Err(not_three_dimensional(path, &header.axes));
     }

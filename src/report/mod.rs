@@ -1,8 +1,10 @@
 //! Figures: the course of training, and segmentations beside their references.
 
 mod canvas;
+mod events;
 mod overlay;
 mod progress;
 
+pub use events::EventFile;
 pub use overlay::{Overlay, write_annotation, write_overlay};
 pub use progress::write_progress;

@@ -1,5 +1,5 @@
 //! Checkpoints: one safetensors file with the network under nnU-Net's state-dict names and PyTorch's layout, the
-//! optimiser's momenta, and in its metadata everything else that training or prediction needs.
+//! optimiser's momenta, and in its metadata everything else that training or prediction needs, a checksum among it.
 
 use super::{Progress, Settings};
 use crate::compat::Compat;
@@ -15,10 +15,19 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 /// Key of the description in the file's metadata.
 const DESCRIPTION: &str = "voxgrad";
+/// Version of the description: 2 had no checksum.
+const VERSION: u32 = 3;
+/// What stands before the checksum's digits in the file: the description is a JSON string inside of JSON.
+const BEFORE_CHECKSUM: &[u8] = br#"\"checksum\":\""#;
+/// The digits while the sum is taken.
+const NO_CHECKSUM: &str = "00000000";
 const NETWORK: &str = "network.";
 const MOMENTUM: &str = "momentum.";
 
@@ -104,6 +113,9 @@ pub struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 struct Description {
     version: u32,
+    /// CRC-32 of the whole file with zeros in this place, in hexadecimal digits. Before anything that a user has named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
     plans: Plans,
     configuration: String,
     dataset: serde_json::Value,
@@ -161,6 +173,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The weights alone, by name.
+    pub(super) fn into_network(self) -> Stored {
+        self.network
+    }
+
     /// Writes the file; under its final name it is always complete.
     ///
     /// # Errors
@@ -168,7 +185,8 @@ impl Checkpoint {
     pub fn write(&self, path: &Path) -> Result<()> {
         let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let description = Description {
-            version: 2,
+            version: VERSION,
+            checksum: Some(NO_CHECKSUM.into()),
             plans: self.model.plans.clone(),
             configuration: self.model.configuration_name.clone(),
             dataset: serde_json::Value::Object(self.model.dataset.source().clone()),
@@ -190,22 +208,35 @@ impl Checkpoint {
         // A hash map's order is random: sorted, equal states are equal files.
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let metadata = HashMap::from([(DESCRIPTION.to_string(), description)]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        let mut bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        let place = checksum_place(&bytes).ok_or_else(|| failed("no place for the checksum".into()))?;
+        let sum = format!("{:08x}", crc32fast::hash(&bytes));
+        bytes[place].copy_from_slice(sum.as_bytes());
         write_atomically(path, &bytes)
     }
 
     /// Reads a file that [`Checkpoint::write`] wrote.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io) if it cannot be read, [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint) if it is something else or damaged.
+    /// [`FileError::Io`](crate::error::FileError::Io) if it cannot be read,
+    /// [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint) if it is something else, cut off or damaged.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
-        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+        let mut bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let place = checksum_place(&bytes);
+        check_sum(&mut bytes, place.clone()).map_err(&failed)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|e| failed(format!("{e}: cut off, damaged, or no safetensors file")))?;
         let text = (header.metadata().as_ref())
             .and_then(|metadata| metadata.get(DESCRIPTION))
             .ok_or_else(|| failed("a safetensors file, but not of voxgrad".into()))?;
         let description: Description = serde_json::from_str(text).map_err(|e| failed(e.to_string()))?;
+        match description.version {
+            ..VERSION => {}
+            VERSION if place.is_some() => {}
+            VERSION => return Err(failed("it has no checksum: damaged".into())),
+            newer => return Err(failed(format!("it is of version {newer}, a later one than this program knows"))),
+        }
         description.plans.check_names(path)?;
         let dataset = DatasetJson::parse(path, &description.dataset.to_string())?;
         let model = Model::new(description.plans, &description.configuration, dataset)?;
@@ -224,5 +255,52 @@ impl Checkpoint {
         }
         let Description { settings, progress, cases, .. } = description;
         Ok(Self { model, settings, progress, cases, network, momentum })
+    }
+
+    /// How far training had come when the file was written, epochs and iterations: from the header alone. `None` if that
+    /// cannot be read.
+    pub fn place(path: &Path) -> Option<(usize, usize)> {
+        #[derive(Deserialize)]
+        struct Header {
+            #[serde(rename = "__metadata__")]
+            metadata: HashMap<String, String>,
+        }
+        let mut file = File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let length = u64::from_le_bytes(length);
+        // A damaged length asks for no more than the file has.
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header).ok()?;
+        let header: Header = serde_json::from_slice(&header).ok()?;
+        let description: Description = serde_json::from_str(header.metadata.get(DESCRIPTION)?).ok()?;
+        Some((description.progress.epoch, description.progress.iteration))
+    }
+}
+
+/// Whether the bytes are a checkpoint as it was written. One of an earlier version, without a checksum, is not.
+pub(super) fn is_whole(mut bytes: Vec<u8>) -> bool {
+    let place = checksum_place(&bytes);
+    place.is_some() && check_sum(&mut bytes, place).is_ok()
+}
+
+/// Where the digits of the checksum are in a file.
+fn checksum_place(bytes: &[u8]) -> Option<Range<usize>> {
+    let length = u64::from_le_bytes(*bytes.first_chunk()?);
+    let end = usize::try_from(length).ok()?.checked_add(8)?.min(bytes.len());
+    let found = bytes[..end].windows(BEFORE_CHECKSUM.len()).position(|window| window == BEFORE_CHECKSUM)?;
+    let start = found + BEFORE_CHECKSUM.len();
+    (start + NO_CHECKSUM.len() <= end).then(|| start..start + NO_CHECKSUM.len())
+}
+
+/// Compares the checksum, where there is one, with what the file holds. Its digits are zeros afterwards.
+fn check_sum(bytes: &mut [u8], place: Option<Range<usize>>) -> Result<(), String> {
+    let Some(place) = place else { return Ok(()) };
+    let stored = String::from_utf8_lossy(&bytes[place.clone()]).into_owned();
+    bytes[place].copy_from_slice(NO_CHECKSUM.as_bytes());
+    let sum = format!("{:08x}", crc32fast::hash(bytes));
+    match sum == stored {
+        true => Ok(()),
+        false => Err(format!("its checksum is {sum}, it should be {stored}: cut off or damaged")),
     }
 }

@@ -79,6 +79,28 @@ pub fn planned_memory(
     Ok(MemoryPlan { parameters, batch, activations, temporaries, largest_buffer: dry.largest_bytes(), total })
 }
 
+/// The largest training step below `batch` patches of `patch` voxels that fits, by a search that first takes patches out
+/// of the batch, down to two, and then shortens the longest axis by `divisor`, what the network's strides divide it by.
+pub(super) fn smaller(
+    mut patch: [usize; 3],
+    mut batch: usize,
+    divisor: [usize; 3],
+    fits: impl Fn([usize; 3], usize) -> bool,
+) -> Option<([usize; 3], usize)> {
+    loop {
+        let longest = (0..3).filter(|&axis| patch[axis] >= 3 * divisor[axis]).max_by_key(|&axis| patch[axis]);
+        match longest {
+            _ if batch > 2 => batch -= 1,
+            Some(axis) => patch[axis] -= divisor[axis],
+            None if batch > 1 => batch -= 1,
+            None => return None,
+        }
+        if fits(patch, batch) {
+            return Some((patch, batch));
+        }
+    }
+}
+
 /// Bytes that a forward pass leaves behind for backward, without the logits.
 fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<u64> {
     let before = dry.held_bytes();

@@ -7,6 +7,7 @@ mod data;
 mod loader;
 mod memory;
 mod precision;
+mod pretrained;
 pub mod run;
 mod step;
 mod times;
@@ -15,14 +16,16 @@ pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
 pub use data::{Case, DataSource, TrainingData};
 pub use loader::Loading;
+use memory::smaller;
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
+pub use pretrained::Pretrained;
 pub use step::Step;
 pub use times::EpochTimes;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
-use crate::error::{Error, Result, TrainError};
+use crate::error::{Error, NetworkError, Result, TrainError};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::conv3d::Policy;
@@ -180,7 +183,8 @@ impl Trainer {
     /// A fresh network.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if plans and network do not fit, [`NetworkError::DeviceMemory`](crate::error::NetworkError::DeviceMemory) if the device is too
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if plans and network do not fit,
+    /// [`TrainError::TrainingMemory`](crate::error::TrainError::TrainingMemory) if the device is too
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
@@ -197,6 +201,16 @@ impl Trainer {
             history: History::default(),
         };
         Self::assemble(context, model, settings, network, progress)
+    }
+
+    /// A network that begins with the weights of another one, but for the layers that make the segmentation.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and [`TrainError::Pretrained`](crate::error::TrainError::Pretrained) if the weights are of another architecture.
+    pub fn pretrained(context: &Context, model: Model, settings: Settings, weights: &Pretrained) -> Result<Self> {
+        let trainer = Self::new(context, model, settings)?;
+        weights.load_into(&trainer.context, trainer.network().parameters())?;
+        Ok(trainer)
     }
 
     /// Continues from a checkpoint.
@@ -236,7 +250,7 @@ impl Trainer {
         Ok(Self {
             context: context.clone(),
             sampler: PatchSampler { oversampling, ..PatchSampler::new(batch_size, patch) },
-            augmenter: augmenter(&model, &settings)?,
+            augmenter: augmenter(&model, patch, &settings),
             loading: Loading::default(),
             unreadable: Arc::default(),
             times: EpochTimes::default(),
@@ -529,7 +543,7 @@ impl Trainer {
     }
 }
 
-/// Refuses a patch or batch that the device cannot train on, before anything is launched.
+/// Refuses a patch or batch that the device cannot train on, before anything is launched, and says what would fit.
 fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, settings: &Settings) -> Result<()> {
     let (patch, _) = model.configuration.three_dimensional()?;
     let batch = model.configuration.batch_size;
@@ -537,18 +551,27 @@ fn check_memory(context: &Context, model: &Model, architecture: &UNetShape, sett
     let exact = settings.exact || policy.is_exact();
     let context = &policy.with_exact(exact).on(context);
     let dtype = settings.precision.dtype();
-    let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
-    // Augmentation is over before the step begins.
-    let before = plan.parameters + plan.batch + augmenter(model, settings)?.bytes(batch, architecture.channels_in);
-    MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+    let check = |patch, batch| -> Result<()> {
+        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
+        // Augmentation is over before the step begins.
+        let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
+        let before = plan.parameters + plan.batch + augmentation;
+        MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+    };
+    match check(patch, batch) {
+        Err(problem @ Error::Network(NetworkError::DeviceMemory { .. })) => {
+            let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
+            Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
+        }
+        checked => checked,
+    }
 }
 
-fn augmenter(model: &Model, settings: &Settings) -> Result<Augmenter> {
-    let (patch, _) = model.configuration.three_dimensional()?;
+fn augmenter(model: &Model, patch: [usize; 3], settings: &Settings) -> Augmenter {
     let masked = &model.configuration.use_mask_for_norm;
     let largest_label = model.labels.expected_labels().into_iter().max().unwrap_or(0);
     let dtype = settings.precision.dtype();
-    Ok(Augmenter::new(settings.augmentation, patch, settings.mirror, masked, largest_label, dtype))
+    Augmenter::new(settings.augmentation, patch, settings.mirror, masked, largest_label, dtype)
 }
 
 fn mean(values: &[f32]) -> f64 {

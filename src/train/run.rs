@@ -1,25 +1,45 @@
 //! A training from its first epoch to its last, with its checkpoints in a folder.
 
+use super::checkpoint::is_whole;
 use super::{Checkpoint, Outcome, Report, Trainer, TrainingCases};
 use crate::error::{Error, Result, TrainError};
+use crate::io::write_atomically;
 use crate::sample::PatchSource;
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// The state after the last finished epoch, or where training was stopped.
+/// The state after so many epochs, or where training was stopped.
 pub const LATEST: &str = "checkpoint_latest.safetensors";
+/// What the latest checkpoint was before.
+pub const PREVIOUS: &str = "checkpoint_previous.safetensors";
 /// The state after the epoch with the best moving average of the pseudo Dice.
 pub const BEST: &str = "checkpoint_best.safetensors";
 /// The trained network.
 pub const FINAL: &str = "checkpoint_final.safetensors";
 
+/// Which checkpoints are written. The default is nnU-Net's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saving {
+    /// The latest after every so many epochs and on a stop, the best whenever there is a better one, the final one.
+    Every(usize),
+    /// None at all.
+    Never,
+}
+
+impl Default for Saving {
+    fn default() -> Self {
+        Saving::Every(50)
+    }
+}
+
 /// How a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// All epochs are done; this is the final checkpoint.
-    Finished(PathBuf),
-    /// The observer asked to stop; this checkpoint goes on from there.
-    Stopped(PathBuf),
+    /// All epochs are done; this is the final checkpoint, unless none are written.
+    Finished(Option<PathBuf>),
+    /// The observer asked to stop; this checkpoint goes on from there, unless none are written.
+    Stopped(Option<PathBuf>),
 }
 
 /// An epoch that has ended.
@@ -33,31 +53,57 @@ pub struct Epoch<'a> {
     pub not_finite: usize,
 }
 
-/// The checkpoint that a training in this folder goes on from.
-pub fn saved(folder: &Path) -> Option<PathBuf> {
-    // A training that was given more epochs has a final checkpoint of its earlier end beside the latest one.
-    [LATEST, FINAL, BEST].map(|name| folder.join(name)).into_iter().find(|path| path.exists())
+/// The checkpoint that a training goes on from.
+pub struct Newest {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it holds.
+    pub checkpoint: Checkpoint,
+    /// Files that could not be read and are passed over, each with its reason.
+    pub damaged: Vec<Error>,
+}
+
+/// The checkpoints in a folder, those that training has come farthest with first. A file whose header cannot be read may
+/// have been the newest.
+pub fn saved(folder: &Path) -> Vec<PathBuf> {
+    let all = [FINAL, LATEST, BEST, PREVIOUS].map(|name| folder.join(name));
+    let mut present: Vec<PathBuf> = all.into_iter().filter(|path| path.exists()).collect();
+    let place = |path: &PathBuf| Checkpoint::place(path).unwrap_or((usize::MAX, usize::MAX));
+    present.sort_by_key(|path| std::cmp::Reverse(place(path)));
+    present
+}
+
+/// The checkpoint in the folder that training goes on from: the one that it has come farthest with, of those that are
+/// whole.
+///
+/// # Errors
+/// If there are checkpoints, and none of them is whole: with what is wrong with each.
+pub fn newest(folder: &Path) -> Result<Option<Newest>> {
+    let mut damaged = Vec::new();
+    for path in saved(folder) {
+        match Checkpoint::read(&path) {
+            Ok(checkpoint) => return Ok(Some(Newest { path, checkpoint, damaged })),
+            Err(error) => damaged.push(error),
+        }
+    }
+    Error::all(damaged).map(|()| None)
 }
 
 /// Trains all remaining epochs. `on_iteration` is told of every iteration and may stop, `on_epoch` of every epoch.
 ///
 /// # Errors
 /// Those of [`Trainer::epoch`] and [`Checkpoint::write`], and what `on_epoch` returns. The checkpoints in the folder are
-/// then those of the last finished epoch; after [`TrainError::CaseUnreadable`] the latest is that of the last iteration.
+/// then those that were written before; after [`TrainError::CaseUnreadable`] the latest is that of the last iteration.
 pub fn train<S: PatchSource + Sync>(
     trainer: &mut Trainer,
     cases: &TrainingCases,
     folder: &Path,
+    saving: Saving,
     [training, validation]: [&[S]; 2],
     mut on_iteration: impl FnMut(Report) -> ControlFlow<()>,
     mut on_epoch: impl FnMut(Epoch) -> Result<()>,
 ) -> Result<Ended> {
-    let checkpoint = |trainer: &Trainer| -> Result<Checkpoint> {
-        let mut state = trainer.checkpoint()?;
-        state.cases = Some(cases.clone());
-        Ok(state)
-    };
-    let latest = folder.join(LATEST);
+    let files = Files { folder, saving, cases };
     while !trainer.is_finished() {
         let outcome = match trainer.epoch(training, validation, &mut on_iteration) {
             // Nothing is wrong with what was trained before.
@@ -65,28 +111,91 @@ pub fn train<S: PatchSource + Sync>(
                 error @ (Error::Train(TrainError::CaseUnreadable { .. })
                 | Error::Train(TrainError::NoReadableCase { .. })),
             ) => {
-                checkpoint(trainer)?.write(&latest)?;
+                files.latest(trainer)?;
                 return Err(error);
             }
             outcome => outcome?,
         };
-        let state = checkpoint(trainer)?;
-        state.write(&latest)?;
         match outcome {
-            Outcome::Interrupted => return Ok(Ended::Stopped(latest)),
+            Outcome::Interrupted => return Ok(Ended::Stopped(files.latest(trainer)?)),
             Outcome::Finished { best } => {
-                if best {
-                    state.write(&folder.join(BEST))?;
-                }
+                files.after_epoch(trainer, best)?;
                 on_epoch(Epoch { trainer, best, not_finite: trainer.progress().not_finite })?;
             }
         }
     }
-    let last = folder.join(FINAL);
-    checkpoint(trainer)?.write(&last)?;
-    // As nnU-Net does: what the final checkpoint holds is not kept twice.
-    match std::fs::remove_file(&latest) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(latest, "remove")(error)),
-        _ => Ok(Ended::Finished(last)),
+    Ok(Ended::Finished(files.last(trainer)?))
+}
+
+/// The checkpoints of one training.
+struct Files<'a> {
+    folder: &'a Path,
+    saving: Saving,
+    cases: &'a TrainingCases,
+}
+
+impl Files<'_> {
+    fn state(&self, trainer: &Trainer) -> Result<Checkpoint> {
+        let mut state = trainer.checkpoint()?;
+        state.cases = Some(self.cases.clone());
+        Ok(state)
+    }
+
+    fn after_epoch(&self, trainer: &Trainer, best: bool) -> Result<()> {
+        let Saving::Every(epochs) = self.saving else { return Ok(()) };
+        if trainer.progress().epoch.is_multiple_of(epochs.max(1)) && !trainer.is_finished() {
+            self.latest(trainer)?;
+        }
+        if best {
+            self.state(trainer)?.write(&self.folder.join(BEST))?;
+        }
+        Ok(())
+    }
+
+    fn latest(&self, trainer: &Trainer) -> Result<Option<PathBuf>> {
+        if self.saving == Saving::Never {
+            return Ok(None);
+        }
+        let latest = self.folder.join(LATEST);
+        keep_previous(&latest, &self.folder.join(PREVIOUS))?;
+        self.state(trainer)?.write(&latest)?;
+        Ok(Some(latest))
+    }
+
+    fn last(&self, trainer: &Trainer) -> Result<Option<PathBuf>> {
+        if self.saving == Saving::Never {
+            return Ok(None);
+        }
+        let last = self.folder.join(FINAL);
+        self.state(trainer)?.write(&last)?;
+        // As nnU-Net does: what the final checkpoint holds is not kept twice.
+        [PREVIOUS, LATEST].iter().try_for_each(|name| remove(&self.folder.join(name)))?;
+        Ok(Some(last))
+    }
+}
+
+/// Gives the latest checkpoint a second name, under which it stays when a newer one takes the first. One that is damaged
+/// does not push out a whole one.
+fn keep_previous(latest: &Path, previous: &Path) -> Result<()> {
+    let bytes = match std::fs::read(latest) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(Error::io(latest, "read"))?,
+    };
+    if !is_whole(bytes) {
+        return Ok(());
+    }
+    remove(previous)?;
+    // Not every file system has second names.
+    if std::fs::hard_link(latest, previous).is_err() {
+        let bytes = std::fs::read(latest).map_err(Error::io(latest, "read"))?;
+        write_atomically(previous, &bytes)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
+        _ => Ok(()),
     }
 }
