@@ -10,7 +10,7 @@ use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::device;
 use voxgrad::kernels::{Dtype, Scale};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::{Optimizer, poly_learning_rate};
 use voxgrad::tape::{Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
@@ -31,7 +31,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         decoder_blocks,
     };
     let stages = vec![stage(8, 1, 2), stage(16, 2, 2), stage(32, 2, 0)];
-    let shape = UNetShape { channels_in: 1, heads: labels.num_segmentation_heads(), stages, bias: true };
+    let shape = UNetShape {
+        channels_in: 1,
+        heads: labels.num_segmentation_heads(),
+        encoder: Encoder::Plain,
+        stages,
+        bias: true,
+    };
     let loss = NetworkLoss::new(&context, &labels, &shape, 1, [SIDE; 3], false)?;
     let network = Network::new(&context, shape, 0)?;
     let optimizer = Optimizer { momentum: 0.9, ..Default::default() };

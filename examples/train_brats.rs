@@ -33,7 +33,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dataset = Dataset::open(&folder)?;
     let model = Model::new(Plans::read(&folder.join("nnUNetPlans.json"))?, "3d_fullres", dataset.json.clone())?;
     let split = splits::read(&folder.join("splits_final.json"), &dataset.case_names())?.swap_remove(0);
-    let source = DataSource { dataset: &dataset, prepared: &folder, fold: Fold::Index(0), split: &split, compat: None };
+    let source = DataSource {
+        dataset: &dataset,
+        prepared: &folder,
+        fold: Fold::Index(0),
+        split: &split,
+        compat: None,
+        skip_unreadable: false,
+    };
     let data = source.open(&model, |_| ())?;
     println!("{} cases to train on, {:.1} % of their voxels annotated", data.training.len(), 100.0 * data.annotated);
 
@@ -100,7 +107,7 @@ fn segment(trainer: &Trainer, case: &CaseFiles, dense: &Path, output: &Path) -> 
         |_, _| (),
     )?;
     let file = format!("{}{}", case.name, model.dataset.file_ending);
-    io::write_labels(&output.join(&file), labels.view(), &prepared.geometry)?;
+    io::write_segmentation(&output.join(&file), labels.view(), &prepared.geometry)?;
 
     let image = io::read_image(&case.images[0])?;
     let annotation = case.label.as_deref().map(io::read_labels).transpose()?;
@@ -113,7 +120,7 @@ fn segment(trainer: &Trainer, case: &CaseFiles, dense: &Path, output: &Path) -> 
             case: &case.name,
             image: image.data.view(),
             annotation: annotation.as_ref().map(|labels| labels.data.view()),
-            prediction: labels.mapv(i16::from).view(),
+            prediction: labels.mapv(|label| label as i16).view(),
             reference: Some(reference.data.view()),
             ignore: model.labels.ignore_label(),
             labels: &names,

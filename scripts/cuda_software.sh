@@ -24,7 +24,7 @@ device_files() { basename -s .rs tests/device/*.rs | sed 's/$/::/' | grep -v '^p
 # selection SM: f32 convolutions on one architecture, 16-bit ones with tensor cores on the other, all else on both. Ten
 # minutes together on two busy cores.
 selection() {
-    printf '%s\n' reduce:: vector_math:: context:: elementwise:: instance_norm:: optimizer:: loss_edges::
+    printf '%s\n' reduce:: vector_math:: context:: elementwise:: instance_norm:: average_pool:: residual_norm:: optimizer:: loss_edges::
     if [ "$1" = 80 ]; then
         printf '%s\n' conv3d::
     else

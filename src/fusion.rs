@@ -1,6 +1,7 @@
 //! What is computed together instead of going through memory.
 
-/// What is done together, or again. Computing again gives the same bits as storing; else the results differ by rounding.
+/// What is done together, or again. Computing again gives the same bits as storing; else the results differ by rounding. That a
+/// residual block adds its skip while it normalises is no setting: its parts are put together in the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fusion {
     /// Whether backward computes normalised activations again from the convolution's output, which it keeps anyway,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::compat::Compat;
+use crate::train::EpochTimes;
 
 /// Weight of the past in the moving average of the pseudo Dice.
 const EMA_DECAY: f64 = 0.9;
@@ -22,6 +23,8 @@ pub struct EpochRecord {
     pub started: f64,
     /// Seconds since the Unix epoch at the end.
     pub ended: f64,
+    /// Where the time between went.
+    pub times: EpochTimes,
 }
 
 /// The lists, under nnU-Net's names. NaN is stored as JSON's null.
@@ -51,6 +54,9 @@ pub struct History {
     /// End of the epoch.
     #[serde(serialize_with = "write_list", deserialize_with = "read_list")]
     pub epoch_end_timestamps: Vec<f64>,
+    /// Where the time of each epoch went, which nnU-Net does not record; none of epochs of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub times: Vec<Option<EpochTimes>>,
 }
 
 impl History {
@@ -81,6 +87,9 @@ impl History {
         self.lrs.push(epoch.learning_rate);
         self.epoch_start_timestamps.push(epoch.started);
         self.epoch_end_timestamps.push(epoch.ended);
+        // Earlier versions have not recorded any.
+        self.times.resize(self.epoch_end_timestamps.len() - 1, None);
+        self.times.push(Some(epoch.times));
         best_before.is_none_or(|best| ema > best)
     }
 

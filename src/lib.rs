@@ -1,46 +1,62 @@
 //! voxgrad trains, runs and evaluates nnU-Net-style 3D segmentation networks on sparsely annotated volumes.
 //!
-//! Modules are listed in the order of the data flow; each imports only from those above it.
+//! Modules are listed in layers: each imports only from layers above its own (`tests/host/imports.rs` checks it).
 #![warn(missing_docs)]
 
 pub use voxgrad_kernels as kernels;
 
-// The network's side.
+// What everything stands on.
 pub mod device;
 pub mod error;
-mod fusion;
-pub mod loss;
-pub mod nn;
-mod normalised;
-pub mod ops;
-pub mod optim;
-pub mod parameters;
-pub mod tape;
-pub mod tensor;
 
-// The data's side.
-pub mod augment;
+// Files, rules and numbers of nnU-Net.
 pub mod compat;
-pub mod dataset;
-pub mod eval;
-pub mod history;
-pub mod infer;
 pub mod io;
 pub mod numpy_random;
-mod patch;
-pub mod plan;
+
+pub mod dataset;
+
+// The network, from buffers up.
+pub mod tensor;
+
+pub mod parameters;
+
+mod fusion;
+mod normalised;
+
+pub mod tape;
+
+pub mod ops;
+pub mod optim;
+
+pub mod nn;
+
+pub mod loss;
+
+// Cases, from raw to patches.
 pub mod preprocess;
-#[cfg(feature = "cli")]
-pub mod report;
-pub mod sample;
+
 pub mod sparsify;
 
+pub mod history;
 pub mod import;
+mod patch;
+pub mod plan;
 
-// Both together.
+pub mod sample;
+
+pub mod augment;
+pub mod eval;
+pub mod infer;
+#[cfg(feature = "cli")]
+pub mod report;
+
+// Networks and cases together.
 pub mod predict;
-pub mod train;
+
 pub mod tune;
+
+pub mod train;
 
 // Models of other programs.
 pub mod exchange;

@@ -67,8 +67,8 @@ impl NetworkLoss {
         self.levels
     }
 
-    /// Loss and the gradients of the outputs, these times `scale`. `target` is the u8 label map `[batch, depth, height, width]`. The loss
-    /// stays on the device: `[total, (B)CE, Dice, Dice of each class.., (B)CE part of each channel..]`.
+    /// Loss and the gradients of the outputs, these times `scale`. `target` is the label map `[batch, depth, height, width]` in
+    /// u8, or u16 where labels exceed 255. The loss stays on the device: `[total, (B)CE, Dice, Dice of each class.., (B)CE part of each channel..]`.
     ///
     /// # Errors
     /// If outputs or target have other shapes than the loss was made for.

@@ -41,6 +41,14 @@ impl Normalised {
         Ok(output)
     }
 
+    /// Normalises, adds the skip of a residual block and activates, into a new tensor.
+    pub fn activate_onto(&self, context: &Context, skip: &Tensor) -> Result<Tensor> {
+        let raw = self.raw.buffer();
+        let output = Tensor::empty(context, self.raw.shape(), raw.dtype())?;
+        instance_norm::apply_onto(context, &self.problem, raw, &self.norm(), skip.buffer(), output.buffer())?;
+        Ok(output)
+    }
+
     /// As the norm before a convolution that takes the sums of its gradient.
     pub fn before(&self) -> Option<NormBefore<'_>> {
         self.coefficients.as_ref().map(|by| NormBefore { raw: self.raw.buffer(), by })

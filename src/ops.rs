@@ -2,8 +2,8 @@
 //! No arithmetic happens here.
 
 use crate::error::Result;
-use crate::kernels::instance_norm::{self, Moments};
-use crate::kernels::{Context, Dtype, conv_transpose3d, conv3d, elementwise, reduce};
+use crate::kernels::instance_norm::{self, GradientParts, Moments};
+use crate::kernels::{Context, Dtype, average_pool, conv_transpose3d, conv3d, elementwise, reduce};
 use crate::normalised::{Gradient, Kept, Normalised, Value};
 use crate::parameters::Parameter;
 use crate::tape::{Fusion, Tape, Var};
@@ -52,15 +52,97 @@ pub fn conv3d_norm_leaky_relu(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
+    normalised_convolution(tape, x, second, convolution, norm, channels_out, shape, Some(LEAKY_RELU_SLOPE))
+}
+
+/// Convolution and instance norm with nothing behind them: the projection of a residual block's skip.
+///
+/// # Errors
+/// If shapes do not fit or the device is out of memory.
+pub fn conv3d_norm(
+    tape: &mut Tape,
+    x: &Var,
+    convolution: (&Parameter, Option<&Parameter>),
+    norm: (&Parameter, &Parameter),
+    channels_out: usize,
+    shape: ConvShape,
+) -> Result<Var> {
+    normalised_convolution(tape, x, None, convolution, norm, channels_out, shape, None)
+}
+
+#[allow(clippy::too_many_arguments, reason = "those of the two operations that it is")]
+fn normalised_convolution(
+    tape: &mut Tape,
+    x: &Var,
+    second: Option<&Var>,
+    convolution: (&Parameter, Option<&Parameter>),
+    norm: (&Parameter, &Parameter),
+    channels_out: usize,
+    shape: ConvShape,
+    activation: Option<f32>,
+) -> Result<Var> {
     let Convolved { output, moments, inputs, backward } =
         convolve(tape, x, second, convolution, channels_out, shape, true)?;
     let context = tape.context().clone();
-    let normalised = normalise(tape, output, moments, norm)?;
+    let normalised = normalise(tape, output, moments, norm, activation)?;
     let output = activated(tape, &normalised)?;
     Ok(tape.record_value(output, &inputs, move |gradient, sole| {
         let dy = norm_gradient(&context, &normalised, gradient)?;
         drop(normalised);
         backward.run(&context, dy, sole)
+    }))
+}
+
+/// The end of a residual block: convolution and instance norm, to which `skip` is added before the leaky ReLU.
+///
+/// # Errors
+/// If shapes do not fit or the device is out of memory.
+pub fn conv3d_norm_onto_leaky_relu(
+    tape: &mut Tape,
+    x: &Var,
+    skip: &Var,
+    convolution: (&Parameter, Option<&Parameter>),
+    norm: (&Parameter, &Parameter),
+    channels_out: usize,
+    shape: ConvShape,
+) -> Result<Var> {
+    let Convolved { output, moments, mut inputs, backward } =
+        convolve(tape, x, None, convolution, channels_out, shape, true)?;
+    inputs.push(skip);
+    let context = tape.context().clone();
+    let normalised = normalise(tape, output, moments, norm, Some(LEAKY_RELU_SLOPE))?;
+    let output = normalised.activate_onto(&context, skip.value())?;
+    // What reads the output keeps it anyway.
+    let kept = output.clone();
+    Ok(tape.record_value(output.into(), &inputs, move |gradient, sole| {
+        let Normalised { problem, raw, .. } = &*normalised;
+        let (norm, onto) = (normalised.norm(), gradient.tensor);
+        let parts =
+            instance_norm::gradient_parts_onto(&context, problem, raw.buffer(), &norm, kept.buffer(), onto.buffer())?;
+        drop(kept);
+        let dy = norm_gradient_of_parts(&context, &normalised, &problem.without_activation(), parts, &onto)?;
+        drop(normalised);
+        let mut gradients = backward.run(&context, dy, sole)?;
+        gradients.resize_with(1, || None);
+        gradients.push(Some(onto.into()));
+        Ok(gradients)
+    }))
+}
+
+/// Average pooling whose window is its stride.
+///
+/// # Errors
+/// If shapes do not fit or the device is out of memory.
+pub fn average_pool(tape: &mut Tape, x: &Var, stride: [usize; 3]) -> Result<Var> {
+    let context = tape.context().clone();
+    let shape = x.shape();
+    let problem = average_pool::Problem::new(shape.batch, shape.dims, shape.channels, stride)?;
+    let output = Tensor::empty(&context, Shape { dims: problem.out_dims(), ..shape }, x.dtype())?;
+    average_pool::forward(&context, &problem, x.value().buffer(), output.buffer())?;
+    Ok(tape.record(output, &[x], move |gradient| {
+        let dx = Tensor::empty(&context, shape, gradient.buffer().dtype())?;
+        average_pool::backward(&context, &problem, gradient.buffer(), dx.buffer())?;
+        Ok(vec![Some(dx)])
     }))
 }
 
@@ -221,7 +303,7 @@ const LEAKY_RELU_SLOPE: f32 = 0.01;
 /// If shapes do not fit or the device is out of memory.
 pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bias: &Parameter) -> Result<Var> {
     let context = tape.context().clone();
-    let normalised = normalise(tape, x.value().clone(), None, (weight, bias))?;
+    let normalised = normalise(tape, x.value().clone(), None, (weight, bias), Some(LEAKY_RELU_SLOPE))?;
     let output = activated(tape, &normalised)?;
     Ok(tape.record_value(output, &[x], move |gradient, _| {
         let dx = norm_gradient(&context, &normalised, gradient)?;
@@ -235,17 +317,18 @@ fn activated(tape: &Tape, normalised: &Arc<Normalised>) -> Result<Value> {
     Ok(Value::normalised(output, normalised.clone(), tape.fusion().recompute_activations))
 }
 
-/// Launches the statistics of `raw`, of its moments where they were taken.
+/// Launches the statistics of `raw`, of its moments where they were taken. `activation` is the slope of what follows.
 fn normalise(
     tape: &Tape,
     raw: Tensor,
     moments: Option<Moments>,
     (weight, bias): (&Parameter, &Parameter),
+    activation: Option<f32>,
 ) -> Result<Arc<Normalised>> {
     let context = tape.context();
     let (Shape { batch, dims, channels }, dtype) = (raw.shape(), raw.buffer().dtype());
     let voxels = dims.iter().product();
-    let problem = instance_norm::Problem::new(batch, voxels, channels, dtype, Some(LEAKY_RELU_SLOPE))?;
+    let problem = instance_norm::Problem::new(batch, voxels, channels, dtype, activation)?;
     let statistics = context.empty(problem.statistics_len(), Dtype::F32)?;
     let moments = match moments {
         Some(moments) => moments,
@@ -265,12 +348,24 @@ fn normalise(
 /// The gradient of a norm's input, and those of its parameters.
 fn norm_gradient(context: &Context, normalised: &Normalised, gradient: Gradient) -> Result<Tensor> {
     let Normalised { problem, raw, .. } = normalised;
-    let (norm, dy) = (normalised.norm(), &gradient.tensor);
-    let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
-    let parts = match gradient.parts {
+    let Gradient { tensor: dy, parts } = gradient;
+    let parts = match parts {
         Some(parts) => parts,
-        None => instance_norm::gradient_parts(context, problem, raw.buffer(), &norm, dy.buffer())?,
+        None => instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?,
     };
+    norm_gradient_of_parts(context, normalised, problem, parts, &dy)
+}
+
+/// The same once the sums are taken. `problem` says what lies between the norm and `dy`.
+fn norm_gradient_of_parts(
+    context: &Context,
+    normalised: &Normalised,
+    problem: &instance_norm::Problem,
+    parts: GradientParts,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    let (raw, norm) = (&normalised.raw, normalised.norm());
+    let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
     instance_norm::backward_sums_of_parts(context, problem, parts, &sums, &normalised.gradient())?;
     let dx = Tensor::empty(context, raw.shape(), dy.buffer().dtype())?;
     instance_norm::backward_apply(context, problem, raw.buffer(), &norm, dy.buffer(), &sums, dx.buffer())?;

@@ -114,6 +114,21 @@ impl Parameter {
         &self.name
     }
 
+    /// All keys under which nnU-Net's state dict holds it, [`name`](Self::name) first. A block registers its convolution and its
+    /// norm a second time, in a list of all modules, and the decoder registers the encoder.
+    pub fn state_dict_keys(&self) -> Vec<String> {
+        let mut keys = vec![self.name.clone()];
+        for (module, place) in [(".conv.", ".all_modules.0."), (".norm.", ".all_modules.1.")] {
+            if let Some((block, value)) = self.name.rsplit_once(module) {
+                keys.push(format!("{block}{place}{value}"));
+            }
+        }
+        if self.name.starts_with("encoder.") {
+            keys.extend(keys.clone().iter().map(|key| format!("decoder.{key}")));
+        }
+        keys
+    }
+
     /// What it is.
     pub fn kind(&self) -> ParameterKind {
         self.kind

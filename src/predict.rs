@@ -68,7 +68,7 @@ pub fn segmentation(
     patch: [usize; 3],
     settings: &Settings,
     observe: impl FnMut(usize, usize),
-) -> Result<Array3<u8>> {
+) -> Result<Array3<u16>> {
     let window = window(context, networks, case, patch, settings)?;
     let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
     slices(context, networks, case, window, settings, observe, |slice| exporter.push(slice))?;

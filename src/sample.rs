@@ -3,65 +3,25 @@
 //! nnU-Net's rules: cases uniformly with replacement; the last third of a batch is centred on a foreground voxel; with an
 //! ignore label every other patch is centred on an annotated voxel, because a patch without annotation teaches nothing.
 
-use rand::{RngExt, SeedableRng};
+mod pool;
+
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compat::Compat;
-use crate::error::{Error, PreprocessError, Result, TrainError};
+use crate::error::{Error, PreprocessError, Result};
 use crate::preprocess::ClassLocations;
 
 pub use crate::patch::{ChunkCache, PatchSource, StoredPatches, patches_of};
+pub use pool::{Pool, Unreadable};
 
 /// Share of a batch that is forced to show foreground.
 pub const FOREGROUND_OVERSAMPLING: f64 = 0.33;
 
-/// Patches of a training step.
+/// Patches as they are cut out, before augmentation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
-    /// Number of patches.
-    pub size: usize,
-    /// Depth, height, width of a patch.
-    pub patch: [usize; 3],
-    /// Image channels.
-    pub channels: usize,
-    /// Images, `[batch, depth, height, width, channels]`.
-    pub image: Vec<f32>,
-    /// Labels with the ignore label as its value, `[batch, depth, height, width]`.
-    pub target: Vec<u8>,
-}
-
-impl Batch {
-    /// A batch of zeros.
-    pub fn new(size: usize, patch: [usize; 3], channels: usize) -> Self {
-        let mut batch = Batch::default();
-        batch.reshape(size, patch, channels);
-        batch
-    }
-
-    fn reshape(&mut self, size: usize, patch: [usize; 3], channels: usize) {
-        (self.size, self.patch, self.channels) = (size, patch, channels);
-        let voxels = self.voxels();
-        self.image.resize(size * voxels * channels, 0.0);
-        self.target.resize(size * voxels, 0);
-    }
-
-    /// Voxels of one patch.
-    pub fn voxels(&self) -> usize {
-        self.patch.iter().product()
-    }
-
-    /// Image and target of one patch.
-    pub fn sample_mut(&mut self, index: usize) -> (&mut [f32], &mut [u8]) {
-        let voxels = self.voxels();
-        let values = voxels * self.channels;
-        (&mut self.image[index * values..][..values], &mut self.target[index * voxels..][..voxels])
-    }
-}
-
-/// Patches before augmentation, with nnU-Net's label -1 where there is no image.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct RawBatch {
     /// Number of patches.
     pub size: usize,
     /// Depth, height, width of a patch, margin included.
@@ -70,8 +30,75 @@ pub struct RawBatch {
     pub channels: usize,
     /// Images, `[batch, depth, height, width, channels]`.
     pub image: Vec<f32>,
-    /// Labels, `[batch, depth, height, width]`.
+    /// Labels, `[batch, depth, height, width]`: the ignore label as its value, nnU-Net's -1 where there is no image.
     pub labels: Vec<i16>,
+}
+
+impl Batch {
+    /// Bytes of a batch of this size.
+    pub fn bytes(size: usize, patch: [usize; 3], channels: usize) -> u64 {
+        let voxels = (size * patch.iter().product::<usize>()) as u64;
+        voxels * (channels * size_of::<f32>() + size_of::<i16>()) as u64
+    }
+
+    fn reshape(&mut self, size: usize, patch: [usize; 3], channels: usize) {
+        (self.size, self.patch, self.channels) = (size, patch, channels);
+        let voxels = self.voxels();
+        self.image.resize(size * voxels * channels, 0.0);
+        self.labels.resize(size * voxels, -1);
+    }
+
+    /// Voxels of one patch.
+    pub fn voxels(&self) -> usize {
+        self.patch.iter().product()
+    }
+
+    /// Image and labels of one patch.
+    pub fn sample_mut(&mut self, index: usize) -> (&mut [f32], &mut [i16]) {
+        let voxels = self.voxels();
+        let values = voxels * self.channels;
+        (&mut self.image[index * values..][..values], &mut self.labels[index * voxels..][..voxels])
+    }
+}
+
+/// Which patches are forced to show foreground.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Oversampling {
+    /// The last third of every batch: of 2 patches the second.
+    #[default]
+    LastThird,
+    /// Every patch by chance, with the share of patches that [`LastThird`](Self::LastThird) forces:
+    /// `nnUNetTrainer_probabilisticOversampling`.
+    SameShare,
+    /// Every patch with this probability.
+    Probability(f64),
+}
+
+/// Which cases patches are cut from, and where. The default is nnU-Net's.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Which patches are forced to show foreground.
+    pub oversampling: Oversampling,
+    /// Whether a case is chosen as often as its share of all annotated voxels instead of as often as every other: for
+    /// datasets in which some cases are annotated completely and others hardly.
+    pub by_annotation: bool,
+}
+
+impl Sampling {
+    /// nnU-Net's default.
+    pub const NNUNET: Self = Self { oversampling: Oversampling::LastThird, by_annotation: false };
+}
+
+impl std::fmt::Display for Sampling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.oversampling {
+            Oversampling::LastThird => f.write_str("the last third of a batch shows foreground")?,
+            Oversampling::SameShare => f.write_str("patches show foreground by chance")?,
+            Oversampling::Probability(share) => write!(f, "patches show foreground with probability {share}")?,
+        }
+        f.write_str(if self.by_annotation { ", cases weighed by annotated voxels" } else { ", all cases alike" })
+    }
 }
 
 /// Settings of patch sampling.
@@ -84,8 +111,8 @@ pub struct PatchSampler {
     /// Size that remains after augmentation; placement keeps *this* part inside the image. Equal to `patch` unless an
     /// augmentation needs a margin.
     pub final_patch: [usize; 3],
-    /// Share of the batch that is forced to show foreground.
-    pub oversampling: f64,
+    /// Which patches are forced to show foreground.
+    pub oversampling: Oversampling,
     /// Whether patches may hang over the far border as they do upstream.
     pub compat: Compat,
 }
@@ -97,62 +124,55 @@ impl PatchSampler {
             batch_size,
             patch,
             final_patch: patch,
-            oversampling: FOREGROUND_OVERSAMPLING,
+            oversampling: Oversampling::LastThird,
             compat: Compat::default(),
         }
     }
 
-    /// Whether a patch of the batch must show foreground: of 2 the second, of 9 the last three, of 1 none.
+    /// Whether a patch is one of a batch's last third: of 2 the second, of 9 the last three, of 1 none.
     pub fn is_forced(&self, index: usize) -> bool {
-        let free = (self.batch_size as f64 * (1.0 - self.oversampling)).round_ties_even();
+        let free = (self.batch_size as f64 * (1.0 - FOREGROUND_OVERSAMPLING)).round_ties_even();
         index as f64 >= free
+    }
+
+    /// Whether a patch must show foreground, which some variants draw.
+    fn draw_forced(&self, index: usize, rng: &mut ChaCha8Rng) -> bool {
+        let share = match self.oversampling {
+            Oversampling::LastThird => return self.is_forced(index),
+            Oversampling::SameShare => {
+                let forced = (0..self.batch_size).filter(|&index| self.is_forced(index)).count();
+                forced as f64 / self.batch_size as f64
+            }
+            Oversampling::Probability(share) => share,
+        };
+        rng.random::<f64>() < share
     }
 
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases), [`PreprocessError::ChannelCount`](crate::error::PreprocessError::ChannelCount) if cases differ in their channels, or what reading a case gives.
-    pub fn fill<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
-        let channels = cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels();
+    /// [`NoCases`](crate::error::TrainError::NoCases), [`PreprocessError::ChannelCount`] if cases differ in their channels,
+    /// [`CaseUnreadable`](crate::error::TrainError::CaseUnreadable) if a case cannot be read and the pool does not go on
+    /// without it, [`NoReadableCase`](crate::error::TrainError::NoReadableCase) once none is left.
+    pub fn fill<S: PatchSource>(&self, pool: &Pool<S>, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
+        let channels = pool.channels()?;
         batch.reshape(self.batch_size, self.patch, channels);
-        self.each(cases, channels, rng, |index, case, start| {
-            let (image, target) = batch.sample_mut(index);
-            case.copy_patch(start, self.patch, image, target)
-        })
-    }
-
-    /// The same patches as they are before augmentation.
-    ///
-    /// # Errors
-    /// As [`PatchSampler::fill`].
-    pub fn fill_raw<S: PatchSource>(&self, cases: &[S], rng: &mut ChaCha8Rng, batch: &mut RawBatch) -> Result<()> {
-        let channels = cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels();
-        (batch.size, batch.patch, batch.channels) = (self.batch_size, self.patch, channels);
-        let voxels: usize = self.patch.iter().product();
-        batch.image.resize(batch.size * voxels * channels, 0.0);
-        batch.labels.resize(batch.size * voxels, -1);
-        self.each(cases, channels, rng, |index, case, start| {
-            let image = &mut batch.image[index * voxels * channels..][..voxels * channels];
-            let labels = &mut batch.labels[index * voxels..][..voxels];
-            case.copy_raw_patch(start, self.patch, image, labels)
-        })
-    }
-
-    /// Chooses a case and a place in it for every patch of a batch.
-    fn each<S: PatchSource>(
-        &self,
-        cases: &[S],
-        channels: usize,
-        rng: &mut ChaCha8Rng,
-        mut copy: impl FnMut(usize, &S, [isize; 3]) -> Result<()>,
-    ) -> Result<()> {
         for index in 0..self.batch_size {
-            let case = &cases[rng.random_range(0..cases.len())];
-            if case.channels() != channels {
-                let (case, found) = (case.name().into(), case.channels());
-                return Err(Error::Preprocess(PreprocessError::ChannelCount { case, found, expected: channels }));
+            let forced = self.draw_forced(index, rng);
+            loop {
+                let case = pool.choose(rng);
+                if case.channels() != channels {
+                    let (case, found) = (case.name().into(), case.channels());
+                    return Err(Error::Preprocess(PreprocessError::ChannelCount { case, found, expected: channels }));
+                }
+                let start = self.start(case, forced, rng);
+                let (image, labels) = batch.sample_mut(index);
+                // Drawn anew also where the case is known as unreadable already: patches then do not depend on which
+                // thread came upon it first.
+                if pool.is_readable(case, || case.copy_patch(start, self.patch, image, labels))? {
+                    break;
+                }
             }
-            copy(index, case, self.start(case, self.is_forced(index), rng))?;
         }
         Ok(())
     }
@@ -210,32 +230,4 @@ pub fn patch_with_margin(patch: [usize; 3], limit: f64) -> [usize; 3] {
         largest([c, (c * cos - b * sin).abs(), (c * cos + a * sin).abs()]),
     ];
     rotated.map(|n| (n / 0.85) as usize)
-}
-
-/// Where a random stream stands, for checkpoints.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RandomState {
-    seed: [u8; 32],
-    stream: u64,
-    position: u64,
-}
-
-impl RandomState {
-    /// The present state of a generator.
-    pub fn of(rng: &ChaCha8Rng) -> Self {
-        RandomState {
-            seed: rng.get_seed(),
-            stream: rng.get_stream(),
-            // Counted in 32-bit words: training would take millennia to leave 64 bits.
-            position: rng.get_word_pos() as u64,
-        }
-    }
-
-    /// A generator that goes on from here.
-    pub fn restore(&self) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::from_seed(self.seed);
-        rng.set_stream(self.stream);
-        rng.set_word_pos(u128::from(self.position));
-        rng
-    }
 }

@@ -25,12 +25,6 @@ const MADE_BY: &str = concat!("voxgrad ", env!("CARGO_PKG_VERSION"));
 
 const PASSES: [(Pass, &str); 3] =
     [(Pass::Forward, "forward"), (Pass::DataGradient, "data gradient"), (Pass::WeightGradient, "weight gradient")];
-const ROUTES: [(Route, &str); 4] = [
-    (Route::Direct, "direct"),
-    (Route::Tiled, "tiled"),
-    (Route::Winograd, "winograd"),
-    (Route::TensorCores, "tensor cores"),
-];
 const DTYPES: [(Dtype, &str); 3] = [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")];
 
 /// What was measured on one device.
@@ -169,7 +163,7 @@ impl Entry {
 
     fn fastest(&self) -> Option<Route> {
         let (name, _) = self.milliseconds.iter().min_by(|a, b| a.1.total_cmp(b.1))?;
-        named(&ROUTES, name)
+        named(&Route::ALL, name)
     }
 }
 
@@ -233,7 +227,7 @@ fn measure(
         for _ in 0..RUNS {
             shortest = shortest.min(run()?);
         }
-        milliseconds.insert(name_of(&ROUTES, route).into(), shortest);
+        milliseconds.insert(route.name().into(), shortest);
     }
     Ok(milliseconds)
 }

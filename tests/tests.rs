@@ -31,8 +31,20 @@ mod device {
     /// Instance norm with leaky ReLU.
     mod instance_norm;
 
+    /// Average pooling against its definition.
+    mod average_pool;
+
+    /// The end of a residual block, fused, against the formulas and its parts.
+    mod residual_norm;
+
     /// SGD, AdamW, the gradient's norm.
     mod optimizer;
+
+    /// Labels above 255, from dataset to evaluation.
+    mod many_labels;
+
+    /// Patches cut ahead of training.
+    mod loader;
 
     /// Dice and cross-entropy under an ignore mask.
     mod loss;
@@ -51,6 +63,9 @@ mod device {
 
     /// Logits, losses, gradients and weights of a real nnU-Net run.
     mod golden;
+
+    /// Networks with a residual encoder: names, memory, plans, training.
+    mod residual;
 
     /// Augmentation kernels against their definitions.
     mod augment;

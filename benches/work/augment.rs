@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use voxgrad::augment::{Augmenter, Recipe};
 use voxgrad::kernels::Dtype;
-use voxgrad::sample::RawBatch;
+use voxgrad::sample::Batch;
 
 /// Batches of one run: what a single one takes depends on what is drawn.
 const BATCHES: usize = 32;
@@ -31,7 +31,7 @@ fn item(channels: usize, patch: [usize; 3]) -> Item {
                 let (z, y, x) = (i / (height * width), i / width % height, i % width);
                 ((z / 8 + y / 8 + x / 8) % 5) as i16
             };
-            let raw = RawBatch {
+            let raw = Batch {
                 size: BATCH,
                 patch: initial,
                 channels,

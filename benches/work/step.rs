@@ -7,7 +7,7 @@ use std::path::Path;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::{Dtype, LossScale, LossScaleState};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::tape::Fusion;
 use voxgrad::tensor::{Shape, Tensor};
@@ -70,6 +70,7 @@ fn item(
             let shape = UNetShape {
                 channels_in: channels,
                 heads: labels.num_segmentation_heads(),
+                encoder: Encoder::Plain,
                 stages: features.iter().enumerate().map(stage).collect(),
                 bias: true,
             };

@@ -28,6 +28,7 @@
 )]
 
 pub mod augment;
+pub mod average_pool;
 mod bf16;
 mod block;
 mod caps;

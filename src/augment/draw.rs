@@ -142,13 +142,27 @@ impl Draw {
 
     /// Whether the values of the image change otherwise than by being moved.
     pub(super) fn changes_intensities(&self) -> bool {
-        self.noise.is_some()
-            || self.blur.is_some()
-            || self.brightness.is_some()
-            || self.contrast.is_some()
-            || self.low_resolution.is_some()
-            || self.gamma_inverted.is_some()
-            || self.gamma.is_some()
+        // By name and without `..`, so that a new transform cannot be forgotten here.
+        let Draw {
+            angles: _,
+            scale: _,
+            in_plane: _,
+            mirror: _,
+            noise,
+            blur,
+            brightness,
+            contrast,
+            low_resolution,
+            gamma_inverted,
+            gamma,
+        } = self;
+        noise.is_some()
+            || blur.is_some()
+            || brightness.is_some()
+            || contrast.is_some()
+            || low_resolution.is_some()
+            || gamma_inverted.is_some()
+            || gamma.is_some()
     }
 }
 

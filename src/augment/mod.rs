@@ -15,7 +15,7 @@ pub use recipe::{Geometry, Recipe, TrainerVariant, Transforms};
 use crate::error::{Error, Result, TrainError};
 use crate::kernels::augment::{self as kernels, Finish, Patch, Sample};
 use crate::kernels::{Buffer, Context, Dtype};
-use crate::sample::RawBatch;
+use crate::sample::Batch;
 use crate::tensor::{Shape, Tensor};
 use rand_chacha::ChaCha8Rng;
 
@@ -65,24 +65,42 @@ impl Augmenter {
     /// # Errors
     /// What the device reports, or [`KernelError::Shape`](crate::kernels::KernelError::Shape) for a batch of other extents
     /// than [`Augmenter::geometry`].
-    pub fn batch(&self, context: &Context, raw: &RawBatch, rng: &mut ChaCha8Rng) -> Result<(Tensor, Buffer)> {
-        let draw = |_| Draw::new(self.recipe.transforms, &self.geometry, self.mirror, raw.channels, rng);
-        let draws: Vec<Draw> = (0..raw.size).map(draw).collect();
+    pub fn batch(&self, context: &Context, raw: &Batch, rng: &mut ChaCha8Rng) -> Result<(Tensor, Buffer)> {
+        let draws = self.draw(raw, rng);
         self.apply(context, raw, &draws)
+    }
+
+    /// Parameters for every sample of a batch.
+    pub fn draw(&self, raw: &Batch, rng: &mut ChaCha8Rng) -> Vec<Draw> {
+        let draw = |_| Draw::new(self.recipe.transforms, &self.geometry, self.mirror, raw.channels, rng);
+        (0..raw.size).map(draw).collect()
+    }
+
+    /// Uploads labels from 0 on as the loss takes them: u8, or u16 where declared labels exceed 255.
+    ///
+    /// # Errors
+    /// [`TrainError::LabelBeyondDeclared`](crate::error::TrainError::LabelBeyondDeclared), or what the device reports.
+    pub fn upload_labels(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
+        self.check(labels)?;
+        let labels = labels.iter().map(|&label| label.max(0) as u16);
+        Ok(match self.label_dtype() {
+            Dtype::U8 => context.upload(&labels.map(|label| label as u8).collect::<Vec<_>>(), Dtype::U8)?,
+            _ => context.upload(&labels.collect::<Vec<_>>(), Dtype::U16)?,
+        })
     }
 
     /// Makes the batch with these parameters, one for every sample.
     ///
     /// # Errors
     /// As [`Augmenter::batch`].
-    pub fn apply(&self, context: &Context, raw: &RawBatch, draws: &[Draw]) -> Result<(Tensor, Buffer)> {
+    pub fn apply(&self, context: &Context, raw: &Batch, draws: &[Draw]) -> Result<(Tensor, Buffer)> {
         let source = Patch::new(self.geometry.initial, raw.channels)?;
         let patch = Patch::new(self.geometry.patch, raw.channels)?;
         let image = context.upload_f32(&raw.image)?;
         let codes = self.upload_codes(context, &raw.labels)?;
         let shape = Shape { batch: raw.size, dims: self.geometry.patch, channels: raw.channels };
         let out = Tensor::empty(context, shape, self.dtype)?;
-        let target = context.empty(shape.voxels(), if self.largest_label > 255 { Dtype::U16 } else { Dtype::U8 })?;
+        let target = context.empty(shape.voxels(), self.label_dtype())?;
         for (index, draw) in draws.iter().enumerate() {
             let from = Sample { patch: source, image: &image, labels: &codes, index };
             let to = Sample { patch, image: out.buffer(), labels: &target, index };
@@ -120,12 +138,21 @@ impl Augmenter {
         if self.largest_label > 254 { Dtype::U16 } else { Dtype::U8 }
     }
 
+    fn label_dtype(&self) -> Dtype {
+        if self.largest_label > 255 { Dtype::U16 } else { Dtype::U8 }
+    }
+
+    fn check(&self, labels: &[i16]) -> Result<()> {
+        let found = labels.iter().copied().max().unwrap_or(0);
+        match found > self.largest_label {
+            true => Err(Error::Train(TrainError::LabelBeyondDeclared { found, largest: self.largest_label })),
+            false => Ok(()),
+        }
+    }
+
     /// Labels plus one.
     fn upload_codes(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
-        let found = labels.iter().copied().max().unwrap_or(0);
-        if found > self.largest_label {
-            return Err(Error::Train(TrainError::LabelBeyondDeclared { found, largest: self.largest_label }));
-        }
+        self.check(labels)?;
         // Preprocessing writes no label below -1.
         let codes = labels.iter().map(|&label| label.max(-1).wrapping_add(1) as u16);
         Ok(match self.code_dtype() {

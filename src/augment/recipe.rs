@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, TrainError};
 use crate::kernels::augment::LabelRule;
-use crate::sample::patch_with_margin;
+use crate::sample::{Oversampling, patch_with_margin};
 use serde::{Deserialize, Serialize};
 
 /// Where the longest side of a patch is more than this many times its depth, nnU-Net rotates and scales in the plane
@@ -111,7 +111,7 @@ pub struct Geometry {
 }
 
 /// A trainer class of nnU-Net, as far as it differs from the default in ways that voxgrad has too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TrainerVariant {
     /// Its name.
     pub name: String,
@@ -119,6 +119,8 @@ pub struct TrainerVariant {
     pub epochs: Option<usize>,
     /// Its augmentation.
     pub recipe: Recipe,
+    /// Which patches it forces to show foreground.
+    pub oversampling: Oversampling,
     /// Axes that training and prediction mirror along.
     pub mirror: [bool; 3],
 }
@@ -144,21 +146,41 @@ const PLAIN: [(&str, Recipe, [bool; 3], Option<usize>); 9] = {
 const EPOCHS: [usize; 12] = [1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000];
 /// And for these, one without mirroring.
 const EPOCHS_WITHOUT_MIRRORING: [usize; 4] = [250, 2000, 4000, 8000];
+/// Trainers that force patches to show foreground by chance.
+const BY_CHANCE: [(&str, Oversampling); 3] = [
+    ("nnUNetTrainer_probabilisticOversampling", Oversampling::SameShare),
+    ("nnUNetTrainer_probabilisticOversampling_033", Oversampling::Probability(0.33)),
+    ("nnUNetTrainer_probabilisticOversampling_010", Oversampling::Probability(0.1)),
+];
 
 impl TrainerVariant {
     /// All that there are, in the order in which they are listed.
     pub fn all() -> Vec<Self> {
-        let plain =
-            PLAIN.iter().map(|&(name, recipe, mirror, epochs)| Self { name: name.into(), epochs, recipe, mirror });
+        let default = Self {
+            name: String::new(),
+            epochs: None,
+            recipe: Recipe::NNUNET,
+            oversampling: Oversampling::LastThird,
+            mirror: [true; 3],
+        };
+        let plain = PLAIN.iter().map(|&(name, recipe, mirror, epochs)| Self {
+            name: name.into(),
+            epochs,
+            recipe,
+            mirror,
+            ..default.clone()
+        });
         let with_epochs = |epochs: usize, suffix: &str, mirror| Self {
             name: format!("nnUNetTrainer_{epochs}{}{suffix}", if epochs == 1 { "epoch" } else { "epochs" }),
             epochs: Some(epochs),
-            recipe: Recipe::default(),
             mirror,
+            ..default.clone()
         };
+        let by_chance = |&(name, oversampling): &(&str, _)| Self { name: name.into(), oversampling, ..default.clone() };
         plain
             .chain(EPOCHS.iter().map(|&epochs| with_epochs(epochs, "", [true; 3])))
             .chain(EPOCHS_WITHOUT_MIRRORING.iter().map(|&epochs| with_epochs(epochs, "_NoMirroring", [false; 3])))
+            .chain(BY_CHANCE.iter().map(by_chance))
             .collect()
     }
 

@@ -27,6 +27,10 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
         Error::Preprocess(PreprocessError::StoredCases { .. }) => "--compat chooses between the two kinds of numbers",
         Error::Train(TrainError::SplitUnknown { .. }) => "--fold names the fold",
+        Error::Train(TrainError::CaseUnreadable { .. }) => {
+            "--continue goes on from the saved state, with --skip-unreadable-cases without such cases"
+        }
+        Error::Train(TrainError::Loader { .. }) => "--loader-threads sets how many threads cut patches",
         Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
         Error::Exchange(ExchangeError::FoldMissing { .. }) => "-f names folds, -chk the checkpoint",

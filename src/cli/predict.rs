@@ -205,7 +205,7 @@ pub fn predict_cases(
             let prepared = preprocessor.run(raw)?;
             let observe = |_, _| bar.tick();
             let labels = predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
-            io::write_labels(&file(case), labels.view(), &prepared.geometry)
+            io::write_segmentation(&file(case), labels.view(), &prepared.geometry)
         };
         match segment() {
             Ok(()) => {

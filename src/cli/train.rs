@@ -20,17 +20,25 @@ impl Train {
         let job = Job::new(&self)?;
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
-        let TrainingData { cases, training, validation, .. } = open(&job)?;
+        let loading = self.loading();
+        let TrainingData { cases, training, validation, .. } = open(&job, loading.skip_unreadable)?;
         let context = match self.tune && !job.settings.exact {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
-        let mut trainer = match job.checkpoint.clone() {
+        let trainer = match job.checkpoint.clone() {
             Some(checkpoint) => Trainer::resume(&context, checkpoint)?,
             None => Trainer::new(&context, job.model.clone(), job.settings)?,
         };
+        let mut trainer = trainer.with_loading(loading);
         job.make_output()?;
         println!("augmentation: {}", trainer.settings().augmentation);
+        println!("sampling: {}", trainer.settings().sampling);
+        let (threads, bytes) = trainer.prefetch();
+        println!(
+            "loading: {threads} threads, which hold at most {:.1} MiB of patches",
+            bytes as f64 / (1 << 20) as f64
+        );
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
             trainer.network().parameters().count(),
@@ -63,9 +71,9 @@ impl Train {
 }
 
 /// Opens all cases of the split and says how much is annotated.
-fn open(job: &Job) -> anyhow::Result<TrainingData> {
+fn open(job: &Job, skip_unreadable: bool) -> anyhow::Result<TrainingData> {
     let Job { model, dataset, prepared, fold, split, compat, .. } = job;
-    let source = DataSource { dataset, prepared, fold: *fold, split, compat: *compat };
+    let source = DataSource { dataset, prepared, fold: *fold, split, compat: *compat, skip_unreadable };
     let bar = progress_bar("reading", split.train.len() + split.val.len());
     let data = source.open(model, |_| bar.inc(1));
     bar.finish_and_clear();
@@ -123,6 +131,9 @@ fn fit(
         |epoch| {
             write_progress(&output.join("progress.png"), &epoch.trainer.progress().history)?;
             print_above(&bar, &line(&epoch));
+            for line in left_out(&epoch) {
+                print_above(&bar, &line);
+            }
             Ok(())
         },
     )?;
@@ -144,15 +155,26 @@ fn line(Epoch { trainer, best, not_finite }: &Epoch) -> String {
         n => format!("  {n} steps not taken: loss or gradient not finite"),
     };
     format!(
-        "epoch {:>4}  lr {:.5}  train loss {:.4}  val loss {:.4}  pseudo Dice [{}]  {:.1} s{}{skipped}",
+        "epoch {:>4}  lr {:.5}  train loss {:.4}  val loss {:.4}  pseudo Dice [{}]  {:.1} s ({}){}{skipped}",
         trainer.progress().epoch - 1,
         last(&history.lrs),
         last(&history.train_losses),
         last(&history.val_losses),
         dice.join(", "),
         last(&history.epoch_end_timestamps) - last(&history.epoch_start_timestamps),
+        trainer.times(),
         if *best { "  best" } else { "" },
     )
+}
+
+/// Cases that training goes on without, all of them after every epoch.
+fn left_out(Epoch { trainer, .. }: &Epoch) -> Vec<String> {
+    let unreadable = trainer.unreadable();
+    let all = unreadable.len();
+    let line = |(index, (case, reason))| {
+        format!("warning: left out, {} of {all} that cannot be read: {case}: {reason}", index + 1)
+    };
+    unreadable.into_iter().enumerate().map(line).collect()
 }
 
 /// Prints above the bar on a terminal, plainly into a file.

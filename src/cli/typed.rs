@@ -4,7 +4,7 @@ use super::options::FolderArguments;
 use super::{DeviceArgument, ExactArgument};
 use std::path::PathBuf;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
-use voxgrad::train::{Asked, Precision};
+use voxgrad::train::{Asked, Loading, Precision};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -53,10 +53,21 @@ pub struct Train {
     /// mirrored either.
     #[arg(long)]
     augmentation: Option<Transforms>,
-    /// A trainer class of nnU-Net (-tr) that differs in augmentation, mirroring or epochs: nnUNetTrainerNoMirroring,
+    /// A trainer class of nnU-Net (-tr) that differs in augmentation, mirroring, oversampling or epochs: nnUNetTrainerNoMirroring,
     /// nnUNetTrainer_250epochs and others; an unknown name is answered with the list.
     #[arg(long, value_name = "TRAINER", conflicts_with_all = ["augmentation", "mirror"])]
     pub trainer: Option<String>,
+    /// Choose a case as often as its share of all annotated voxels, instead of all cases alike: for datasets in which some
+    /// cases are annotated completely and others hardly.
+    #[arg(long)]
+    sample_by_annotation: bool,
+    /// Threads that read and cut patches ahead of training; one for every four processor cores, up to eight, unless given.
+    /// Results do not depend on them.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    loader_threads: Option<u16>,
+    /// Go on without a preprocessed case that cannot be read any more, and say so. Without this option it ends training.
+    #[arg(long)]
+    skip_unreadable_cases: bool,
     /// Axes to mirror patches along, of z,y,x = 0,1,2; `none` mirrors nothing. All three unless given.
     #[arg(long, value_parser = axes)]
     mirror: Option<Axes>,
@@ -104,6 +115,15 @@ fn axes(text: &str) -> Result<Axes, String> {
 }
 
 impl Train {
+    /// How patches are to be loaded.
+    pub fn loading(&self) -> Loading {
+        let default = Loading::default();
+        Loading {
+            threads: self.loader_threads.map_or(default.threads, usize::from),
+            skip_unreadable: self.skip_unreadable_cases,
+        }
+    }
+
     /// What was typed of the settings.
     pub fn asked(&self) -> anyhow::Result<Asked> {
         let trainer = self.trainer.as_deref().map(TrainerVariant::of).transpose()?;
@@ -131,8 +151,10 @@ impl Train {
             momentum: self.momentum,
             mirror: trainer.as_ref().map_or(mirror, |trainer| Some(trainer.mirror)),
             augmentation: trainer.as_ref().map_or(typed, |trainer| Some(trainer.recipe)),
-            precision: self.precision,
+            oversampling: trainer.as_ref().map(|trainer| trainer.oversampling),
             // A flag can be typed in one way only.
+            by_annotation: self.sample_by_annotation.then_some(true),
+            precision: self.precision,
             exact: self.exact.exact.then_some(true),
             seed: self.seed,
         })

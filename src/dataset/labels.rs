@@ -100,10 +100,9 @@ impl LabelManager {
         let mut all_labels = Vec::new();
         for (name, entry) in json.labels.iter().filter(|(name, _)| name != "ignore") {
             for &value in values(entry) {
-                let label = u8::try_from(value).map_err(|_| {
+                all_labels.push(label_value(value).ok_or_else(|| {
                     Error::Dataset(DatasetError::LabelOutOfRange { path: path(), name: name.clone(), value })
-                })?;
-                all_labels.push(i16::from(label));
+                })?);
             }
         }
         all_labels.sort_unstable();
@@ -114,7 +113,7 @@ impl LabelManager {
         let highest = all_labels[all_labels.len() - 1];
         let ignore = match ignore {
             None => None,
-            Some(value) if value == i64::from(highest) + 1 && value <= 255 => Some(highest + 1),
+            Some(value) if value == i64::from(highest) + 1 => Some(highest + 1),
             Some(value) => {
                 return Err(Error::Dataset(DatasetError::IgnoreNotHighest {
                     path: path(),
@@ -227,11 +226,11 @@ impl LabelManager {
         LabelGroup::Region([-1].iter().chain(&self.all_labels).copied().collect())
     }
 
-    /// For every label value 0..=255 the set of heads it belongs to, bit h for head h; the ignore label and undeclared
-    /// values have none. `None` if there are more than 32 heads, which only label mode can have.
+    /// For every label value from 0 to the highest, and the one after it, the set of heads it belongs to, bit h for head h;
+    /// the ignore label has none. `None` if there are more than 32 heads, which only label mode can have.
     ///
     /// In region mode this is all the loss kernel needs to decode targets; in label mode the set is the label itself.
-    pub fn region_table(&self) -> Option<[u32; 256]> {
+    pub fn region_table(&self) -> Option<Vec<u32>> {
         let heads: Vec<LabelGroup> = match self.class_order {
             Some(_) => self.foreground(),
             None => self.all_labels.iter().map(|&l| LabelGroup::Label(l)).collect(),
@@ -239,10 +238,10 @@ impl LabelManager {
         if heads.len() > 32 {
             return None;
         }
-        let mut table = [0; 256];
+        let mut table = vec![0; self.all_labels.len() + 1];
         for (bit, group) in heads.iter().enumerate() {
             for &label in group.members() {
-                table[usize::from(label as u8)] |= 1 << bit;
+                table[usize::from(label as u16)] |= 1 << bit;
             }
         }
         Some(table)
@@ -253,7 +252,7 @@ impl LabelManager {
     ///
     /// # Errors
     /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
-    pub fn segmentation_from_logits(&self, logits: &[f32]) -> Result<Vec<u8>> {
+    pub fn segmentation_from_logits(&self, logits: &[f32]) -> Result<Vec<u16>> {
         self.segmentation(logits, 0.0)
     }
 
@@ -261,11 +260,11 @@ impl LabelManager {
     ///
     /// # Errors
     /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
-    pub fn segmentation_from_probabilities(&self, probabilities: &[f32]) -> Result<Vec<u8>> {
+    pub fn segmentation_from_probabilities(&self, probabilities: &[f32]) -> Result<Vec<u16>> {
         self.segmentation(probabilities, 0.5)
     }
 
-    fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u8>> {
+    fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u16>> {
         let heads = self.num_segmentation_heads();
         if !scores.len().is_multiple_of(heads) {
             return Err(Error::Predict(PredictError::BufferLength {
@@ -280,15 +279,16 @@ impl LabelManager {
             Some(order) => voxels
                 .map(|voxel| {
                     let last = voxel.iter().rposition(|&score| score > threshold);
-                    last.map_or(0, |head| order[head] as u8)
+                    last.map_or(0, |head| order[head] as u16)
                 })
                 .collect(),
-            None => voxels.map(|voxel| first_maximum(voxel) as u8).collect(),
+            None => voxels.map(|voxel| first_maximum(voxel) as u16).collect(),
         })
     }
 }
 
-fn first_maximum(scores: &[f32]) -> usize {
+/// The place of the largest score, the first of several; 0 if there are none.
+pub(crate) fn first_maximum(scores: &[f32]) -> usize {
     let mut best = 0;
     for (head, &score) in scores.iter().enumerate() {
         if score > scores[best] {
@@ -296,6 +296,12 @@ fn first_maximum(scores: &[f32]) -> usize {
         }
     }
     best
+}
+
+/// A label's value as label maps hold it: two bytes, -1 for where there is no image, and one value more for the ignore
+/// label.
+fn label_value(value: i64) -> Option<i16> {
+    i16::try_from(value).ok().filter(|label| (0..i16::MAX).contains(label))
 }
 
 fn values(entry: &LabelEntry) -> &[i64] {
@@ -337,7 +343,7 @@ fn class_order(json: &DatasetJson, regions: usize) -> Result<Vec<i16>> {
         }));
     }
     let label = |&value: &i64| {
-        u8::try_from(value).map(i16::from).map_err(|_| {
+        label_value(value).ok_or_else(|| {
             Error::Dataset(DatasetError::LabelOutOfRange { path: path(), name: "regions_class_order".into(), value })
         })
     };

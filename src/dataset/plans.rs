@@ -309,13 +309,16 @@ impl Configuration {
             Counts::Same(count) => *count > 0,
             Counts::Each(list) => list.len() == stages && !list.contains(&0),
         };
-        let encoder = net.n_conv_per_stage.as_ref().or(net.n_blocks_per_stage.as_ref());
+        let encoder = match (&net.n_conv_per_stage, &net.n_blocks_per_stage) {
+            (None, Some(blocks)) => ("n_blocks_per_stage", counts_fit(blocks, stages)),
+            (convolutions, _) => ("n_conv_per_stage", convolutions.as_ref().is_some_and(|c| counts_fit(c, stages))),
+        };
         let fits = [
             ("n_stages", stages >= 2),
             ("features_per_stage", net.features_per_stage.len() == stages && !net.features_per_stage.contains(&0)),
             ("kernel_sizes", axes_fit(&net.kernel_sizes)),
             ("strides", axes_fit(&net.strides)),
-            ("n_conv_per_stage", encoder.is_some_and(|c| counts_fit(c, stages))),
+            encoder,
             ("n_conv_per_stage_decoder", counts_fit(&net.n_conv_per_stage_decoder, stages.saturating_sub(1))),
         ];
         match fits.into_iter().find(|(_, fits)| !fits) {

@@ -134,9 +134,19 @@ fn network(configuration: &Configuration, faults: &mut Faults) {
         faults.unless(false, "previous_stage", &found, "no cascade: train 3d_fullres, or 3d_lowres on its own");
     }
     let class = json!(configuration.architecture.network_class_name);
-    faults.unless(is_class(&class, "PlainConvUNet"), "architecture.network_class_name", &class, "PlainConvUNet");
+    let (plain, residual) = (is_class(&class, "PlainConvUNet"), is_class(&class, "ResidualEncoderUNet"));
+    let known = "PlainConvUNet or ResidualEncoderUNet";
+    faults.unless(plain || residual, "architecture.network_class_name", &class, known);
     let arguments = &configuration.architecture.arch_kwargs;
     let field = |name: &str| format!("architecture.arch_kwargs.{name}");
+    for (count, name, is_due) in [
+        (&arguments.n_conv_per_stage, "n_conv_per_stage", plain),
+        (&arguments.n_blocks_per_stage, "n_blocks_per_stage", residual),
+    ] {
+        let expected = if is_due { "a number for each stage" } else { "no such argument of this class" };
+        let fits = count.is_some() == is_due || !(plain || residual);
+        faults.unless(fits, &field(name), &json!(count), expected);
+    }
     let convolution = json!(arguments.conv_op);
     faults.unless(is_class(&convolution, "Conv3d"), &field("conv_op"), &convolution, "Conv3d");
     extents(configuration, arguments, faults);
@@ -162,22 +172,42 @@ fn network(configuration: &Configuration, faults: &mut Faults) {
         activation.remove("inplace");
     }
     faults.arguments(&field("nonlin_kwargs"), &activation, &[("negative_slope", json!(0.01), json!(0.01))]);
-    let first = given("nonlin_first");
-    faults.unless(first.is_null() || first == false, &field("nonlin_first"), &first, "false");
-    let read = [
+    if residual {
+        residual_arguments(arguments, faults);
+    } else {
+        let first = given("nonlin_first");
+        faults.unless(first.is_null() || first == false, &field("nonlin_first"), &first, "false");
+    }
+    let read: &[&str] = if residual { &["block", "bottleneck_channels", "stem_channels"] } else { &["nonlin_first"] };
+    let both = [
         "norm_op",
         "norm_op_kwargs",
         "dropout_op",
         "dropout_op_kwargs",
         "nonlin",
         "nonlin_kwargs",
-        "nonlin_first",
         // Set by the trainer upstream.
         "deep_supervision",
     ];
-    for (name, value) in arguments.other.iter().filter(|(name, _)| !read.contains(&name.as_str())) {
+    let is_read = |name: &str| read.contains(&name) || both.contains(&name);
+    for (name, value) in arguments.other.iter().filter(|(name, _)| !is_read(name)) {
         faults.unless(false, &field(name), value, "no such argument");
     }
+}
+
+/// What ResidualEncoderUNet takes beside the plain network's arguments.
+fn residual_arguments(arguments: &ArchitectureArguments, faults: &mut Faults) {
+    let given = |name: &str| arguments.other.get(name).cloned().unwrap_or(Value::Null);
+    let field = |name: &str| format!("architecture.arch_kwargs.{name}");
+    let block = given("block");
+    faults.unless(block.is_null() || is_class(&block, "BasicBlockD"), &field("block"), &block, "BasicBlockD");
+    let bottleneck = given("bottleneck_channels");
+    let none = bottleneck.is_null() || bottleneck.as_array().is_some_and(|list| list.iter().all(Value::is_null));
+    faults.unless(none, &field("bottleneck_channels"), &bottleneck, "null");
+    let stem = given("stem_channels");
+    let first = arguments.features_per_stage.first().map_or(Value::Null, |&features| json!(features));
+    let expected = format!("null or the features of the first stage, {first}");
+    faults.unless(stem.is_null() || same(&stem, &first), &field("stem_channels"), &stem, &expected);
 }
 
 /// Kernels, strides, and a patch that the strides divide.

@@ -67,8 +67,8 @@ pub enum DatasetError {
         /// The sorted label values.
         found: Vec<i16>,
     },
-    /// A label value outside 0..=255.
-    #[error("{path}: `labels.{name}` holds {value}; label values must lie in 0..=255")]
+    /// A label value outside 0..=32766.
+    #[error("{path}: `labels.{name}` holds {value}; label values must lie in 0..=32766")]
     LabelOutOfRange {
         /// The file.
         path: PathBuf,

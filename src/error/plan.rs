@@ -1,4 +1,5 @@
-//! What is wrong with plans and splits.
+//! What is wrong with plans and splits: a field with an unsupported value is [`PlanError::PlansUnsupported`] (found by
+//! `dataset/support.rs`), a malformed one [`FileError::Field`](super::FileError::Field) (by `dataset/plans.rs`).
 
 use std::path::PathBuf;
 

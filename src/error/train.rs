@@ -78,4 +78,27 @@ pub enum TrainError {
         /// The dataset's folder.
         folder: PathBuf,
     },
+    /// A case could be read when training began, and cannot be read any more.
+    #[error(
+        "case {case} cannot be read any more: {source}. Training has ended, and can go on from the state before this once \
+         the file is there again"
+    )]
+    CaseUnreadable {
+        /// Case identifier.
+        case: String,
+        /// What reading it gave, the file's name in it.
+        source: Box<super::Error>,
+    },
+    /// Training goes on without cases that cannot be read, and none is left.
+    #[error("no case is left that can be read: {}", reasons.join("; "))]
+    NoReadableCase {
+        /// Every case and what reading it gave.
+        reasons: Vec<String>,
+    },
+    /// The threads that cut patches could not do their work.
+    #[error("patches cannot be loaded: {problem}; fewer threads need less of the system")]
+    Loader {
+        /// What is wrong.
+        problem: String,
+    },
 }

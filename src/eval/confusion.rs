@@ -2,6 +2,7 @@
 
 use ndarray::ArrayView3;
 
+use crate::dataset::labels::first_maximum;
 use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, PredictError, Result};
 
@@ -77,11 +78,11 @@ impl PseudoDice {
         PseudoDice { labels: labels.clone(), counts: vec![Confusion::default(); groups.len()], groups }
     }
 
-    /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value.
+    /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value, 0 where there is no image.
     ///
     /// # Errors
     /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if they do not cover the same voxels.
-    pub fn add_logits(&mut self, logits: &[f32], target: &[u8]) -> Result<()> {
+    pub fn add_logits(&mut self, logits: &[f32], target: &[i16]) -> Result<()> {
         let heads = self.labels.num_segmentation_heads();
         if logits.len() != heads * target.len() {
             return Err(Error::Predict(PredictError::BufferLength {
@@ -92,18 +93,16 @@ impl PseudoDice {
         }
         let ignore = self.labels.ignore_label();
         for (voxel, &label) in logits.chunks_exact(heads).zip(target) {
-            let label = i16::from(label);
             if Some(label) == ignore {
                 continue;
             }
+            // Nothing is predicted where a logit is no number.
+            let best = (!voxel.iter().any(|score| score.is_nan())).then(|| first_maximum(voxel));
             for (head, (group, counts)) in self.groups.iter().zip(&mut self.counts).enumerate() {
-                let predicted = if self.labels.has_regions() {
-                    voxel[head] > 0.0
-                } else {
-                    // Head 0 is background; a class is predicted if it is the first maximum.
-                    let score = voxel[head + 1];
-                    voxel[..=head].iter().all(|&other| other < score)
-                        && voxel[head + 2..].iter().all(|&other| other <= score)
+                let predicted = match self.labels.has_regions() {
+                    true => voxel[head] > 0.0,
+                    // Head 0 is background.
+                    false => best == Some(head + 1),
                 };
                 match (predicted, group.contains(label)) {
                     (true, true) => counts.true_positives += 1,

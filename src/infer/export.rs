@@ -26,7 +26,7 @@ pub struct Exporter<'a> {
     arrived: usize,
     decoded: usize,
     /// Labels of the transposed image.
-    whole: Array3<u8>,
+    whole: Array3<u16>,
 }
 
 impl<'a> Exporter<'a> {
@@ -95,7 +95,7 @@ impl<'a> Exporter<'a> {
                 expected,
             }));
         }
-        let targets: Vec<ArrayViewMut1<u8>> = target.axis_iter_mut(Axis(0)).collect();
+        let targets: Vec<ArrayViewMut1<u16>> = target.axis_iter_mut(Axis(0)).collect();
         let buffers = || (vec![0.0; row_length], vec![0.0; columns.len() * heads]);
         targets.into_par_iter().zip(rows).try_for_each_init(buffers, |(line, row), (mut target, taps)| {
             // As a whole volume is resampled: along depth, then height, then width, in f64.
@@ -122,7 +122,7 @@ impl<'a> Exporter<'a> {
     ///
     /// # Errors
     /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if slices are missing.
-    pub fn finish(self) -> Result<Array3<u8>> {
+    pub fn finish(self) -> Result<Array3<u16>> {
         if self.arrived != self.from[0] {
             return Err(Error::Predict(PredictError::BufferLength {
                 what: "slices of logits",
@@ -149,7 +149,7 @@ pub fn segmentation(
     shape: [usize; 3],
     properties: &Properties,
     preprocessor: &Preprocessor,
-) -> Result<Array3<u8>> {
+) -> Result<Array3<u16>> {
     let mut exporter = Exporter::new(shape, properties, preprocessor)?;
     let slice = shape[1] * shape[2] * preprocessor.labels.num_segmentation_heads();
     logits.chunks(slice.max(1)).try_for_each(|slice| exporter.push(slice))?;

@@ -16,7 +16,7 @@ pub fn planned_host(window: &SlidingWindow, channels: usize, heads: usize, raw: 
     let sums = product(&[patch_depth, padded_height, padded_width, 4 * heads + 4]);
     let waiting = product(&[image_height, image_width, 4 * heads]);
     let rows = product(&[threads, image_width * 8 + raw.into_iter().max().unwrap_or(0) * 4, heads]);
-    // In the order of the network's axes, and in the image's.
-    let labels = product(&[raw[0], raw[1], raw[2], 2]);
+    // Two bytes in the order of the network's axes, and two in the image's.
+    let labels = product(&[raw[0], raw[1], raw[2], 4]);
     [patch, sums, waiting, rows, labels].into_iter().fold(case, u64::saturating_add)
 }

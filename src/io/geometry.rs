@@ -1,8 +1,8 @@
-//! Where a voxel grid lies in the world.
+//! Where a voxel grid lies in the world: a NIfTI header, which stored cases keep too. Another format's geometry becomes one.
 
 use nifti::NiftiHeader;
 
-use super::header::{millimetres, shear};
+use super::nifti_header::{millimetres, shear};
 
 /// Spacing of a grid, and the header of the file it came from, so that results can be written onto the same grid.
 #[derive(Debug, Clone, PartialEq)]

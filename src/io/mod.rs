@@ -2,10 +2,10 @@
 
 mod atomic;
 mod geometry;
-mod header;
 mod listing;
 mod nifti;
-mod stream;
+mod nifti_header;
+mod nifti_stream;
 
 pub(crate) use atomic::{in_scratch, write_aside};
 pub use atomic::{remove_leftovers, write_atomically, write_json};
@@ -13,5 +13,5 @@ pub use geometry::Geometry;
 pub use listing::{Listing, is_file_name, list_folder};
 pub use nifti::{
     Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,
-    write_labels_as_stored,
+    write_labels_as_stored, write_segmentation,
 };

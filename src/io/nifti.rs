@@ -11,7 +11,7 @@ use nifti::writer::WriterOptions;
 
 use super::Geometry;
 use super::atomic::write_aside;
-use super::header::{Header, Scalar};
+use super::nifti_header::{Header, Scalar};
 use super::stream;
 use crate::error::{Error, FileError, Result, ValueSummary};
 
@@ -196,6 +196,17 @@ pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &G
             path: path.into(),
             problem: format!("label {lowest} is negative"),
         })),
+    }
+}
+
+/// Writes a predicted label map in nnU-Net's voxel type: one byte below 255, two from there on.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_segmentation(path: &Path, labels: ArrayView3<u16>, geometry: &Geometry) -> Result<()> {
+    match labels.iter().all(|&label| label < 255) {
+        true => write_labels(path, labels.mapv(|label| label as u8).view(), geometry),
+        false => write_labels(path, labels, geometry),
     }
 }
 

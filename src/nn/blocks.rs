@@ -3,7 +3,7 @@
 use super::Stage;
 use crate::error::Result;
 use crate::ops::{self, ConvShape};
-use crate::parameters::{ParameterId, ParameterKind, Parameters, Scope};
+use crate::parameters::{Parameter, ParameterId, ParameterKind, Parameters, Scope};
 use crate::tape::{Tape, Var};
 
 /// Convolution, instance norm, leaky ReLU.
@@ -18,7 +18,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn new(module: &mut Scope, shape: ConvShape, inputs: usize, features: usize, bias: bool) -> Self {
+    pub(super) fn new(module: &mut Scope, shape: ConvShape, inputs: usize, features: usize, bias: bool) -> Self {
         let weight = ParameterKind::ConvWeight { kernel: shape.kernel, inputs, outputs: features };
         Self {
             weight: module.add("conv.weight", weight),
@@ -55,9 +55,29 @@ impl Block {
         x: &Var,
         second: Option<&Var>,
     ) -> Result<Var> {
-        let convolution = (parameters.of(self.weight), self.bias.map(|bias| parameters.of(bias)));
-        let norm = (parameters.of(self.norm_weight), parameters.of(self.norm_bias));
+        let (convolution, norm) = self.of(parameters);
         ops::conv3d_norm_leaky_relu(tape, x, second, convolution, norm, self.features, self.shape)
+    }
+
+    /// The same without the activation.
+    pub(super) fn forward_linear(&self, parameters: &Parameters, tape: &mut Tape, x: &Var) -> Result<Var> {
+        let (convolution, norm) = self.of(parameters);
+        ops::conv3d_norm(tape, x, convolution, norm, self.features, self.shape)
+    }
+
+    /// The same with `skip` added before the activation.
+    pub(super) fn forward_onto(&self, parameters: &Parameters, tape: &mut Tape, x: &Var, skip: &Var) -> Result<Var> {
+        let (convolution, norm) = self.of(parameters);
+        ops::conv3d_norm_onto_leaky_relu(tape, x, skip, convolution, norm, self.features, self.shape)
+    }
+
+    /// Weight and bias of the convolution, scale and shift of the norm.
+    fn of<'a>(
+        &self,
+        parameters: &'a Parameters,
+    ) -> ((&'a Parameter, Option<&'a Parameter>), (&'a Parameter, &'a Parameter)) {
+        let convolution = (parameters.of(self.weight), self.bias.map(|bias| parameters.of(bias)));
+        (convolution, (parameters.of(self.norm_weight), parameters.of(self.norm_bias)))
     }
 }
 

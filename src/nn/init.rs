@@ -1,4 +1,5 @@
-//! nnU-Net's initialisation: He normal for leaky ReLU of slope 0.01, biases 0, norm scales 1 and shifts 0.
+//! nnU-Net's initialisation: He normal for leaky ReLU of slope 0.01, biases 0, norm scales 1 and shifts 0. The scale of the last
+//! norm of a residual block is 0, so that a block begins as its skip.
 
 use crate::error::Result;
 use crate::kernels::Context;
@@ -22,7 +23,7 @@ pub(super) fn he_normal(context: &Context, parameters: &Parameters, seed: u64) -
             ParameterKind::ConvWeight { kernel, inputs, .. } => kernel.iter().product::<usize>() * inputs,
             ParameterKind::TransposedConvWeight { kernel, outputs, .. } => kernel.iter().product::<usize>() * outputs,
             ParameterKind::Vector { .. } => {
-                let one = parameter.name().ends_with("norm.weight");
+                let one = parameter.name().ends_with("norm.weight") && !parameter.name().ends_with("conv2.norm.weight");
                 return values.fill(if one { 1.0 } else { 0.0 });
             }
         };

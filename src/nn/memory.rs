@@ -1,6 +1,6 @@
 //! The memory of a prediction, as a pass over a window on a dry context counts it, and what PyTorch keeps for training.
 
-use super::{Network, UNetShape};
+use super::{Encoder, Network, UNetShape};
 use crate::error::{Error, PredictError, Result};
 use crate::kernels::{Caps, Context, Dtype};
 use crate::tape::{Tape, Var};
@@ -74,16 +74,29 @@ pub fn planned_prediction(
 /// Bytes that PyTorch keeps for the backward pass of the same network, counted by its rules: a convolution saves its
 /// input; an instance norm saves its input, the convolution's output; the leaky ReLU works in place and saves its output,
 /// which is the next convolution's input; the decoder's concatenation is a tensor of its own, behind which the upsampled
-/// half is dropped. `element` is the size of an activation in bytes: 4, or 2 under mixed precision. Logits are left out,
+/// half is dropped. A residual block is two such pairs, and with a projection what its convolution and its norm read; the
+/// addition saves nothing. `element` is the size of an activation in bytes: 4, or 2 under mixed precision. Logits are left out,
 /// on both sides.
 pub fn pytorch_kept_bytes(shape: &UNetShape, batch: usize, patch: [usize; 3], element: usize) -> u64 {
     let sizes = Sizes { batch, element };
     let mut dims = patch;
     let mut kept = 0;
+    let mut inputs = shape.stages.first().map_or(0, |stage| stage.features);
+    if shape.encoder == Encoder::Residual {
+        kept += 2 * sizes.tensor(dims, inputs);
+    }
     for (s, stage) in shape.stages.iter().enumerate() {
         dims = std::array::from_fn(|a| dims[a].div_ceil(stage.stride[a]));
         let tensor = sizes.tensor(dims, stage.features);
-        kept += 2 * tensor * stage.encoder_blocks as u64;
+        kept += match shape.encoder {
+            Encoder::Plain => 2 * tensor * stage.encoder_blocks as u64,
+            Encoder::Residual => 4 * tensor * stage.encoder_blocks as u64,
+        };
+        if shape.encoder == Encoder::Residual && inputs != stage.features {
+            let pooled = if stage.stride == [1; 3] { 0 } else { sizes.tensor(dims, inputs) };
+            kept += pooled + tensor;
+        }
+        inputs = stage.features;
         if s < shape.levels() {
             kept += 2 * tensor * (1 + stage.decoder_blocks as u64);
         }

@@ -1,11 +1,14 @@
-//! Networks: layers, initialisation, the U-Net, and the memory that predicting with it takes.
+//! Networks: layers, initialisation, the U-Nets, and the memory that predicting with it takes.
 
 mod blocks;
+mod decoder;
 mod init;
 mod memory;
 mod network;
+mod residual;
 mod unet;
 
 pub use memory::{PredictionMemory, planned_prediction, pytorch_kept_bytes};
 pub use network::Network;
-pub use unet::{PlainConvUNet, Stage, UNetShape};
+pub use residual::ResidualEncoderUNet;
+pub use unet::{Encoder, PlainConvUNet, Stage, UNetShape};

@@ -1,6 +1,6 @@
 //! A network of any architecture, as training, prediction and checkpoints see it.
 
-use super::{PlainConvUNet, UNetShape};
+use super::{Encoder, PlainConvUNet, ResidualEncoderUNet, UNetShape};
 use crate::error::Result;
 use crate::kernels::Context;
 use crate::parameters::Parameters;
@@ -12,6 +12,8 @@ use crate::tape::{Tape, Var};
 pub enum Network {
     /// nnU-Net's default.
     Plain(PlainConvUNet),
+    /// That of nnU-Net's ResEnc presets.
+    Residual(ResidualEncoderUNet),
 }
 
 impl Network {
@@ -20,13 +22,17 @@ impl Network {
     /// # Errors
     /// As [`PlainConvUNet::new`].
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
-        Ok(Self::Plain(PlainConvUNet::new(context, shape, seed)?))
+        match shape.encoder {
+            Encoder::Plain => PlainConvUNet::new(context, shape, seed).map(Self::Plain),
+            Encoder::Residual => ResidualEncoderUNet::new(context, shape, seed).map(Self::Residual),
+        }
     }
 
     /// The network's shape.
     pub fn shape(&self) -> &UNetShape {
         match self {
             Self::Plain(network) => network.shape(),
+            Self::Residual(network) => network.shape(),
         }
     }
 
@@ -34,6 +40,7 @@ impl Network {
     pub fn parameters(&self) -> &Parameters {
         match self {
             Self::Plain(network) => network.parameters(),
+            Self::Residual(network) => network.parameters(),
         }
     }
 
@@ -44,6 +51,7 @@ impl Network {
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
         match self {
             Self::Plain(network) => network.forward(tape, x, levels),
+            Self::Residual(network) => network.forward(tape, x, levels),
         }
     }
 }

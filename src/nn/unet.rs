@@ -1,13 +1,22 @@
-//! nnU-Net's PlainConvUNet: an encoder of stages of (convolution, instance norm, leaky ReLU) blocks, a decoder that
-//! upsamples, concatenates with the encoder's skip and convolves, and a 1x1x1 segmentation head at every level.
+//! The shape of a U-Net, and nnU-Net's PlainConvUNet: an encoder of stages of (convolution, instance norm, leaky ReLU) blocks.
 
-use super::blocks::{Block, Head, Upsampling};
+use super::blocks::Block;
+use super::decoder::Decoder;
 use super::init;
 use crate::dataset::plans::ArchitectureArguments;
 use crate::error::{Error, NetworkError, Result};
 use crate::kernels::Context;
 use crate::parameters::{ParameterBuilder, Parameters, Scope};
 use crate::tape::{Tape, Var};
+
+/// What an encoder's stages are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoder {
+    /// Blocks of a convolution: PlainConvUNet.
+    Plain,
+    /// Residual blocks of two convolutions, behind a stem of one: ResidualEncoderUNet.
+    Residual,
+}
 
 /// One encoder stage and the decoder stage of the same resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,13 +33,15 @@ pub struct Stage {
     pub decoder_blocks: usize,
 }
 
-/// The shape of a [`PlainConvUNet`].
+/// The shape of a U-Net.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UNetShape {
     /// Channels of the image.
     pub channels_in: usize,
     /// Channels of the output: classes or regions.
     pub heads: usize,
+    /// What the stages of the encoder are made of.
+    pub encoder: Encoder,
     /// From full resolution down to the bottleneck.
     pub stages: Vec<Stage>,
     /// Whether convolutions have a bias.
@@ -55,10 +66,19 @@ impl UNetShape {
                 .and_then(|list| <[usize; 3]>::try_from(list.as_slice()).ok())
                 .ok_or_else(|| wrong(field, format!("needs three numbers for stage {stage}")))
         };
-        let counts = arguments
-            .n_conv_per_stage
-            .as_ref()
-            .ok_or_else(|| wrong("n_conv_per_stage", "is missing; only PlainConvUNet is supported".into()))?;
+        let (encoder, field, counts) = match (&arguments.n_conv_per_stage, &arguments.n_blocks_per_stage) {
+            (Some(counts), None) => (Encoder::Plain, "n_conv_per_stage", counts),
+            (None, Some(counts)) => (Encoder::Residual, "n_blocks_per_stage", counts),
+            (Some(_), Some(_)) => {
+                return Err(wrong(
+                    "n_blocks_per_stage",
+                    "is of a residual encoder, n_conv_per_stage of a plain one".into(),
+                ));
+            }
+            (None, None) => {
+                return Err(wrong("n_conv_per_stage", "is missing, and so is n_blocks_per_stage".into()));
+            }
+        };
         let stages = (0..n)
             .map(|s| {
                 let missing = |field| wrong(field, format!("has no entry for stage {s}"));
@@ -74,12 +94,12 @@ impl UNetShape {
                     features: *arguments.features_per_stage.get(s).ok_or_else(|| missing("features_per_stage"))?,
                     kernel: three("kernel_sizes", &arguments.kernel_sizes, s)?,
                     stride: three("strides", &arguments.strides, s)?,
-                    encoder_blocks: counts.of_stage(s).ok_or_else(|| missing("n_conv_per_stage"))?,
+                    encoder_blocks: counts.of_stage(s).ok_or_else(|| missing(field))?,
                     decoder_blocks,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { channels_in, heads, stages, bias: arguments.conv_bias })
+        Ok(Self { channels_in, heads, encoder, stages, bias: arguments.conv_bias })
     }
 
     /// Number of outputs under deep supervision: one for every decoder level.
@@ -91,14 +111,25 @@ impl UNetShape {
     pub fn divisor(&self) -> [usize; 3] {
         std::array::from_fn(|a| self.stages.iter().map(|stage| stage.stride[a]).product())
     }
-}
 
-/// The decoder at one resolution.
-#[derive(Debug)]
-struct DecoderStage {
-    upsampling: Upsampling,
-    blocks: Vec<Block>,
-    head: Head,
+    /// A network has a level to decode from.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.stages.len() < 2 {
+            let problem = format!("must be at least 2, is {}", self.stages.len());
+            return Err(Error::Network(NetworkError::Architecture { field: "n_stages", problem }));
+        }
+        Ok(())
+    }
+
+    /// Every stride divides the extents that it meets.
+    pub(super) fn check_patch(&self, dims: [usize; 3]) -> Result<()> {
+        let divisor = self.divisor();
+        if (0..3).any(|a| dims[a] % divisor[a] != 0) {
+            let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
+            return Err(Error::Network(NetworkError::Architecture { field: "patch_size", problem }));
+        }
+        Ok(())
+    }
 }
 
 /// nnU-Net's plain convolutional U-Net with its parameters on a device.
@@ -107,8 +138,7 @@ pub struct PlainConvUNet {
     shape: UNetShape,
     parameters: Parameters,
     encoder: Vec<Vec<Block>>,
-    /// From the lowest resolution up.
-    decoder: Vec<DecoderStage>,
+    decoder: Decoder,
 }
 
 impl PlainConvUNet {
@@ -117,13 +147,10 @@ impl PlainConvUNet {
     /// # Errors
     /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for less than two stages, or if the device is out of memory.
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
-        if shape.stages.len() < 2 {
-            let problem = format!("must be at least 2, is {}", shape.stages.len());
-            return Err(Error::Network(NetworkError::Architecture { field: "n_stages", problem }));
-        }
+        shape.check()?;
         let mut builder = ParameterBuilder::default();
         let encoder = encoder(&mut builder.root().within("encoder.stages"), &shape);
-        let decoder = decoder(&mut builder.root().within("decoder"), &shape);
+        let decoder = Decoder::new(&mut builder.root().within("decoder"), &shape);
         let parameters = builder.build(context)?;
         init::he_normal(context, &parameters, seed)?;
         Ok(Self { shape, parameters, encoder, decoder })
@@ -144,35 +171,17 @@ impl PlainConvUNet {
     /// # Errors
     /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
-        let (dims, divisor) = (x.shape().dims, self.shape.divisor());
-        if (0..3).any(|a| dims[a] % divisor[a] != 0) {
-            let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
-            return Err(Error::Network(NetworkError::Architecture { field: "patch_size", problem }));
-        }
-        let parameters = &self.parameters;
+        self.shape.check_patch(x.shape().dims)?;
         let mut skips = Vec::with_capacity(self.encoder.len());
         let mut x = x.clone();
         for stage in &self.encoder {
             for block in stage {
-                x = block.forward(parameters, tape, &x, None)?;
+                x = block.forward(&self.parameters, tape, &x, None)?;
             }
             skips.push(x.clone());
         }
-        skips.pop();
-        let mut outputs = Vec::with_capacity(levels);
-        for (d, stage) in self.decoder.iter().enumerate() {
-            x = stage.upsampling.forward(parameters, tape, &x)?;
-            // The skip is taken by the first block, and its tensor dropped behind it.
-            let mut skip = skips.pop();
-            for block in &stage.blocks {
-                x = block.forward(parameters, tape, &x, skip.take().as_ref())?;
-            }
-            if self.decoder.len() - d <= levels {
-                outputs.push(stage.head.forward(parameters, tape, &x)?);
-            }
-        }
-        outputs.reverse();
-        Ok(outputs)
+        drop(x);
+        self.decoder.forward(&self.parameters, tape, skips, levels)
     }
 }
 
@@ -185,30 +194,4 @@ fn encoder(stages: &mut Scope, shape: &UNetShape) -> Vec<Vec<Block>> {
         inputs = stage.features;
     }
     encoder
-}
-
-/// Stages from the lowest resolution up. PyTorch lists the blocks of all stages first, then what upsamples, then the heads.
-fn decoder(module: &mut Scope, shape: &UNetShape) -> Vec<DecoderStage> {
-    // The stage below and the stage itself.
-    let pairs: Vec<(&Stage, &Stage)> = shape.stages.windows(2).rev().map(|pair| (&pair[1], &pair[0])).collect();
-    let mut blocks = Vec::with_capacity(pairs.len());
-    for (d, (_, here)) in pairs.iter().enumerate() {
-        let mut stage = module.within(format_args!("stages.{d}"));
-        blocks.push(Block::several(&mut stage, here, here.decoder_blocks, 2 * here.features, [1; 3], shape.bias));
-    }
-    let mut upsamplings = Vec::with_capacity(pairs.len());
-    for (d, (below, here)) in pairs.iter().enumerate() {
-        let mut stage = module.within(format_args!("transpconvs.{d}"));
-        upsamplings.push(Upsampling::new(&mut stage, below, here.features, shape.bias));
-    }
-    let mut stages = Vec::with_capacity(pairs.len());
-    for (d, ((_, here), (blocks, upsampling))) in pairs.iter().zip(blocks.into_iter().zip(upsamplings)).enumerate() {
-        let mut layer = module.within(format_args!("seg_layers.{d}"));
-        // The deepest head has weight 0 in the loss and never learns, unless it is the only one.
-        if d == 0 && pairs.len() > 1 {
-            layer = layer.untrained();
-        }
-        stages.push(DecoderStage { upsampling, blocks, head: Head::new(&mut layer, here.features, shape.heads) });
-    }
-    stages
 }

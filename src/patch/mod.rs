@@ -3,10 +3,11 @@
 mod stored;
 
 use ndarray::{ArrayView3, ArrayView4};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::preprocess::{ClassLocations, PreprocessedCase};
+use crate::preprocess::{ClassLocations, PreprocessedCase, label_counts};
 
 pub use stored::{ChunkCache, StoredPatches, patches_of};
 
@@ -24,20 +25,16 @@ pub trait PatchSource {
     /// The sampled voxels of each class, which patches are centred on.
     fn class_locations(&self) -> &ClassLocations;
 
+    /// How many voxels have each label that occurs, -1 (no image) and the ignore label among them.
+    fn label_counts(&self) -> BTreeMap<i16, u64>;
+
     /// Copies a box of `patch` voxels from `start`, which may hang over the volume: the image into
-    /// `[depth, height, width, channels]`, the labels into `[depth, height, width]`. What lies outside the volume is 0,
-    /// and so is label -1. Both buffers are written completely.
+    /// `[depth, height, width, channels]`, the labels into `[depth, height, width]`. What lies outside the volume is 0 in
+    /// the image, and has label -1. Both buffers are written completely.
     ///
     /// # Errors
     /// If the case is read from a disk, what reading it may give.
-    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()>;
-
-    /// As [`copy_patch`](Self::copy_patch), but label -1 stays, and is the label of what lies outside the volume.
-    ///
-    /// # Errors
-    /// As [`copy_patch`](Self::copy_patch).
-    fn copy_raw_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16])
-    -> Result<()>;
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16]) -> Result<()>;
 }
 
 impl PatchSource for PreprocessedCase {
@@ -57,21 +54,13 @@ impl PatchSource for PreprocessedCase {
         &self.class_locations
     }
 
-    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
-        copy_image(self.data.view(), start, patch, image);
-        copy_labels(self.seg.view(), start, patch, target, 0, |label| label.max(0) as u8);
-        Ok(())
+    fn label_counts(&self) -> BTreeMap<i16, u64> {
+        label_counts(self.seg.view())
     }
 
-    fn copy_raw_patch(
-        &self,
-        start: [isize; 3],
-        patch: [usize; 3],
-        image: &mut [f32],
-        labels: &mut [i16],
-    ) -> Result<()> {
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16]) -> Result<()> {
         copy_image(self.data.view(), start, patch, image);
-        copy_labels(self.seg.view(), start, patch, labels, -1, |label| label);
+        copy_labels(self.seg.view(), start, patch, labels);
         Ok(())
     }
 }
@@ -93,18 +82,12 @@ impl<S: PatchSource + ?Sized> PatchSource for Arc<S> {
         (**self).class_locations()
     }
 
-    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
-        (**self).copy_patch(start, patch, image, target)
+    fn label_counts(&self) -> BTreeMap<i16, u64> {
+        (**self).label_counts()
     }
 
-    fn copy_raw_patch(
-        &self,
-        start: [isize; 3],
-        patch: [usize; 3],
-        image: &mut [f32],
-        labels: &mut [i16],
-    ) -> Result<()> {
-        (**self).copy_raw_patch(start, patch, image, labels)
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16]) -> Result<()> {
+        (**self).copy_patch(start, patch, image, labels)
     }
 }
 
@@ -143,32 +126,22 @@ pub(crate) fn copy_image(data: ArrayView4<f32>, start: [isize; 3], dims: [usize;
     }
 }
 
-/// Copies a box of labels into a buffer `[z, y, x]`, each as `stored` makes of it; what lies outside the volume becomes
-/// `outside`.
-pub(crate) fn copy_labels<T: Copy>(
-    seg: ArrayView3<i16>,
-    start: [isize; 3],
-    dims: [usize; 3],
-    out: &mut [T],
-    outside: T,
-    stored: impl Fn(i16) -> T,
-) {
+/// Copies a box of labels into a buffer `[z, y, x]`; what lies outside the volume becomes -1.
+pub(crate) fn copy_labels(seg: ArrayView3<i16>, start: [isize; 3], dims: [usize; 3], out: &mut [i16]) {
     let (depth, height, width) = seg.dim();
     let [_, height_out, width_out] = dims;
     let (z_to, z_from, z_count) = overlap(start[0], dims[0], depth);
     let (y_to, y_from, y_count) = overlap(start[1], dims[1], height);
     let (x_to, x_from, x_count) = overlap(start[2], dims[2], width);
     if [z_count, y_count, x_count] != dims {
-        out.fill(outside);
+        out.fill(-1);
     }
     for z in 0..z_count {
         for y in 0..y_count {
             let first = ((z_to + z) * height_out + y_to + y) * width_out + x_to;
             let row = &mut out[first..first + x_count];
             let line = seg.slice(ndarray::s![z_from + z, y_from + y, x_from..x_from + x_count]);
-            for (to, &label) in row.iter_mut().zip(line) {
-                *to = stored(label);
-            }
+            row.iter_mut().zip(line).for_each(|(to, &label)| *to = label);
         }
     }
 }

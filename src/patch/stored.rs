@@ -155,37 +155,16 @@ impl PatchSource for StoredPatches {
         &self.locations
     }
 
-    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], target: &mut [u8]) -> Result<()> {
-        self.copy(start, patch, image, target, 0, |label| label.max(0) as u8)
+    fn label_counts(&self) -> BTreeMap<i16, u64> {
+        self.case.label_counts()
     }
 
-    fn copy_raw_patch(
-        &self,
-        start: [isize; 3],
-        patch: [usize; 3],
-        image: &mut [f32],
-        labels: &mut [i16],
-    ) -> Result<()> {
-        self.copy(start, patch, image, labels, -1, |label| label)
-    }
-}
-
-impl StoredPatches {
-    /// Copies a box; labels as `stored` makes of them, `outside` outside the volume.
-    fn copy<T: Copy>(
-        &self,
-        start: [isize; 3],
-        patch: [usize; 3],
-        image: &mut [f32],
-        labels: &mut [T],
-        outside: T,
-        stored: impl Fn(i16) -> T,
-    ) -> Result<()> {
+    fn copy_patch(&self, start: [isize; 3], patch: [usize; 3], image: &mut [f32], labels: &mut [i16]) -> Result<()> {
         let shape = self.shape();
         let parts: [_; 3] = std::array::from_fn(|axis| overlap(start[axis], patch[axis], shape[axis]));
         if parts.map(|(_, _, count)| count) != patch {
             image.fill(0.0);
-            labels.fill(outside);
+            labels.fill(-1);
         }
         let wanted = parts.map(|(_, from, count)| from..from + count);
         // First voxel of the volume's part in the patch, minus its place in the volume.
@@ -198,11 +177,13 @@ impl StoredPatches {
                 rows.copy(bytes.as_chunks().0, |at, word| image[at * channels + channel] = f32::from_le_bytes(word));
             }
             let bytes = self.chunk::<2>(&chunk, channels)?;
-            rows.copy(bytes.as_chunks().0, |at, word| labels[at] = stored(i16::from_le_bytes(word)));
+            rows.copy(bytes.as_chunks().0, |at, word| labels[at] = i16::from_le_bytes(word));
         }
         Ok(())
     }
+}
 
+impl StoredPatches {
     fn chunk<const N: usize>(&self, chunk: &crate::preprocess::store::Chunk, channel: usize) -> Result<Arc<[u8]>> {
         let block = self.case.block_of(channel, chunk);
         self.cache.get((self.number, block), || self.case.chunk::<N>(channel, chunk))

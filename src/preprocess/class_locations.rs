@@ -29,8 +29,11 @@ impl ClassLocations {
         groups.extend(annotated.clone());
 
         // Linear indices by label value, in C order; slot 0 is label -1.
-        let mut by_label: Vec<Vec<u32>> = vec![Vec::new(); 257];
-        let mut wanted = [false; 257];
+        let highest = groups.iter().flat_map(LabelGroup::members).copied().max().unwrap_or(0);
+        let slots = usize::from(highest.max(0) as u16) + 2;
+        let slot = |label: i16| usize::try_from(i32::from(label) + 1).ok().filter(|&slot| slot < slots);
+        let mut by_label: Vec<Vec<u32>> = vec![Vec::new(); slots];
+        let mut wanted = vec![false; slots];
         for label in groups.iter().flat_map(LabelGroup::members) {
             if let Some(slot) = slot(*label) {
                 wanted[slot] = true;
@@ -66,8 +69,4 @@ impl ClassLocations {
             annotated: annotated.map(|group| draw(&group)),
         }
     }
-}
-
-fn slot(label: i16) -> Option<usize> {
-    usize::try_from(label + 1).ok().filter(|&slot| slot < 257)
 }

@@ -3,6 +3,7 @@
 mod b2nd;
 mod case;
 mod class_locations;
+mod converted;
 mod crop;
 mod folder;
 mod normalize;
@@ -25,6 +26,7 @@ pub use folder::{
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
 pub use parallel::in_parallel;
+pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
 pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};

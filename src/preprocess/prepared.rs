@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use super::converted::{convert, copy_of};
 use super::folder::{case_path, cases_folder, made_with, preprocess_raw, recipe};
 use super::parallel::in_parallel;
 use super::{PreprocessedCase, Preprocessor, StoredCase, label_counts, read_b2nd, read_npz};
@@ -26,8 +27,10 @@ pub struct Opening<'a> {
     pub compat: Option<Compat>,
     /// Cases that are read at a time.
     pub workers: usize,
-    /// Bytes that cases may take which are not read piece by piece.
+    /// Bytes that cases may take which have not been preprocessed.
     pub memory: u64,
+    /// Whether a stored case that cannot be read is left out, with a note.
+    pub skip_unreadable: bool,
 }
 
 /// The opened cases, in the order in which they were asked for.
@@ -70,14 +73,38 @@ impl PreparedCase {
 
 /// Where a case is to be had.
 enum Place {
-    Stored { case: Box<StoredCase>, compat: Option<Compat>, stale: bool, among_nnunets: bool },
-    B2nd { path: PathBuf, older: bool },
-    Npz { path: PathBuf, older: bool },
+    Stored {
+        case: Box<StoredCase>,
+        compat: Option<Compat>,
+        stale: bool,
+        among_nnunets: bool,
+    },
+    /// nnU-Net's, and the copy of it that can be read in parts, if that has been made.
+    Nnunets {
+        path: PathBuf,
+        older: bool,
+        copy: Option<Box<StoredCase>>,
+    },
     Raw,
     Nowhere,
 }
 
 impl Opening<'_> {
+    /// Where the cases are to be had, those left out that cannot be read and may be.
+    fn places<'f>(&self, files: &[&'f CaseFiles]) -> Result<(Vec<&'f CaseFiles>, Vec<Place>, Vec<String>)> {
+        let (mut kept, mut places, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        for (files, place) in files.iter().zip(in_parallel(files, self.workers, |files| self.place(files))) {
+            match place {
+                Err(error) if self.skip_unreadable => notes.push(left_out(&files.name, &error)),
+                place => {
+                    kept.push(*files);
+                    places.push(place?);
+                }
+            }
+        }
+        Ok((kept, places, notes))
+    }
+
     /// Opens cases, those of voxgrad first, then nnU-Net's, then the raw files. `on_case` is called after each, from
     /// several threads.
     ///
@@ -85,18 +112,18 @@ impl Opening<'_> {
     ///
     /// # Errors
     /// [`PreprocessError::StoredCases`](crate::error::PreprocessError::StoredCases) if some are made with other settings, from other files, or in two ways;
-    /// [`PreprocessError::CaseMemory`](crate::error::PreprocessError::CaseMemory) if those that are not stored piece by piece are too large together; and what reading gives.
+    /// [`PreprocessError::CaseMemory`](crate::error::PreprocessError::CaseMemory) if those that have not been preprocessed are too large together; and what reading gives, and
+    /// writing the copies that nnU-Net's cases are read from in parts.
     pub fn open(&self, files: &[&CaseFiles], on_case: impl Fn(&str) + Sync) -> Result<Opened> {
-        let places = in_parallel(files, self.workers, |files| self.place(files));
-        let places: Vec<Place> = places.into_iter().collect::<Result<_>>()?;
-        let compat = self.common(files, &places)?;
-        let mut notes = notes(files, &places);
+        let (files, places, mut notes) = self.places(files)?;
+        let compat = self.common(&files, &places)?;
+        notes.extend(odd(&files, &places));
         let preprocessor = Preprocessor { compat, ..self.preprocessor.clone() };
-        let whole = places.iter().filter(|place| !matches!(place, Place::Stored { .. })).count();
+        let whole = places.iter().filter(|place| matches!(place, Place::Raw)).count();
         let held = Held { limit: self.memory, whole, cases: AtomicUsize::new(0), bytes: AtomicU64::new(0) };
         let work: Vec<_> = files.iter().zip(places).collect();
         let opened = in_parallel(&work, self.workers, |(files, place)| {
-            let case = read(files, place, &preprocessor, &held);
+            let case = self.read(files, place, &preprocessor, &held);
             on_case(&files.name);
             case
         });
@@ -111,6 +138,36 @@ impl Opening<'_> {
             notes.push(format!("{whole} cases are kept in memory as a whole: {mebibytes:.1} MiB"));
         }
         Ok(Opened { cases, compat, notes })
+    }
+
+    /// Opens one case, with what is odd about it.
+    fn read(
+        &self,
+        files: &CaseFiles,
+        place: &Place,
+        preprocessor: &Preprocessor,
+        held: &Held,
+    ) -> Result<(PreparedCase, Vec<String>)> {
+        let (labels, spacing) = (&preprocessor.labels, preprocessor.spacing);
+        match place {
+            Place::Stored { case, .. } | Place::Nnunets { copy: Some(case), .. } => {
+                Ok((PreparedCase::Stored(case.clone()), Vec::new()))
+            }
+            Place::Nnunets { path, copy: None, .. } => {
+                let case = match path.extension().is_some_and(|ending| ending == "npz") {
+                    true => read_npz(path, labels, spacing)?,
+                    false => read_b2nd(path, labels, spacing)?,
+                };
+                let copy = convert(self.prepared, self.data_identifier, &case, path, preprocessor)?;
+                Ok((PreparedCase::Stored(Box::new(copy)), Vec::new()))
+            }
+            Place::Raw | Place::Nowhere => {
+                held.check()?;
+                let (case, warnings) = preprocess_raw(files, labels, preprocessor)?;
+                held.add(bytes(&case))?;
+                Ok((PreparedCase::InMemory(Box::new(case)), warnings))
+            }
+        }
     }
 
     fn place(&self, files: &CaseFiles) -> Result<Place> {
@@ -132,11 +189,14 @@ impl Opening<'_> {
             }
         }
         let path = |ending: &str| Some(theirs.join(format!("{}{ending}", files.name))).filter(|path| path.exists());
-        Ok(match (path(".b2nd"), path(".npz")) {
-            (Some(path), _) => Place::B2nd { older: older(&path, files), path },
-            (None, Some(path)) => Place::Npz { older: older(&path, files), path },
-            (None, None) if files.images.is_empty() => Place::Nowhere,
-            (None, None) => Place::Raw,
+        Ok(match path(".b2nd").or(path(".npz")) {
+            Some(path) => Place::Nnunets {
+                older: older(&path, files),
+                copy: copy_of(self.prepared, self.data_identifier, &files.name, &path, self.preprocessor).map(Box::new),
+                path,
+            },
+            None if files.images.is_empty() => Place::Nowhere,
+            None => Place::Raw,
         })
     }
 
@@ -163,7 +223,7 @@ impl Opening<'_> {
         let made = |compat: Compat| {
             named(&|place| match place {
                 Place::Stored { compat: Some(made), .. } => *made == compat,
-                Place::B2nd { .. } | Place::Npz { .. } => compat == Compat::Nnunet,
+                Place::Nnunets { .. } => compat == Compat::Nnunet,
                 _ => false,
             })
         };
@@ -226,27 +286,6 @@ impl Held {
     }
 }
 
-/// Opens one case, with what is odd about it.
-fn read(
-    files: &CaseFiles,
-    place: &Place,
-    preprocessor: &Preprocessor,
-    held: &Held,
-) -> Result<(PreparedCase, Vec<String>)> {
-    let (labels, spacing) = (&preprocessor.labels, preprocessor.spacing);
-    if let Place::Stored { case, .. } = place {
-        return Ok((PreparedCase::Stored(case.clone()), Vec::new()));
-    }
-    held.check()?;
-    let (case, warnings) = match place {
-        Place::B2nd { path, .. } => (read_b2nd(path, labels, spacing)?, Vec::new()),
-        Place::Npz { path, .. } => (read_npz(path, labels, spacing)?, Vec::new()),
-        _ => preprocess_raw(files, labels, preprocessor)?,
-    };
-    held.add(bytes(&case))?;
-    Ok((PreparedCase::InMemory(Box::new(case)), warnings))
-}
-
 /// What a case takes in memory.
 fn bytes(case: &PreprocessedCase) -> u64 {
     let locations = &case.class_locations;
@@ -261,8 +300,13 @@ fn older(path: &Path, files: &CaseFiles) -> bool {
     newest.zip(modified(path)).is_some_and(|(raw, made)| raw > made)
 }
 
+/// What is said of a case that training goes on without.
+pub(crate) fn left_out(case: &str, error: &Error) -> String {
+    format!("case {case} is left out, it cannot be read: {error}")
+}
+
 /// What is used although something else may have been meant.
-fn notes(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
+fn odd(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
     let mut notes = Vec::new();
     let mut list = |what: &dyn Fn(&Place) -> bool, note: &str| {
         let pairs = files.iter().zip(places).filter(|(_, place)| what(place));
@@ -277,8 +321,13 @@ fn notes(files: &[&CaseFiles], places: &[Place]) -> Vec<String> {
         "cases lie where nnU-Net's own belong, which stops nnU-Net; `voxgrad preprocess` moves them to a folder of their \
          own",
     );
-    let older = |place: &Place| matches!(place, Place::B2nd { older: true, .. } | Place::Npz { older: true, .. });
+    let older = |place: &Place| matches!(place, Place::Nnunets { older: true, .. });
     list(&older, "cases that nnU-Net has preprocessed are older than their raw files, and are used as they are");
+    let converted = |place: &Place| matches!(place, Place::Nnunets { copy: None, .. });
+    list(
+        &converted,
+        "cases that nnU-Net has preprocessed are copied into chunks, once, so that they can be read in parts",
+    );
     let raw = places.iter().filter(|place| matches!(place, Place::Raw)).count();
     if raw > 0 && raw < places.len() {
         let is_raw = |place: &Place| matches!(place, Place::Raw);

@@ -2,6 +2,7 @@
 
 use super::{Precision, Progress, Settings};
 use crate::augment::Recipe;
+use crate::sample::{Oversampling, Sampling};
 
 /// What was asked for; `None` for what was not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -20,6 +21,10 @@ pub struct Asked {
     pub mirror: Option<[bool; 3]>,
     /// As [`Settings::augmentation`].
     pub augmentation: Option<Recipe>,
+    /// As [`Sampling::oversampling`].
+    pub oversampling: Option<Oversampling>,
+    /// As [`Sampling::by_annotation`].
+    pub by_annotation: Option<bool>,
     /// As [`Settings::precision`].
     pub precision: Option<Precision>,
     /// As [`Settings::exact`].
@@ -40,9 +45,17 @@ impl Asked {
             momentum: self.momentum.unwrap_or(default.momentum),
             mirror: self.mirror.unwrap_or(default.mirror),
             augmentation: self.augmentation.unwrap_or(default.augmentation),
+            sampling: self.sampling(default.sampling),
             precision: self.precision.unwrap_or(default.precision),
             exact: self.exact.unwrap_or(default.exact),
             seed: self.seed.unwrap_or(default.seed),
+        }
+    }
+
+    fn sampling(&self, begun: Sampling) -> Sampling {
+        Sampling {
+            oversampling: self.oversampling.unwrap_or(begun.oversampling),
+            by_annotation: self.by_annotation.unwrap_or(begun.by_annotation),
         }
     }
 
@@ -55,6 +68,7 @@ impl Asked {
         all.of("momentum", self.momentum, begun.momentum);
         all.of("mirror", self.mirror.map(axes), axes(begun.mirror));
         all.of("augmentation", self.augmentation, begun.augmentation);
+        all.of("sampling", Some(self.sampling(begun.sampling)), begun.sampling);
         all.of("precision", self.precision, begun.precision);
         all.of("exact", self.exact, begun.exact);
         all.of("seed", self.seed, begun.seed);

@@ -6,7 +6,7 @@ use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{CaseFiles, Dataset};
 use crate::device::free_memory;
 use crate::error::{Error, Result, TrainError};
-use crate::preprocess::{Opening, Preprocessor};
+use crate::preprocess::{Opening, Preprocessor, left_out};
 use crate::sample::{ChunkCache, PatchSource, patches_of};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct DataSource<'a> {
     pub split: &'a Split,
     /// How ignored voxels must have been treated by preprocessing; `None` takes what is there.
     pub compat: Option<Compat>,
+    /// Whether a preprocessed case that cannot be read is left out, with a note.
+    pub skip_unreadable: bool,
 }
 
 /// The opened cases.
@@ -70,6 +72,7 @@ impl DataSource<'_> {
             compat: self.compat,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             memory: free_memory() / 2,
+            skip_unreadable: self.skip_unreadable,
         };
         let opened = opening.open(&files, on_case)?;
         let mut notes = opened.notes;
@@ -89,7 +92,15 @@ impl DataSource<'_> {
             return Err(Error::Train(TrainError::NothingToLearn { cases: train.len(), ignore }));
         }
         let cache = ChunkCache::new(CACHE_BYTES);
-        let cases = opened.cases.into_iter().map(|case| patches_of(case, &cache)).collect::<Result<Vec<Case>>>()?;
+        let mut cases: Vec<Case> = Vec::with_capacity(opened.cases.len());
+        for case in opened.cases {
+            let name = case.name().to_owned();
+            match patches_of(case, &cache) {
+                Ok(case) => cases.push(case),
+                Err(error) if self.skip_unreadable => notes.push(left_out(&name, &error)),
+                Err(error) => return Err(error),
+            }
+        }
         let named = |names: &[String]| -> Vec<Case> {
             names.iter().filter_map(|name| cases.iter().find(|case| case.name() == name).cloned()).collect()
         };

@@ -4,17 +4,21 @@
 mod asked;
 mod checkpoint;
 mod data;
+mod loader;
 mod memory;
 mod precision;
 pub mod run;
 mod step;
+mod times;
 
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
 pub use data::{Case, DataSource, TrainingData};
+pub use loader::Loading;
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
+pub use times::EpochTimes;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;
@@ -22,18 +26,19 @@ use crate::error::{Error, Result, TrainError};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, History};
 use crate::kernels::conv3d::Policy;
-use crate::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState};
+use crate::kernels::{Buffer, Context, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::{Network, UNetShape};
 use crate::optim::{Optimizer, poly_learning_rate};
-use crate::sample::{Batch, PatchSampler, PatchSource, RandomState, RawBatch};
+use crate::sample::{Batch, PatchSampler, PatchSource, Pool, Sampling, Unreadable};
 use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use loader::{Loader, Purpose, Work};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Losses are read back after this many iterations: the device never waits for the host in between.
 const ITERATIONS_PER_READ: usize = 10;
@@ -61,6 +66,9 @@ pub struct Settings {
     /// What else is done to training patches. What earlier versions did, mirroring, stands for a missing value.
     #[serde(default = "mirroring")]
     pub augmentation: Recipe,
+    /// Which cases training patches are cut from, and where.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
     #[serde(default)]
     pub precision: Precision,
@@ -82,6 +90,7 @@ impl Default for Settings {
             momentum: Optimizer::default().momentum,
             mirror: [true; 3],
             augmentation: Recipe::default(),
+            sampling: Sampling::NNUNET,
             precision: Precision::F32,
             exact: false,
             seed: 0,
@@ -93,7 +102,8 @@ fn mirroring() -> Recipe {
     Recipe::MIRROR
 }
 
-/// Where training stands: everything that a later continuation needs beside weights and momenta.
+/// Where training stands: everything that a later continuation needs beside weights and momenta. Patches and their
+/// augmentation follow from the seed, the epoch and the iteration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The current epoch, from 0.
@@ -110,8 +120,6 @@ pub struct Progress {
     pub not_finite_in_a_row: usize,
     /// Start of the epoch, seconds since 1970.
     pub started: f64,
-    /// Generator of training patches.
-    pub random: RandomState,
     /// Loss scale and usable steps since it last changed, where the precision needs one and training has begun.
     #[serde(default)]
     pub loss_scale: Option<(f32, u32)>,
@@ -159,11 +167,14 @@ pub struct Trainer {
     step: Step,
     sampler: PatchSampler,
     augmenter: Augmenter,
-    random: ChaCha8Rng,
+    loading: Loading,
+    unreadable: Arc<Unreadable>,
     progress: Progress,
-    raw: RawBatch,
-    batch: Batch,
+    times: EpochTimes,
 }
+
+/// A batch on the device: images, and the label map.
+type Ready = (Tensor, Buffer);
 
 impl Trainer {
     /// A fresh network.
@@ -175,7 +186,6 @@ impl Trainer {
         let architecture = model.architecture()?;
         check_memory(context, &model, &architecture, &settings)?;
         let network = Network::new(context, architecture, settings.seed)?;
-        let random = ChaCha8Rng::seed_from_u64(settings.seed);
         let progress = Progress {
             epoch: 0,
             iteration: 0,
@@ -183,7 +193,6 @@ impl Trainer {
             not_finite: 0,
             not_finite_in_a_row: 0,
             started: now(),
-            random: RandomState::of(&random),
             loss_scale: None,
             history: History::default(),
         };
@@ -221,20 +230,43 @@ impl Trainer {
         let context = &policy.with_exact(exact).on(context);
         let batch_size = model.configuration.batch_size;
         let batch_dice = model.configuration.batch_dice;
+        let oversampling = settings.sampling.oversampling;
         let loss = NetworkLoss::new(context, &model.labels, network.shape(), batch_size, patch, batch_dice)?;
         let optimizer = Optimizer { momentum: settings.momentum, ..Default::default() };
         Ok(Self {
             context: context.clone(),
-            sampler: PatchSampler::new(batch_size, patch),
+            sampler: PatchSampler { oversampling, ..PatchSampler::new(batch_size, patch) },
             augmenter: augmenter(&model, &settings)?,
-            random: progress.random.restore(),
-            raw: RawBatch::default(),
-            batch: Batch::default(),
+            loading: Loading::default(),
+            unreadable: Arc::default(),
+            times: EpochTimes::default(),
             model,
             settings,
             step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale),
             progress,
         })
+    }
+
+    /// The same with other threads to cut patches, or another way with unreadable cases.
+    pub fn with_loading(self, loading: Loading) -> Self {
+        Self { loading, ..self }
+    }
+
+    /// How many threads cut patches, and the bytes of host memory that their batches take at most.
+    pub fn prefetch(&self) -> (usize, u64) {
+        let channels = self.network().shape().channels_in;
+        let bytes = Batch::bytes(self.sampler.batch_size, self.augmenter.geometry().initial, channels);
+        (self.loading.threads_for(bytes), self.loading.memory(bytes))
+    }
+
+    /// Cases that could not be read since this trainer was made, with the reasons. It goes on without them.
+    pub fn unreadable(&self) -> BTreeMap<String, String> {
+        self.unreadable.all()
+    }
+
+    /// Where the time of the current or last epoch went.
+    pub fn times(&self) -> EpochTimes {
+        self.times
     }
 
     /// Where it is trained: the device, with the settings that validation should have too.
@@ -274,53 +306,45 @@ impl Trainer {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let state = self.step.loss_scale().map(|scale| scale.state(&self.context)).transpose()?;
         let loss_scale = state.map(|state| (state.scale, state.good_steps));
-        let progress = Progress { random: RandomState::of(&self.random), loss_scale, ..self.progress.clone() };
+        let progress = Progress { loss_scale, ..self.progress.clone() };
         Checkpoint::of(&self.context, self.network().parameters(), self.model.clone(), self.settings, progress)
     }
 
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) without training cases, or what the device reports. [`TrainError::Diverged`](crate::error::TrainError::Diverged) once the loss scale
-    /// cannot be lowered any more, or, without one, after twenty steps in a row without a finite loss and gradient.
-    pub fn epoch<S: PatchSource>(
+    /// [`TrainError::NoCases`] without training cases, those of [`PatchSampler::fill`], or what the device reports.
+    /// [`TrainError::Diverged`] once the loss scale cannot be lowered any more, or, without one, after twenty steps in a
+    /// row without a finite loss and gradient.
+    pub fn epoch<S: PatchSource + Sync>(
         &mut self,
         training: &[S],
         validation: &[S],
         mut observe: impl FnMut(Report) -> ControlFlow<()>,
     ) -> Result<Outcome> {
-        let epoch = self.progress.epoch;
+        let began = Instant::now();
+        self.times = EpochTimes::default();
         if self.progress.iteration == 0 {
             self.progress.started = now();
             self.progress.not_finite = 0;
         }
-        let learning_rate = poly_learning_rate(self.settings.learning_rate, epoch, self.settings.epochs);
-        let mut unread: Vec<Unread> = Vec::with_capacity(ITERATIONS_PER_READ);
-        while self.progress.iteration < self.settings.iterations {
-            unread.push(self.iteration(training, learning_rate as f32)?);
-            self.progress.iteration += 1;
-            let last = self.progress.iteration == self.settings.iterations;
-            let mut loss = None;
-            if unread.len() == ITERATIONS_PER_READ || last {
-                loss = self.read(&mut unread)?;
-            }
-            let report = Report { epoch, iteration: self.progress.iteration, validation: false, loss };
-            if observe(report).is_break() {
-                self.read(&mut unread)?;
-                return Ok(Outcome::Interrupted);
-            }
+        let ended = self.train(training, &mut observe)?;
+        let mut validated = None;
+        if ended.is_continue() {
+            let cases = if validation.is_empty() { training } else { validation };
+            validated = self.validate(cases, &mut observe)?;
         }
-
-        let cases = if validation.is_empty() { training } else { validation };
-        let Some((val_loss, dice)) = self.validate(cases, &mut observe)? else { return Ok(Outcome::Interrupted) };
+        self.times.wall = began.elapsed().as_secs_f64();
+        let Some((val_loss, dice)) = validated else { return Ok(Outcome::Interrupted) };
         let losses = std::mem::take(&mut self.progress.losses);
         let record = EpochRecord {
             train_loss: mean(&losses),
             val_loss,
             dice_per_class: dice,
-            learning_rate,
+            learning_rate: self.learning_rate(),
             started: self.progress.started,
             ended: now(),
+            times: self.times,
         };
         let best = self.progress.history.push(record, Compat::Corrected);
         self.progress.epoch += 1;
@@ -328,18 +352,94 @@ impl Trainer {
         Ok(Outcome::Finished { best })
     }
 
-    /// One SGD step on one random batch; loss and norm of the gradient stay on the device.
-    fn iteration<S: PatchSource>(&mut self, cases: &[S], learning_rate: f32) -> Result<Unread> {
+    fn learning_rate(&self) -> f64 {
+        poly_learning_rate(self.settings.learning_rate, self.progress.epoch, self.settings.epochs)
+    }
+
+    /// The remaining iterations of the current epoch, unless the observer breaks off.
+    fn train<S: PatchSource + Sync>(
+        &mut self,
+        cases: &[S],
+        observe: &mut impl FnMut(Report) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
         let sampler = PatchSampler { patch: self.augmenter.geometry().initial, ..self.sampler.clone() };
-        sampler.fill_raw(cases, &mut self.random, &mut self.raw)?;
-        let (x, target) = self.augmenter.batch(&self.context, &self.raw, &mut self.random)?;
+        let unreadable = self.unreadable.clone();
+        let pool = match self.settings.sampling.by_annotation {
+            true => Pool::by_annotation(cases, self.model.labels.ignore_label())?,
+            false => Pool::new(cases),
+        };
+        let work = self.work(pool, &unreadable, sampler, Purpose::Training);
+        let (first, end) = (self.progress.iteration, self.settings.iterations);
+        std::thread::scope(|scope| {
+            let mut loader = Loader::start(scope, &work, first..end, self.prefetch().0)?;
+            let mut unread: Vec<Unread> = Vec::with_capacity(ITERATIONS_PER_READ);
+            let mut ready = (first < end).then(|| self.ready(&mut loader));
+            while let Some(batch) = ready.take() {
+                let (x, target) = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        // What was trained before counts, so that a checkpoint can be made of it.
+                        self.read(&mut unread)?;
+                        return Err(error);
+                    }
+                };
+                unread.push(self.iteration(x, target)?);
+                self.progress.iteration += 1;
+                let iteration = self.progress.iteration;
+                // The next batch is on its way to the device before losses are waited for.
+                ready = (iteration < end).then(|| self.ready(&mut loader));
+                let mut loss = None;
+                if unread.len() == ITERATIONS_PER_READ || iteration == end {
+                    loss = self.read(&mut unread)?;
+                }
+                if observe(Report { epoch: self.progress.epoch, iteration, validation: false, loss }).is_break() {
+                    self.read(&mut unread)?;
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// What the loader's threads have to do in this epoch.
+    fn work<'a, S: PatchSource>(
+        &self,
+        pool: Pool<'a, S>,
+        unreadable: &'a Unreadable,
+        sampler: PatchSampler,
+        purpose: Purpose,
+    ) -> Work<'a, S> {
+        let (seed, epoch) = (self.settings.seed, self.progress.epoch);
+        let augmenter = (purpose == Purpose::Training).then(|| self.augmenter.clone());
+        let pool = if self.loading.skip_unreadable { pool.without_unreadable(unreadable) } else { pool };
+        Work { pool, sampler, augmenter, seed, purpose, epoch }
+    }
+
+    /// The next batch of training, uploaded and augmented.
+    fn ready(&mut self, loader: &mut Loader) -> Result<Ready> {
+        let waited = Instant::now();
+        let loaded = loader.next()?;
+        self.times.idle += waited.elapsed().as_secs_f64();
+        self.times.load += loaded.seconds;
+        let began = Instant::now();
+        let ready = self.augmenter.apply(&self.context, &loaded.batch, &loaded.draws)?;
+        self.times.augment += began.elapsed().as_secs_f64();
+        loader.give_back(loaded.batch);
+        Ok(ready)
+    }
+
+    /// One SGD step; loss and norm of the gradient stay on the device.
+    fn iteration(&mut self, x: Tensor, target: Buffer) -> Result<Unread> {
+        let began = Instant::now();
         let loss = self.step.gradients(&x, &target)?;
-        let norm = self.step.update(learning_rate)?;
+        let norm = self.step.update(self.learning_rate() as f32)?;
+        self.times.step += began.elapsed().as_secs_f64();
         Ok(Unread { loss, norm })
     }
 
     /// Moves losses from the device to the record and returns the mean of those that are finite.
     fn read(&mut self, unread: &mut Vec<Unread>) -> Result<Option<f32>> {
+        let began = Instant::now();
         let before = self.progress.losses.len();
         let mut any_not_finite = false;
         for Unread { loss, norm } in unread.drain(..) {
@@ -356,6 +456,7 @@ impl Trainer {
                 any_not_finite = true;
             }
         }
+        self.times.step += began.elapsed().as_secs_f64();
         if any_not_finite {
             self.check_divergence()?;
         }
@@ -379,32 +480,52 @@ impl Trainer {
 
     /// Mean loss and pseudo Dice of random validation patches; `None` if interrupted. The patches of an epoch are the
     /// same however often training was interrupted before.
-    fn validate<S: PatchSource>(
+    fn validate<S: PatchSource + Sync>(
         &mut self,
         cases: &[S],
         observe: &mut impl FnMut(Report) -> ControlFlow<()>,
     ) -> Result<Option<(f64, Vec<f64>)>> {
-        let epoch = self.progress.epoch;
-        let mut random = ChaCha8Rng::seed_from_u64(self.settings.seed);
-        random.set_stream(1 + epoch as u64);
+        let (epoch, iterations) = (self.progress.epoch, self.settings.validation_iterations);
         let mut dice = PseudoDice::new(&self.model.labels);
-        let mut losses = Vec::with_capacity(self.settings.validation_iterations);
-        for iteration in 0..self.settings.validation_iterations {
-            self.sampler.fill(cases, &mut random, &mut self.batch)?;
-            let (x, target) = upload(&self.context, &self.batch, self.settings.precision)?;
-            let (network, loss) = (self.step.network(), self.step.loss());
-            let outputs = network.forward(&mut Tape::inference(&self.context), &Var::data(x), loss.levels())?;
-            let loss = loss.value(&self.context, &target, &outputs)?;
-            if let Some(finest) = outputs.first() {
-                dice.add_logits(&finest.value().download(&self.context)?, &self.batch.target)?;
+        let mut losses = Vec::with_capacity(iterations);
+        let unreadable = self.unreadable.clone();
+        let work = self.work(Pool::new(cases), &unreadable, self.sampler.clone(), Purpose::Validation);
+        let interrupted = std::thread::scope(|scope| -> Result<bool> {
+            let mut loader = Loader::start(scope, &work, 0..iterations, self.prefetch().0)?;
+            for iteration in 0..iterations {
+                let waited = Instant::now();
+                let loaded = loader.next()?;
+                self.times.idle += waited.elapsed().as_secs_f64();
+                self.times.load += loaded.seconds;
+                let began = Instant::now();
+                losses.push(self.validation_loss(&loaded.batch, &mut dice)?);
+                self.times.step += began.elapsed().as_secs_f64();
+                loader.give_back(loaded.batch);
+                let loss = losses.last().copied();
+                if observe(Report { epoch, iteration: iteration + 1, validation: true, loss }).is_break() {
+                    return Ok(true);
+                }
             }
-            losses.push(self.context.download_f32(&loss)?.first().copied().unwrap_or(f32::NAN));
-            let report = Report { epoch, iteration: iteration + 1, validation: true, loss: losses.last().copied() };
-            if observe(report).is_break() {
-                return Ok(None);
-            }
+            Ok(false)
+        })?;
+        Ok((!interrupted).then(|| (mean(&losses), dice.per_class())))
+    }
+
+    /// The loss of a batch without augmentation, whose voxels are counted for the pseudo Dice.
+    fn validation_loss(&self, batch: &Batch, dice: &mut PseudoDice) -> Result<f32> {
+        // Where there is no image is background.
+        let target: Vec<i16> = batch.labels.iter().map(|&label| label.max(0)).collect();
+        let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
+        let image = Tensor::upload(&self.context, shape, &batch.image)?;
+        let image = image.cast(&self.context, self.settings.precision.dtype())?;
+        let labels = self.augmenter.upload_labels(&self.context, &target)?;
+        let (network, loss) = (self.step.network(), self.step.loss());
+        let outputs = network.forward(&mut Tape::inference(&self.context), &Var::data(image), loss.levels())?;
+        let value = loss.value(&self.context, &labels, &outputs)?;
+        if let Some(finest) = outputs.first() {
+            dice.add_logits(&finest.value().download(&self.context)?, &target)?;
         }
-        Ok(Some((mean(&losses), dice.per_class())))
+        Ok(self.context.download_f32(&value)?.first().copied().unwrap_or(f32::NAN))
     }
 }
 
@@ -428,13 +549,6 @@ fn augmenter(model: &Model, settings: &Settings) -> Result<Augmenter> {
     let largest_label = model.labels.expected_labels().into_iter().max().unwrap_or(0);
     let dtype = settings.precision.dtype();
     Ok(Augmenter::new(settings.augmentation, patch, settings.mirror, masked, largest_label, dtype))
-}
-
-/// A batch on the device: the image, and the label map.
-fn upload(context: &Context, batch: &Batch, precision: Precision) -> Result<(Tensor, Buffer)> {
-    let shape = Shape { batch: batch.size, dims: batch.patch, channels: batch.channels };
-    let image = Tensor::upload(context, shape, &batch.image)?.cast(context, precision.dtype())?;
-    Ok((image, context.upload(&batch.target, Dtype::U8)?))
 }
 
 fn mean(values: &[f32]) -> f64 {

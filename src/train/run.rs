@@ -1,7 +1,7 @@
 //! A training from its first epoch to its last, with its checkpoints in a folder.
 
 use super::{Checkpoint, Outcome, Report, Trainer, TrainingCases};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TrainError};
 use crate::sample::PatchSource;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ pub fn saved(folder: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// Those of [`Trainer::epoch`] and [`Checkpoint::write`], and what `on_epoch` returns. The checkpoints in the folder are
-/// then those of the last finished epoch.
-pub fn train<S: PatchSource>(
+/// then those of the last finished epoch; after [`TrainError::CaseUnreadable`] the latest is that of the last iteration.
+pub fn train<S: PatchSource + Sync>(
     trainer: &mut Trainer,
     cases: &TrainingCases,
     folder: &Path,
@@ -59,7 +59,17 @@ pub fn train<S: PatchSource>(
     };
     let latest = folder.join(LATEST);
     while !trainer.is_finished() {
-        let outcome = trainer.epoch(training, validation, &mut on_iteration)?;
+        let outcome = match trainer.epoch(training, validation, &mut on_iteration) {
+            // Nothing is wrong with what was trained before.
+            Err(
+                error @ (Error::Train(TrainError::CaseUnreadable { .. })
+                | Error::Train(TrainError::NoReadableCase { .. })),
+            ) => {
+                checkpoint(trainer)?.write(&latest)?;
+                return Err(error);
+            }
+            outcome => outcome?,
+        };
         let state = checkpoint(trainer)?;
         state.write(&latest)?;
         match outcome {

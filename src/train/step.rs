@@ -1,4 +1,5 @@
-//! One step of training: forward, loss, backward, clipping, SGD.
+//! One step of training: forward, loss, backward, clipping, SGD. Between [`Step::gradients`] and [`Step::update`] all gradients
+//! lie in one buffer, the place to sum those of several devices.
 
 use crate::error::Result;
 use crate::kernels::{Buffer, Context, LossScale, Scale};
@@ -51,8 +52,8 @@ impl Step {
     }
 
     /// Computes the gradients of all parameters, times the loss scale, where the store keeps them. `image` is
-    /// `[batch, depth, height, width, channels]` in the type of the activations, `target` the u8 label map
-    /// `[batch, depth, height, width]`. Returns the loss, which stays on the device; see
+    /// `[batch, depth, height, width, channels]` in the type of the activations, `target` the label map
+    /// `[batch, depth, height, width]` in u8, or u16 where labels exceed 255. Returns the loss, which stays on the device; see
     /// [`NetworkLoss::value_and_gradient`].
     ///
     /// # Errors

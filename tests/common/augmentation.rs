@@ -3,16 +3,16 @@
 use super::uniform;
 use voxgrad::augment::{Augmenter, Draw, Recipe};
 use voxgrad::kernels::{Context, Dtype};
-use voxgrad::sample::RawBatch;
+use voxgrad::sample::Batch;
 
 pub const PATCH: [usize; 3] = [6, 9, 7];
 
 /// A batch of three, of labels -1 to 3 (the ignore label).
-pub fn raw(recipe: Recipe, channels: usize) -> RawBatch {
+pub fn raw(recipe: Recipe, channels: usize) -> Batch {
     let patch = recipe.geometry(PATCH).initial;
     let voxels = 3 * patch.iter().product::<usize>();
     let labels = (0..voxels).map(|i| (i / 5 % 5) as i16 - 1).collect();
-    RawBatch { size: 3, patch, channels, image: uniform(3, voxels * channels), labels }
+    Batch { size: 3, patch, channels, image: uniform(3, voxels * channels), labels }
 }
 
 /// Everything at once.

@@ -9,6 +9,7 @@ pub mod npz;
 pub mod phantom;
 pub mod pickles;
 pub mod place;
+pub mod plans;
 pub mod six_cases;
 pub mod sparse;
 

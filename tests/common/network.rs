@@ -4,7 +4,7 @@ use super::uniform;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::tape::Fusion;
@@ -24,7 +24,8 @@ pub fn network(features: &[usize], channels_in: usize, heads: usize) -> UNetShap
         encoder_blocks: 2,
         decoder_blocks: if i + 1 == stages { 0 } else { 2 },
     };
-    UNetShape { channels_in, heads, stages: features.iter().enumerate().map(stage).collect(), bias: true }
+    let stages = features.iter().enumerate().map(stage).collect();
+    UNetShape { channels_in, heads, encoder: Encoder::Plain, stages, bias: true }
 }
 
 pub fn labels() -> LabelManager {

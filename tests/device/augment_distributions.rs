@@ -9,7 +9,7 @@ use voxgrad::augment::{Augmenter, Draw, Geometry, Recipe, TrainerVariant, Transf
 use voxgrad::error::TrainError;
 use voxgrad::kernels::augment::{self, Finish, LabelRule, Patch, Sample};
 use voxgrad::kernels::{Context, Dtype};
-use voxgrad::sample::RawBatch;
+use voxgrad::sample::{Batch, Oversampling};
 
 const DRAWS: usize = 10_000;
 const CHANNELS: usize = 3;
@@ -210,6 +210,11 @@ fn trainers_have_their_names_and_unknown_ones_are_refused_with_the_list() {
     assert_eq!(of("nnUNetTrainer_1epoch").epochs, Some(1));
     let both = of("nnUNetTrainer_250epochs_NoMirroring");
     assert_eq!((both.epochs, both.mirror), (Some(250), [false; 3]));
+    assert_eq!(both.oversampling, Oversampling::LastThird);
+    let by_chance = |name: &str| of(&format!("nnUNetTrainer_probabilisticOversampling{name}")).oversampling;
+    assert_eq!(by_chance(""), Oversampling::SameShare);
+    assert_eq!(by_chance("_033"), Oversampling::Probability(0.33));
+    assert_eq!(by_chance("_010"), Oversampling::Probability(0.1));
     let error = TrainerVariant::of("nnUNetTrainerDA5").unwrap_err();
     assert!(matches!(error, Error::Train(TrainError::UnknownTrainer { .. })));
     let text = error.to_string();
@@ -262,7 +267,7 @@ fn samples_go_through_the_operations_in_upstream_order() {
     assert_eq!(context.download::<u8>(&labels).unwrap(), context.download::<u8>(&expected_labels).unwrap());
 }
 
-fn bits(context: &Context, augmenter: &Augmenter, raw: &RawBatch, seed: u64) -> (Vec<u32>, Vec<u8>) {
+fn bits(context: &Context, augmenter: &Augmenter, raw: &Batch, seed: u64) -> (Vec<u32>, Vec<u8>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (mut image, mut labels) = (Vec::new(), Vec::new());
     for _ in 0..4 {

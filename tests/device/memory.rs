@@ -16,7 +16,7 @@ use voxgrad::train::MemoryPlan;
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
 const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
-fn planned_memory(
+pub fn planned_memory(
     context: &Context,
     shape: &UNetShape,
     batch: usize,
@@ -28,7 +28,7 @@ fn planned_memory(
 }
 
 /// A plan holds what was measured and is at most 5 % above it.
-fn check_plan(name: &str, peak: u64, planned: u64) {
+pub fn check_plan(name: &str, peak: u64, planned: u64) {
     eprintln!("{name}: peak {peak} bytes, planned {planned}");
     assert!(peak <= planned, "{name}: {peak} bytes exceed the planned {planned}");
     assert!(peak + planned / 20 >= planned, "{name}: {peak} bytes are far below the planned {planned}");

@@ -1,4 +1,4 @@
-//! Every kernel that two whole networks launch, handed to `ptx/driver.c` in place of a CUDA driver: that they compile for
+//! Every kernel that three whole networks launch, handed to `ptx/driver.c` in place of a CUDA driver: that they compile for
 //! an NVIDIA GPU, and respect its limits, needs none. `scripts/ptx_check.sh` runs this and assembles what it wrote.
 
 use crate::common::{assert_no_device_panic, device};
@@ -8,7 +8,7 @@ use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
 use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale};
 use voxgrad::loss::NetworkLoss;
-use voxgrad::nn::{Network, Stage, UNetShape};
+use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
@@ -42,8 +42,24 @@ fn brats(labels: &str) -> Work {
         decoder_blocks: 2,
     };
     let stages = [32, 64, 128, 256, 320, 320].into_iter().enumerate().map(stage).collect();
-    let network = UNetShape { channels_in: 4, heads: labels.num_segmentation_heads(), stages, bias: true };
+    let network = UNetShape {
+        channels_in: 4,
+        heads: labels.num_segmentation_heads(),
+        encoder: Encoder::Plain,
+        stages,
+        bias: true,
+    };
     Work { network, labels, batch: 2, patch: [128; 3], batch_dice: true }
+}
+
+/// A residual encoder as nnU-Net's presets have it for thick slices, whose kernels and strides differ by axis.
+fn residual() -> Work {
+    let mut work = brats(SPARSE_LABELS);
+    work.network.encoder = Encoder::Residual;
+    work.network.stages.truncate(4);
+    work.network.stages[0].kernel = [1, 3, 3];
+    work.network.stages[1].stride = [1, 2, 2];
+    Work { patch: [32, 64, 64], ..work }
 }
 
 /// The network of the demo.
@@ -142,6 +158,7 @@ fn kernels_of_whole_networks_compile_for_cuda() {
     for labels in [REGIONS, SPARSE_REGIONS, SPARSE_LABELS] {
         launch(context, brats(labels));
     }
+    launch(context, residual());
     launch_losses(context);
     for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
         crate::common::augmentation::launch_everything(context, channels, dtype);

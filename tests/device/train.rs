@@ -10,6 +10,7 @@ use voxgrad::kernels::conv3d::Policy;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::parameters::{NamedTensor, Slot};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
+use voxgrad::sample::Sampling;
 use voxgrad::train::{Checkpoint, Model, Outcome, Precision, Report, Settings, Trainer};
 use voxgrad::{Compat, Error, predict};
 
@@ -21,6 +22,7 @@ const SETTINGS: Settings = Settings {
     momentum: 0.99,
     mirror: [true; 3],
     augmentation: Recipe::MIRROR,
+    sampling: Sampling::NNUNET,
     precision: Precision::F32,
     exact: false,
     seed: 5,
@@ -232,7 +234,7 @@ fn the_loss_falls_and_the_prediction_finds_the_sphere() {
     let mut trainer = Trainer::new(context, model, settings).unwrap();
     finish(&mut trainer, &cases);
     let losses = &trainer.progress().history.train_losses;
-    assert!(losses[3] < losses[0] - 0.5, "{losses:?}");
+    assert!(losses[3] < losses[0] - 0.4, "{losses:?}");
 
     let case = &cases[0];
     let settings = predict::Settings { mirror: [false; 3], ..Default::default() };

@@ -5,7 +5,7 @@ use voxgrad::Error;
 use voxgrad::error::NetworkError;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Context, Dtype};
-use voxgrad::nn::{Stage, UNetShape};
+use voxgrad::nn::{Encoder, Stage, UNetShape};
 use voxgrad::tune::{Table, convolutions};
 
 fn results(context: &Context, problem: &Problem) -> [Vec<f32>; 3] {
@@ -85,7 +85,8 @@ fn measurements_survive_in_their_file_and_foreign_files_are_refused() {
         encoder_blocks: 2,
         decoder_blocks,
     };
-    let shape = UNetShape { channels_in: 1, heads: 2, stages: vec![stage(8, 1, 2), stage(16, 2, 0)], bias: true };
+    let stages = vec![stage(8, 1, 2), stage(16, 2, 0)];
+    let shape = UNetShape { channels_in: 1, heads: 2, encoder: Encoder::Plain, stages, bias: true };
     let problems = convolutions(context, &shape, 1, [8, 8, 8]).unwrap();
     // 1-8, 8-8 (once for encoder and decoder), 8-16 with stride 2, 16-16, 8+8-8, and the head.
     let shapes = problems.iter().map(|p| (p.in_dims(), p.channels_in(), p.second_channels(), p.channels_out()));

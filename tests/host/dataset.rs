@@ -41,7 +41,7 @@ fn every_label_rule_has_its_error() {
         }),
         (r#"{"background": 0, "a": 1, "b": 3}"#, "", |e| matches!(e, Error::Dataset(LabelsNotConsecutive { .. }))),
         (r#"{"background": 0, "a": -1}"#, "", |e| matches!(e, Error::Dataset(LabelOutOfRange { value: -1, .. }))),
-        (r#"{"background": 0, "a": 256}"#, "", |e| matches!(e, Error::Dataset(LabelOutOfRange { .. }))),
+        (r#"{"background": 0, "a": 32767}"#, "", |e| matches!(e, Error::Dataset(LabelOutOfRange { .. }))),
         (r#"{"background": 0, "ignore": 1}"#, "", |e| matches!(e, Error::Dataset(NoForeground { .. }))),
         (r#"{"background": 0, "a": [1, 2], "b": 2}"#, "", |e| {
             matches!(e, Error::Dataset(RegionsClassOrderMissing { .. }))

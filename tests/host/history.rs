@@ -3,6 +3,7 @@
 use approx::assert_relative_eq;
 use voxgrad::Compat;
 use voxgrad::history::{EpochRecord, History};
+use voxgrad::train::EpochTimes;
 
 fn epoch(dice: &[f64]) -> EpochRecord {
     EpochRecord {
@@ -12,6 +13,7 @@ fn epoch(dice: &[f64]) -> EpochRecord {
         learning_rate: 0.01,
         started: 100.0,
         ended: 130.0,
+        times: Default::default(),
     }
 }
 
@@ -53,4 +55,11 @@ fn storing_keeps_nan() {
     let read: History = serde_json::from_str(&text).unwrap();
     assert!(read.dice_per_class_or_region[0][0].is_nan());
     assert_eq!(read.mean_fg_dice, history.mean_fg_dice);
+    // Histories of earlier versions and of nnU-Net say nothing of where the time went.
+    let mut earlier = History { times: Vec::new(), ..read };
+    let text = serde_json::to_string(&earlier).unwrap();
+    assert!(!text.contains("times"), "{text}");
+    earlier = serde_json::from_str(&text).unwrap();
+    earlier.push(epoch(&[0.5]), Compat::Corrected);
+    assert_eq!(earlier.times, [None, Some(EpochTimes::default())]);
 }

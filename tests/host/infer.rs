@@ -190,7 +190,7 @@ fn decodes_like_nnunet() {
         let found = preprocessor.labels.segmentation_from_probabilities(&interleaved).unwrap();
         let expected = read_labels(&data(name).join("predictions/case_010.nii.gz")).unwrap().data;
         assert!(expected.iter().any(|&l| l > 0));
-        assert!(found.iter().zip(&expected).all(|(a, b)| i16::from(*a) == *b), "{name}");
+        assert!(found.iter().zip(&expected).all(|(a, b)| i32::from(*a) == i32::from(*b)), "{name}");
     }
 }
 
@@ -216,7 +216,7 @@ fn inference_begins_and_ends_like_nnunets() {
     let found = export::segmentation(&logits, shape, &case.properties, &preprocessor).unwrap();
     let written = read_labels(&data(name).join("predictions/case_011.nii.gz")).unwrap().data;
     assert!(written.iter().any(|&l| l > 0));
-    assert_eq!(found.mapv(i16::from), written);
+    assert_eq!(found.mapv(|label| label as i16), written);
 }
 
 /// Logits that encode the cropped labels come back as the labels, in place.

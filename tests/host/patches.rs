@@ -9,7 +9,7 @@ use voxgrad::Compat;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::io::Geometry;
 use voxgrad::preprocess::{ClassLocations, PreprocessedCase, Properties, case_path, store};
-use voxgrad::sample::{Batch, ChunkCache, PatchSampler, PatchSource, StoredPatches};
+use voxgrad::sample::{Batch, ChunkCache, PatchSampler, PatchSource, Pool, StoredPatches};
 
 /// Two channels; no value repeats nearby, so that a misplaced voxel is noticed. Chunks have an edge of 32.
 fn case(name: &str, shape: [usize; 3]) -> PreprocessedCase {
@@ -55,10 +55,10 @@ fn samples_are_those_of_cases_in_memory() {
             let (mut a, mut b) = (ChaCha8Rng::seed_from_u64(5), ChaCha8Rng::seed_from_u64(5));
             let (mut expected, mut found) = (Batch::default(), Batch::default());
             for _ in 0..40 {
-                sampler.fill(&cases, &mut a, &mut expected).unwrap();
+                sampler.fill(&Pool::new(&cases), &mut a, &mut expected).unwrap();
                 found.image.fill(f32::NAN);
-                found.target.fill(77);
-                sampler.fill(&on_disk, &mut b, &mut found).unwrap();
+                found.labels.fill(77);
+                sampler.fill(&Pool::new(&on_disk), &mut b, &mut found).unwrap();
                 assert!(found == expected, "limit {limit}");
                 assert!(cache.bytes_held() <= limit);
             }
@@ -74,10 +74,10 @@ fn a_patch_costs_the_bytes_of_its_chunks() {
     let cache = ChunkCache::new(1 << 30);
     let source = stored(&case, folder.path(), &cache);
     let whole = std::fs::metadata(case_path(folder.path(), "a")).unwrap().len();
-    let (mut image, mut target) = (vec![0.0; 2 * 16 * 16 * 16], vec![0; 16 * 16 * 16]);
+    let (mut image, mut labels) = (vec![0.0; 2 * 16 * 16 * 16], vec![0; 16 * 16 * 16]);
     let mut copy = |start: [isize; 3]| {
         let before = cache.bytes_read();
-        source.copy_patch(start, [16; 3], &mut image, &mut target).unwrap();
+        source.copy_patch(start, [16; 3], &mut image, &mut labels).unwrap();
         cache.bytes_read() - before
     };
     // One of 64 chunks of image and labels; all chunks compress about equally well.
@@ -116,8 +116,8 @@ fn damage_is_reported_when_the_patch_is_read() {
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1; // the labels of the second chunk
     std::fs::write(&path, bytes).unwrap();
-    let (mut image, mut target) = ([0.0; 2], [0]);
-    source.copy_patch([0; 3], [1; 3], &mut image, &mut target).unwrap();
-    let error = source.copy_patch([40, 0, 0], [1; 3], &mut image, &mut target).unwrap_err();
+    let (mut image, mut labels) = ([0.0; 2], [0]);
+    source.copy_patch([0; 3], [1; 3], &mut image, &mut labels).unwrap();
+    let error = source.copy_patch([40, 0, 0], [1; 3], &mut image, &mut labels).unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
 }

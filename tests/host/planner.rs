@@ -2,7 +2,7 @@
 
 use approx::assert_relative_eq;
 use serde_json::Value;
-use voxgrad::dataset::plans::{Configuration, Plans};
+use voxgrad::dataset::plans::Configuration;
 use voxgrad::dataset::{Dataset, DatasetJson};
 use voxgrad::error::{PlanError, TrainError};
 use voxgrad::plan::fingerprint::Fingerprint;
@@ -12,6 +12,7 @@ use voxgrad::{Compat, Error};
 
 use crate::common::data;
 use crate::common::place::assert_same;
+use crate::common::plans::{fullres, plan};
 
 const DATASETS: [&str; 2] = ["brats_regions", "brats_labels_anisotropic"];
 
@@ -61,29 +62,6 @@ fn plans_are_nnunets_field_by_field() {
         let expected: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert_same(&serde_json::to_value(&plans).unwrap(), &expected, 0.0, name);
     }
-}
-
-/// Plans of a made-up dataset in which all cases have the same shape and spacing.
-fn plan(kind: PlannerKind, shape: [usize; 3], spacing: [f64; 3], cases: usize, labels: usize) -> Plans {
-    let names: Vec<String> = (1..labels).map(|l| format!(r#""l{l}": {l}"#)).collect();
-    let json = format!(
-        r#"{{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, {}}}, "numTraining": {cases},
-            "file_ending": ".nii.gz"}}"#,
-        names.join(", ")
-    );
-    let json = DatasetJson::parse("d".as_ref(), &json).unwrap();
-    let fingerprint = Fingerprint {
-        foreground_intensity_properties_per_channel: Default::default(),
-        median_relative_size_after_cropping: 1.0,
-        shapes_after_crop: vec![shape; cases],
-        spacings: vec![spacing; cases],
-    };
-    let planner = Planner { kind, ..Planner::default() };
-    planner.plan_from_json("Dataset001_X", &json, &fingerprint).unwrap()
-}
-
-fn fullres(plans: &Plans) -> Configuration {
-    plans.configuration("3d_fullres").unwrap()
 }
 
 #[test]

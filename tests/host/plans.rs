@@ -85,6 +85,12 @@ fn broken_configurations_are_rejected() {
     short["arch_kwargs"]["strides"].as_array_mut().unwrap().pop();
     plans.configurations.insert("c".into(), with("architecture", short));
     named(plans.configuration("c"), "strides");
+    let mut residual = plans.configurations["3d_fullres"]["architecture"].clone();
+    let arguments = residual["arch_kwargs"].as_object_mut().unwrap();
+    arguments.remove("n_conv_per_stage");
+    arguments.insert("n_blocks_per_stage".into(), json!([1, 3, 4]));
+    plans.configurations.insert("c".into(), with("architecture", residual));
+    named(plans.configuration("c"), "n_blocks_per_stage");
 }
 
 /// Everything that influences a network or its data, and that is done in one way only, is refused in any other.
@@ -136,7 +142,40 @@ fn what_is_not_done_is_refused_by_field_and_value() {
     }
     let class = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet";
     let said = refused(&|plans| plans["architecture"]["network_class_name"] = class.into());
+    for words in ["n_conv_per_stage` is [2,2,2,2]", "n_blocks_per_stage` is null"] {
+        assert!(said.contains(words), "no `{words}` in: {said}");
+    }
+    let class = "dynamic_network_architectures.architectures.primus.Primus";
+    let said = refused(&|plans| plans["architecture"]["network_class_name"] = class.into());
     assert!(said.contains("network_class_name` is") && said.contains(class), "{said}");
+    // A residual encoder, and what of it is not done.
+    let residual = |field: &'static str, value: serde_json::Value| {
+        refused(&move |plans: &mut serde_json::Value| {
+            plans["architecture"]["network_class_name"] = "architectures.unet.ResidualEncoderUNet".into();
+            let arguments = plans["architecture"]["arch_kwargs"].as_object_mut().unwrap();
+            arguments.remove("n_conv_per_stage");
+            arguments.insert("n_blocks_per_stage".into(), json!([1, 3, 4, 6]));
+            arguments.insert(field.into(), value.clone());
+        })
+    };
+    let kinds = "dynamic_network_architectures.building_blocks.residual";
+    for (field, value, words) in [
+        ("block", json!(null), ""),
+        ("block", json!(format!("{kinds}.BasicBlockD")), ""),
+        ("block", json!(format!("{kinds}.BottleneckD")), "BottleneckD"),
+        ("bottleneck_channels", json!([8, 16, 32, 64]), "bottleneck_channels` is [8,16,32,64]"),
+        ("bottleneck_channels", json!([null, null, null, null]), ""),
+        ("stem_channels", json!(32), ""),
+        ("stem_channels", json!(16), "stem_channels` is 16"),
+        ("squeeze_excitation", json!(true), "squeeze_excitation` is true"),
+        ("stochastic_depth_p", json!(0.1), "stochastic_depth_p` is 0.1"),
+        ("n_conv_per_stage", json!([2, 2, 2, 2]), "n_conv_per_stage` is [2,2,2,2]"),
+        ("nonlin", json!("torch.nn.ReLU"), "torch.nn.ReLU"),
+        ("deep_supervision", json!(true), ""),
+    ] {
+        let said = residual(field, value);
+        assert!(said.contains(words) && said.is_empty() == words.is_empty(), "{field}: no `{words}` in: {said}");
+    }
     let resampling = |order: u8, separate: serde_json::Value| json!({"is_seg": false, "order": order, "order_z": 0, "force_separate_z": separate});
     let others: [(&str, serde_json::Value, &str); 7] = [
         ("previous_stage", json!("3d_lowres"), "`previous_stage` is \"3d_lowres\""),

@@ -35,6 +35,7 @@ fn history(epochs: usize) -> History {
                 learning_rate: 0.01 * (1.0 - e as f64 / 120.0).powf(0.9),
                 started: 100.0 * e as f64,
                 ended: 100.0 * e as f64 + 42.0 + 6.0 * noise,
+                times: Default::default(),
             },
             Compat::Corrected,
         );

@@ -7,7 +7,7 @@ use voxgrad::dataset::LabelGroup;
 use voxgrad::error::TrainError;
 use voxgrad::io::Geometry;
 use voxgrad::preprocess::{ClassLocations, PreprocessedCase, Properties};
-use voxgrad::sample::{Batch, PatchSampler, RandomState, patch_with_margin};
+use voxgrad::sample::{Batch, Oversampling, PatchSampler, Pool, patch_with_margin};
 use voxgrad::{Compat, Error};
 
 /// Every voxel's value tells where it is: `1000 c + 100 z + 10 y + x`; its label is `(z + y + x) % 3 - 1`.
@@ -137,24 +137,24 @@ fn margins_for_rotation() {
 }
 
 #[test]
-fn batches_hold_the_right_voxels_and_zeros_outside() {
+fn batches_hold_the_right_voxels_and_no_image_outside() {
     let sampler = PatchSampler { compat: Compat::Nnunet, ..PatchSampler::new(3, [4, 3, 5]) };
     let case = case([5, 6, 4], at(Some(vec![[4, 5, 1], [0, 0, 0], [2, 2, 2]]), &[]));
     let mut rng = rng();
-    let mut batch = Batch::new(1, [1; 3], 1);
+    let mut batch = Batch::default();
     for _ in 0..20 {
         // Poison: everything must be written anew.
         batch.image.fill(f32::NAN);
-        batch.target.fill(77);
+        batch.labels.fill(77);
         let mut replay = rng.clone();
-        sampler.fill(std::slice::from_ref(&case), &mut rng, &mut batch).unwrap();
+        sampler.fill(&Pool::new(std::slice::from_ref(&case)), &mut rng, &mut batch).unwrap();
         assert_eq!((batch.size, batch.patch, batch.channels), (3, [4, 3, 5], 2));
         for index in 0..3 {
             use rand::RngExt;
             replay.random_range(0..1usize);
             let start = sampler.start(&case, sampler.is_forced(index), &mut replay);
-            let (image, target) = batch.sample_mut(index);
-            for (voxel, label) in target.iter().enumerate() {
+            let (image, labels) = batch.sample_mut(index);
+            for (voxel, label) in labels.iter().enumerate() {
                 let offset = [voxel / 15, voxel / 5 % 3, voxel % 5];
                 let at: [isize; 3] = std::array::from_fn(|a| start[a] + offset[a] as isize);
                 let inside = at.iter().zip([5, 6, 4]).all(|(&i, n)| (0..n).contains(&i));
@@ -163,29 +163,68 @@ fn batches_hold_the_right_voxels_and_zeros_outside() {
                     let expected = if inside { case.data[[c, z, y, x]] } else { 0.0 };
                     assert_eq!(image[2 * voxel + c], expected);
                 }
-                let expected = if inside { case.seg[[z, y, x]].max(0) as u8 } else { 0 };
+                let expected = if inside { case.seg[[z, y, x]] } else { -1 };
                 assert_eq!(*label, expected);
             }
         }
     }
     assert!(matches!(
-        sampler.fill(&[] as &[PreprocessedCase], &mut rng, &mut batch),
+        sampler.fill(&Pool::new(&[] as &[PreprocessedCase]), &mut rng, &mut batch),
         Err(Error::Train(TrainError::NoCases))
     ));
 }
 
+/// nnU-Net's variant: every patch by itself, with the share that it forces otherwise, or another one.
 #[test]
-fn a_restored_stream_goes_on_where_it_stood() {
-    let sampler = PatchSampler::new(2, [3; 3]);
-    let cases = [case([9; 3], at(None, &[])), case([7; 3], at(None, &[]))];
-    let mut rng = rng();
-    let mut batch = Batch::default();
-    sampler.fill(&cases, &mut rng, &mut batch).unwrap();
-    let text = serde_json::to_string(&RandomState::of(&rng)).unwrap();
-    sampler.fill(&cases, &mut rng, &mut batch).unwrap();
-    let expected = batch.clone();
-    let mut restored = serde_json::from_str::<RandomState>(&text).unwrap().restore();
-    sampler.fill(&cases, &mut restored, &mut batch).unwrap();
-    assert_eq!(batch, expected);
-    assert_eq!(RandomState::of(&rng), RandomState::of(&restored));
+fn patches_are_forced_by_chance_where_that_is_asked_for() {
+    // Foreground is in one corner, annotation in the other.
+    let case = case([8; 3], at(Some(vec![[7; 3]]), &[&[[0; 3]]]));
+    let pool = Pool::new(std::slice::from_ref(&case));
+    let share = |batch_size: usize, oversampling: Oversampling| {
+        let sampler = PatchSampler { oversampling, ..PatchSampler::new(batch_size, [1; 3]) };
+        let (mut rng, mut batch, mut forced) = (rng(), Batch::default(), vec![0; batch_size]);
+        for _ in 0..2000 {
+            sampler.fill(&pool, &mut rng, &mut batch).unwrap();
+            // The corner's first channel is 1000, the other's 1777.
+            (0..batch_size).for_each(|index| forced[index] += usize::from(batch.image[2 * index] == 1000.0));
+        }
+        forced.iter().map(|&n| n as f64 / 2000.0).collect::<Vec<_>>()
+    };
+    let assert_near = |found: Vec<f64>, expected: f64| {
+        // Four standard errors.
+        let tolerance = 4.0 * (expected * (1.0 - expected) / 2000.0).sqrt();
+        assert!(found.iter().all(|share| (share - expected).abs() < tolerance), "{found:?}, expected {expected}");
+    };
+    assert_eq!(share(2, Oversampling::LastThird), [0.0, 1.0]);
+    assert_near(share(2, Oversampling::SameShare), 0.5);
+    assert_near(share(3, Oversampling::SameShare), 1.0 / 3.0);
+    assert_near(share(2, Oversampling::Probability(0.1)), 0.1);
+}
+
+#[test]
+fn cases_can_be_weighed_by_their_annotated_voxels() {
+    let with = |name: &str, labels: [i16; 4]| {
+        let mut case = case([1, 1, 4], at(None, &[]));
+        case.name = name.into();
+        case.seg = Array3::from_shape_vec((1, 1, 4), labels.to_vec()).unwrap();
+        case.data.fill(f32::from(name.as_bytes()[0]));
+        case
+    };
+    // Label 2 is ignored, -1 is no image: 3, 0 and 1 annotated voxels.
+    let cases = [with("a", [0, 1, 1, 2]), with("b", [2, 2, -1, -1]), with("c", [2, 2, 1, -1])];
+    let sampler = PatchSampler::new(1, [1; 3]);
+    let count = |pool: &Pool<PreprocessedCase>| {
+        let (mut rng, mut batch, mut counts) = (rng(), Batch::default(), [0; 3]);
+        for _ in 0..2000 {
+            sampler.fill(pool, &mut rng, &mut batch).unwrap();
+            counts[batch.image[0] as usize - usize::from(b'a')] += 1;
+        }
+        counts
+    };
+    let [a, b, c] = count(&Pool::by_annotation(&cases, Some(2)).unwrap());
+    assert!(b == 0 && (1420..1580).contains(&a) && a + c == 2000, "{a} {b} {c}");
+    let alike = count(&Pool::new(&cases));
+    assert!(alike.iter().all(|n| (580..760).contains(n)), "{alike:?}");
+    let nothing = Pool::by_annotation(&cases[1..2], Some(2)).unwrap_err();
+    assert!(matches!(nothing, Error::Train(TrainError::NothingToLearn { cases: 1, ignore: 2 })), "{nothing}");
 }

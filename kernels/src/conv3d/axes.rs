@@ -4,12 +4,12 @@ use cubecl::prelude::*;
 
 /// Numbers along depth, height and width.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Axes {
+pub(crate) struct Axes {
     pub depth: usize,
     pub height: usize,
     pub width: usize,
 }
 
-pub(super) fn axes([depth, height, width]: [usize; 3]) -> AxesLaunch {
+pub(crate) fn axes([depth, height, width]: [usize; 3]) -> AxesLaunch {
     AxesLaunch::new(depth, height, width)
 }

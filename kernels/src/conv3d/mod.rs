@@ -7,7 +7,7 @@
 //! has a folder of kernels. They all compute the same few operations, which `gather.rs` describes. What the next instance norm
 //! has to know of an output, or of a gradient, a pass can take on the way to memory.
 
-mod axes;
+pub(crate) mod axes;
 mod direct;
 pub(crate) mod gather;
 mod igemm;

@@ -1,4 +1,8 @@
 //! Which kernels compute a convolution: the only place where that is decided.
+//!
+//! Another route is a folder beside `direct`; here a variant of [`Route`], where it applies, how it packs weights, and into
+//! how many parts it sums moments and gradients (`moment_parts`, `gradient_parts`, `block_parts`; `None` if it does not); an
+//! arm in `run.rs`; and its name among the routes that are measured, [`Route::ALL`].
 
 use super::direct::Tile;
 use super::gather::Gather;
@@ -21,6 +25,28 @@ pub enum Route {
     TensorCores,
     /// Winograd's F(4, 3) along the width and F(2, 3) along the other axes of three taps: fewer products, other rounding.
     Winograd,
+}
+
+impl Route {
+    /// Every route with its name in measurements.
+    pub const ALL: [(Route, &str); 4] = [
+        (Route::Direct, "direct"),
+        (Route::Tiled, "tiled"),
+        (Route::Winograd, "winograd"),
+        (Route::TensorCores, "tensor cores"),
+    ];
+
+    /// Its name in measurements.
+    pub const fn name(self) -> &'static str {
+        // Without a wildcard: a route that is missing in `ALL` does not compile.
+        let place = match self {
+            Route::Direct => 0,
+            Route::Tiled => 1,
+            Route::Winograd => 2,
+            Route::TensorCores => 3,
+        };
+        Self::ALL[place].1
+    }
 }
 
 /// What the choice of routes obeys: by default a fixed rule.

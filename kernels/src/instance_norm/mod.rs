@@ -19,6 +19,10 @@
 //! backward sums read 2s, backward apply moves 3s. Backward keeps `x` and the statistics; `z` is computed again, which
 //! is cheaper than reading it.
 //!
+//! A residual block adds its skip before it activates: `y = leaky_relu(z + skip)` with `z` as above. [`apply_onto`] is that pass,
+//! and [`gradient_parts_onto`] begins the way back: it takes the sums while it turns `dy` into the gradient of `z + skip`, which
+//! is that of the skip too; behind it the norm's own gradient is that of a norm without activation.
+//!
 //! The statistics stay right where the mean is a thousand times the deviation: each task sums blocks of
 //! differences from its running mean (at first: from its first row), and blocks and tasks are merged with Chan's formula
 //! (Chan, Golub, LeVeque 1979: Updating formulae and a pairwise algorithm for computing sample variances).
@@ -27,6 +31,7 @@ mod apply;
 mod backward;
 pub(crate) mod epilogue;
 mod problem;
+mod residual;
 mod statistics;
 
 pub use apply::apply;
@@ -34,6 +39,7 @@ pub(crate) use apply::of_channels;
 pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_parts};
 pub use epilogue::{Coefficients, GradientParts, Moments};
 pub use problem::{Norm, NormGradient, Problem};
+pub use residual::{apply_onto, gradient_parts_onto};
 pub use statistics::{coefficients, moments, statistics, statistics_of_moments};
 
 use crate::{Buffer, Context, KernelError};

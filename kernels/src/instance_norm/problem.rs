@@ -46,6 +46,11 @@ impl Problem {
         Self { epsilon, ..self }
     }
 
+    /// The same with nothing behind the norm.
+    pub fn without_activation(self) -> Self {
+        Self { slope: 1.0, ..self }
+    }
+
     /// Elements of `x`, `y`, `dx`, `dy`.
     pub fn elements(&self) -> usize {
         self.batch * self.voxels * self.channels

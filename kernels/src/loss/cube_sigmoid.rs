@@ -129,7 +129,7 @@ pub(super) fn cube_sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
     let place = my_chunk(grid, plan);
     let zero = Vector::<f32, V>::new(0.0f32);
     let one = Vector::<f32, V>::new(1.0f32);
-    let of_level = coefficients_of(grid.batch, place.level, plan);
+    let of_level = coefficients_at(grid.batch, place.level, plan);
     let dice = of_level + place.sample * comptime!(2 * plan.classes);
     let mut a = Array::<Vector<f32, V>>::new(plan.mine());
     let mut b = Array::<Vector<f32, V>>::new(plan.mine());

@@ -322,7 +322,7 @@ pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
     let (team, member) = my_team(plan);
     let place = my_chunk(grid, plan);
     let stands_for = my_labels(grid, &place, member, plan);
-    let of_level = coefficients_of(grid.batch, place.level, plan);
+    let of_level = coefficients_at(grid.batch, place.level, plan);
     let dice = of_level + place.sample * comptime!(2 * plan.classes);
     let mut b = Array::<Vector<f32, V>>::new(plan.mine());
     if comptime!(plan.dice) {

@@ -1,7 +1,7 @@
 //! Pass 2: partial sums to totals in a fixed order, and totals to the loss and the gradient's coefficients.
 
 use super::plan::Plan;
-use super::walk::coefficients_of;
+use super::walk::coefficients_at;
 use crate::block::strip;
 use cubecl::prelude::*;
 
@@ -273,7 +273,7 @@ pub(super) fn finish_kernel(
                                 samples += 1;
                             }
                         }
-                        let at = coefficients_of(numbers.batch, level, plan) + (sample * classes + class) * 2;
+                        let at = coefficients_at(numbers.batch, level, plan) + (sample * classes + class) * 2;
                         coefficients[at] = a;
                         coefficients[at + 1] = b;
                     }
@@ -289,7 +289,7 @@ pub(super) fn finish_kernel(
             let mut dice_sum = 0.0f32;
             for level in 0..plan.levels {
                 let weight = totals.levels[2 * level];
-                let tail = coefficients_of(numbers.batch, level, plan) + 2 * numbers.batch * classes;
+                let tail = coefficients_at(numbers.batch, level, plan) + 2 * numbers.batch * classes;
                 if comptime!(plan.entropy || plan.top_k) {
                     let elements = elements_of(totals, numbers, level, finish);
                     let mut entropy = 0.0f32;

@@ -34,6 +34,10 @@
 //! level reads the voxel `floor((i + 0.5) in / out)` on each axis (nearest-exact), of the weight map too. One-hot
 //! targets, region channels and downsampled targets never exist.
 //!
+//! The gradient of Dice with respect to p of a class is `A y + B`, with the coefficients A and B of that sample and class that
+//! `finish` makes of the sums: no kernel over voxels knows the formula. Another overlap of I, P and G (Tversky, say) is a
+//! setting of [`DiceSettings`], `finish.rs`, and its numbers in `pass.rs`.
+//!
 //! A voxel is ignored if its label is not one of the target's (255, say, or a declared ignore label), if its weight is
 //! not above 0, or if its label is missing. Its logits, NaN and infinity included, reach neither value nor gradient,
 //! and its gradient is exactly zero. Where a whole group of voxels is ignored, its logits are not read.

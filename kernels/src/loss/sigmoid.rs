@@ -254,7 +254,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
     if any_counts::<N>(label, plan) {
         let valid = label.less_than(&Vector::new(comptime!(plan.labels as u32)));
         let _top = load_group::<E, N>(logits, place.level, first, valid, values, plan);
-        let of_level = coefficients_of(grid.batch, place.level, plan);
+        let of_level = coefficients_at(grid.batch, place.level, plan);
         let dice = of_level + place.sample * comptime!(2 * plan.classes);
         let entropy = of_level + grid.batch * comptime!(2 * plan.classes);
         #[unroll]

@@ -283,7 +283,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
         let (sum, below_top) = exponentiate::<E, N>(logits, grid, place, voxel, label, exponents, shifted, plan);
         let scale = Vector::<f32, N>::new(1.0f32) / sum;
         let acting = place.sample * comptime!(plan.classes + 1);
-        let of_level = coefficients_of(grid.batch, place.level, plan);
+        let of_level = coefficients_at(grid.batch, place.level, plan);
         let dice = of_level + place.sample * comptime!(2 * plan.classes);
         let entropy = entropy_weight::<N>(coefficients, entropies, grid, place, voxel, of_level, plan);
 

@@ -223,7 +223,7 @@ pub(super) fn voxel_beside(place: &Place, start: usize, covered: usize, i: usize
 
 /// Where the coefficients of a level's gradient begin.
 #[cube]
-pub(super) fn coefficients_of(batch: usize, level: usize, #[comptime] plan: Plan) -> usize {
+pub(super) fn coefficients_at(batch: usize, level: usize, #[comptime] plan: Plan) -> usize {
     level * (2 * batch * plan.classes + TAIL)
 }
 

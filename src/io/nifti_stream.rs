@@ -9,7 +9,7 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::header::{HEADER_BYTES, Header};
+use super::nifti_header::{HEADER_BYTES, Header};
 use crate::error::{Error, FileError, Result};
 
 /// Deflate cannot expand a byte to more than this many.
