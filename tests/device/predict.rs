@@ -213,7 +213,7 @@ fn logits_that_are_no_numbers_name_case_and_window() {
     assert_eq!(windows, 8);
     let text = error.to_string();
     assert!(matches!(error, Error::Predict(PredictError::NonFiniteLogits { start: [8, 8, 8], .. })), "{text}");
-    has_all(&text, &["case_000", "[8, 8, 8]", "--precision f32"]);
+    has_all(&text, &["case_000", "[8, 8, 8]", "predict in f32"]);
 }
 
 /// 105 classes, 96x96x96 voxels: every copy of classes times voxels is 354 MiB.
