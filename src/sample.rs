@@ -151,7 +151,7 @@ impl PatchSampler {
     /// Fills a batch with patches of randomly chosen cases.
     ///
     /// # Errors
-    /// [`NoCases`](crate::error::TrainError::NoCases), [`PreprocessError::ChannelCount`] if cases differ in their channels,
+    /// [`NoCases`](crate::error::DatasetError::NoCases), [`PreprocessError::ChannelCount`] if cases differ in their channels,
     /// [`CaseUnreadable`](crate::error::TrainError::CaseUnreadable) if a case cannot be read and the pool does not go on
     /// without it, [`NoReadableCase`](crate::error::TrainError::NoReadableCase) once none is left.
     pub fn fill<S: PatchSource>(&self, pool: &Pool<S>, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {

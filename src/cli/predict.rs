@@ -13,7 +13,7 @@ use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
 use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
-use voxgrad::train::{Checkpoint, Model, Precision};
+use voxgrad::train::{Model, Precision};
 use voxgrad::{Compat, Error, io};
 
 /// What was typed.

@@ -90,7 +90,10 @@ impl Records {
             format!("val_loss {:.4}", history.val_losses[number]),
             format!("Pseudo dice [{}]", listed.join(", ")),
             format!("Epoch time: {seconds:.2} s"),
+            format!("Where the time went: {}", epoch.trainer.times()),
         ];
+        let unreadable = epoch.trainer.unreadable();
+        lines.extend(unreadable.iter().map(|(case, reason)| format!("left out, cannot be read: {case}: {reason}")));
         if epoch.best {
             lines.push(format!("Yayy! New best EMA pseudo Dice: {:.4}", history.ema_fg_dice[number]));
         }
@@ -128,6 +131,7 @@ fn json_line(history: &History, epoch: usize) -> String {
         "lr": history.lrs[epoch],
         "epoch_start_timestamp": history.epoch_start_timestamps[epoch],
         "epoch_end_timestamp": history.epoch_end_timestamps[epoch],
+        "times": history.times.get(epoch),
     });
     format!("{line}\n")
 }

@@ -13,10 +13,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 use voxgrad::device::Device;
+use voxgrad::exchange::load_pretrained;
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
-use voxgrad::train::{Checkpoint, DataSource, Pretrained, Report, Trainer, TrainingData};
+use voxgrad::train::{Checkpoint, DataSource, Report, Trainer, TrainingData};
 
 impl Train {
     /// Trains, predicts, scores.
@@ -30,22 +31,25 @@ impl Train {
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
         if self.val {
-            let trainer = trainer(&device.context, &job, None)?;
+            let trainer = trainer(&device.context, &job)?;
             job.make_output()?;
             return self.validate(&job, &trainer, references).map(drop);
         }
-        let weights = self.pretrained_weights.as_deref().map(Pretrained::read).transpose()?;
         let loading = self.loading();
         let data = open(&job, loading.skip_unreadable)?;
         let context = match self.tune && !job.settings.exact {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
-        let mut trainer = trainer(&context, &job, weights.as_ref())?.with_loading(loading);
-        job.make_output()?;
+        let mut trainer = trainer(&context, &job)?.with_loading(loading);
         if let Some(path) = &self.pretrained_weights {
-            println!("begins with the weights of {}, but for the layers that make the segmentation", path.display());
+            let loaded = load_pretrained(&context, path, trainer.network().parameters())?;
+            let path = path.display();
+            println!(
+                "begins with {loaded} parameters of {path}, all but those of the layers that make the segmentation"
+            );
         }
+        job.make_output()?;
         println!("augmentation: {}", trainer.settings().augmentation);
         println!("sampling: {}", trainer.settings().sampling);
         let (threads, bytes) = trainer.prefetch();
@@ -170,11 +174,10 @@ impl Train {
 }
 
 /// The network, as the job has it.
-fn trainer(context: &Context, job: &Job, weights: Option<&Pretrained>) -> voxgrad::Result<Trainer> {
-    match (job.checkpoint.clone(), weights) {
-        (Some(checkpoint), _) => Trainer::resume(context, checkpoint),
-        (None, Some(weights)) => Trainer::pretrained(context, job.model.clone(), job.settings, weights),
-        (None, None) => Trainer::new(context, job.model.clone(), job.settings),
+fn trainer(context: &Context, job: &Job) -> voxgrad::Result<Trainer> {
+    match job.checkpoint.clone() {
+        Some(checkpoint) => Trainer::resume(context, checkpoint),
+        None => Trainer::new(context, job.model.clone(), job.settings),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::json::{DatasetJson, LabelEntry};
-use crate::error::{DatasetError, Error, PredictError, Result};
+use crate::error::{DatasetError, Error, Result};
 
 /// One thing that is predicted and evaluated: a label, or a region made of labels.
 ///
@@ -251,7 +251,7 @@ impl LabelManager {
     /// logit above zero).
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
+    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
     pub fn segmentation_from_logits(&self, logits: &[f32]) -> Result<Vec<u16>> {
         self.segmentation(logits, 0.0)
     }
@@ -259,7 +259,7 @@ impl LabelManager {
     /// Segmentation from probabilities `[..., heads]`.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if the buffer does not hold whole voxels.
+    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
     pub fn segmentation_from_probabilities(&self, probabilities: &[f32]) -> Result<Vec<u16>> {
         self.segmentation(probabilities, 0.5)
     }
@@ -267,11 +267,11 @@ impl LabelManager {
     fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u16>> {
         let heads = self.num_segmentation_heads();
         if !scores.len().is_multiple_of(heads) {
-            return Err(Error::Predict(PredictError::BufferLength {
+            return Err(Error::BufferLength {
                 what: "scores of whole voxels",
                 found: scores.len(),
                 expected: scores.len().next_multiple_of(heads),
-            }));
+            });
         }
         let voxels = scores.chunks_exact(heads);
         Ok(match &self.class_order {

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
+    /// Nothing to work on.
+    #[error("no case to work on")]
+    NoCases,
     /// No `background` among the labels.
     #[error("{path}: `labels` has no `background`; add \"background\": 0")]
     BackgroundMissing {

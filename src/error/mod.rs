@@ -73,6 +73,16 @@ pub enum Error {
     /// Why models of other programs cannot be read or written.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
+    /// A buffer has not the length that its shape says.
+    #[error("{what}: {found} values where {expected} are needed")]
+    BufferLength {
+        /// Which buffer.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length its shape asks for.
+        expected: usize,
+    },
     /// A setting outside its valid range.
     #[error("setting `{setting}` is {value}: {expected}")]
     Setting {

@@ -4,16 +4,6 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PredictError {
-    /// A buffer has not the length that its shape says.
-    #[error("{what}: {found} values where {expected} are needed")]
-    BufferLength {
-        /// Which buffer.
-        what: &'static str,
-        /// Its length.
-        found: usize,
-        /// The length its shape asks for.
-        expected: usize,
-    },
     /// Predicting would not fit into memory.
     #[error("{what} needs {needed} bytes, there is room for {limit}; predict with {remedy}")]
     PredictionMemory {

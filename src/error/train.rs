@@ -18,9 +18,6 @@ pub enum TrainError {
         /// The ignore label.
         ignore: i16,
     },
-    /// Nothing to sample from.
-    #[error("no case to sample patches from")]
-    NoCases,
     /// A name of a trainer class that stands for nothing here.
     #[error("unknown trainer `{name}`; voxgrad has: {known}")]
     UnknownTrainer {
@@ -119,14 +116,6 @@ pub enum TrainError {
         problem: Box<Error>,
         /// The largest patch (depth, height, width) and batch found that would; `None` if not even a small one does.
         fits: Option<([usize; 3], usize)>,
-    },
-    /// Weights that a training cannot begin with.
-    #[error("{path}: no weights to begin with: {problem}")]
-    Pretrained {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        problem: String,
     },
 }
 

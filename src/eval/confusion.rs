@@ -4,7 +4,7 @@ use ndarray::ArrayView3;
 
 use crate::dataset::labels::first_maximum;
 use crate::dataset::{LabelGroup, LabelManager};
-use crate::error::{Error, PredictError, Result};
+use crate::error::{Error, Result};
 
 /// Voxels by what was predicted and what is true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -81,15 +81,15 @@ impl PseudoDice {
     /// Adds patches: logits `[..., heads]` and targets `[...]` with the ignore label as its value, 0 where there is no image.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if they do not cover the same voxels.
+    /// [`Error::BufferLength`] if they do not cover the same voxels.
     pub fn add_logits(&mut self, logits: &[f32], target: &[i16]) -> Result<()> {
         let heads = self.labels.num_segmentation_heads();
         if logits.len() != heads * target.len() {
-            return Err(Error::Predict(PredictError::BufferLength {
+            return Err(Error::BufferLength {
                 what: "logits of the target's voxels",
                 found: logits.len(),
                 expected: heads * target.len(),
-            }));
+            });
         }
         let ignore = self.labels.ignore_label();
         for (voxel, &label) in logits.chunks_exact(heads).zip(target) {
@@ -118,14 +118,14 @@ impl PseudoDice {
     /// Adds counts made elsewhere, one per foreground label or region.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) for another number of counts.
+    /// [`Error::BufferLength`] for another number of counts.
     pub fn add_counts(&mut self, counts: &[Confusion]) -> Result<()> {
         if counts.len() != self.counts.len() {
-            return Err(Error::Predict(PredictError::BufferLength {
+            return Err(Error::BufferLength {
                 what: "counts per class",
                 found: counts.len(),
                 expected: self.counts.len(),
-            }));
+            });
         }
         for (sum, added) in self.counts.iter_mut().zip(counts) {
             *sum += *added;

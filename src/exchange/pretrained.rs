@@ -5,7 +5,7 @@ use super::torch::TorchFile;
 use crate::error::{Error, ExchangeError, NetworkError, Result};
 use crate::kernels::Context;
 use crate::parameters::{Parameters, Slot};
-use crate::train::Stored;
+use crate::train::{Checkpoint, Stored};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use std::fs::File;
@@ -68,11 +68,13 @@ fn safetensors(path: &Path) -> Result<Stored> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| failed(format!("neither nnU-Net's .pth (a zip archive) nor safetensors: {error}")))?;
-    // voxgrad's own file has momenta too.
-    let prefix = if file.iter().any(|(name, _)| name.starts_with("network.")) { "network." } else { "" };
+    if file.iter().any(|(name, _)| name.starts_with("network.")) {
+        // voxgrad's own, whose checksum is looked at.
+        return Ok(Checkpoint::read(path)?.network().clone());
+    }
     let (mut weights, mut faults) = (Stored::new(), Vec::new());
     for (key, view) in file.iter() {
-        let Some(name) = key.strip_prefix(prefix).map(canonical) else { continue };
+        let name = canonical(key);
         let data = view.data();
         let values: Vec<f32> = match view.dtype() {
             Dtype::F32 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),

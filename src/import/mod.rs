@@ -17,7 +17,7 @@ mod masks;
 pub use masks::Overlap;
 
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
-use crate::error::{AnnotationError, DatasetError, Error, Result, TrainError};
+use crate::error::{AnnotationError, DatasetError, Error, Result};
 use crate::io::{self, Geometry};
 use crate::preprocess::undeclared;
 use crate::sparsify::output::NewDataset;
@@ -283,7 +283,7 @@ impl Work<'_> {
 
     /// Reads what was annotated in a case; the image tells where the grid lies.
     fn annotation(&self, case: &CaseFiles, files: &[PathBuf]) -> Result<(Array3<i16>, Geometry, Turned)> {
-        let image = case.images.first().ok_or(Error::Train(TrainError::NoCases))?;
+        let image = case.images.first().ok_or(Error::Dataset(DatasetError::NoCases))?;
         let image = io::read_image(image)?;
         let shape: [usize; 3] = image.data.dim().into();
         let mut turned = Turned::default();

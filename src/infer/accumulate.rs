@@ -37,7 +37,7 @@ impl Accumulator {
     /// its padding, in order.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) for another length, [`Error::Setting`] for a start outside the volume or out of order, and
+    /// [`Error::BufferLength`] for another length, [`Error::Setting`] for a start outside the volume or out of order, and
     /// what `consume` returns.
     pub fn add(&mut self, start: [usize; 3], logits: &[f32], consume: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let [depth, height, width] = self.window.patch;

@@ -4,7 +4,7 @@ use ndarray::{Array3, ArrayViewMut1, Axis, s};
 use rayon::prelude::*;
 
 use crate::dataset::LabelManager;
-use crate::error::{Error, PredictError, Result};
+use crate::error::{Error, Result};
 use crate::preprocess::resample::{Grid, Taps};
 use crate::preprocess::{Preprocessor, Properties};
 
@@ -53,16 +53,12 @@ impl<'a> Exporter<'a> {
     /// Takes the next slice, `[height, width, heads]`.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) for another length, or more slices than the shape has.
+    /// [`Error::BufferLength`] for another length, or more slices than the shape has.
     pub fn push(&mut self, slice: &[f32]) -> Result<()> {
         let [depth, height, width] = self.from;
         let expected = if self.arrived < depth { height * width * self.labels.num_segmentation_heads() } else { 0 };
         if slice.len() != expected {
-            return Err(Error::Predict(PredictError::BufferLength {
-                what: "slice of logits",
-                found: slice.len(),
-                expected,
-            }));
+            return Err(Error::BufferLength { what: "slice of logits", found: slice.len(), expected });
         }
         while let Some(&taps) = self.taps[0].get(self.decoded)
             && taps.second <= self.arrived
@@ -89,11 +85,7 @@ impl<'a> Exporter<'a> {
         let mut target = self.whole.slice_mut(s![z.start + at, y, x]);
         if target.dim() != (rows.len(), columns.len()) {
             let expected = rows.len() * columns.len();
-            return Err(Error::Predict(PredictError::BufferLength {
-                what: "cropped segmentation",
-                found: target.len(),
-                expected,
-            }));
+            return Err(Error::BufferLength { what: "cropped segmentation", found: target.len(), expected });
         }
         let targets: Vec<ArrayViewMut1<u16>> = target.axis_iter_mut(Axis(0)).collect();
         let buffers = || (vec![0.0; row_length], vec![0.0; columns.len() * heads]);
@@ -121,14 +113,10 @@ impl<'a> Exporter<'a> {
     /// The labels in the raw image's axis order, background where it was cropped.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if slices are missing.
+    /// [`Error::BufferLength`] if slices are missing.
     pub fn finish(self) -> Result<Array3<u16>> {
         if self.arrived != self.from[0] {
-            return Err(Error::Predict(PredictError::BufferLength {
-                what: "slices of logits",
-                found: self.arrived,
-                expected: self.from[0],
-            }));
+            return Err(Error::BufferLength { what: "slices of logits", found: self.arrived, expected: self.from[0] });
         }
         let mut backward = [0; 3];
         for (transposed, &raw) in self.transpose_forward.iter().enumerate() {
@@ -143,7 +131,7 @@ impl<'a> Exporter<'a> {
 /// the raw image's axis order and shape, as an [`Exporter`] does.
 ///
 /// # Errors
-/// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength) if logits and shape disagree, [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
+/// [`Error::BufferLength`] if logits and shape disagree, [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
 pub fn segmentation(
     logits: &[f32],
     shape: [usize; 3],

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayView4;
 
-use crate::error::{Error, PredictError, Result};
+use crate::error::{Error, Result};
 use crate::patch::copy_image;
 
 /// Smallest weight of a voxel: upstream keeps weights in half precision, where the corners of the Gaussian underflow and
@@ -67,7 +67,7 @@ impl SlidingWindow {
     /// Copies the patch at `start` of `(c, z, y, x)` into a channels-last buffer, zeros where the volume is padded.
     ///
     /// # Errors
-    /// [`PredictError::BufferLength`](crate::error::PredictError::BufferLength).
+    /// [`Error::BufferLength`].
     pub fn extract(&self, data: ArrayView4<f32>, start: [usize; 3], out: &mut [f32]) -> Result<()> {
         check_length("patch", out.len(), self.patch_voxels() * data.dim().0)?;
         let start = std::array::from_fn(|axis| start[axis] as isize - self.before[axis] as isize);
@@ -114,5 +114,5 @@ pub(super) fn check_length(what: &'static str, found: usize, expected: usize) ->
     if found == expected {
         return Ok(());
     }
-    Err(Error::Predict(PredictError::BufferLength { what, found, expected }))
+    Err(Error::BufferLength { what, found, expected })
 }

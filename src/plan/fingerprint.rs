@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::compat::Compat;
 use crate::dataset::Dataset;
 use crate::dataset::plans::IntensityProperties;
-use crate::error::{Error, FileError, Result, TrainError};
+use crate::error::{DatasetError, Error, FileError, Result};
 use crate::io;
 use crate::numpy_random::NumpyRandom;
 use crate::preprocess::{OWN_FOLDER, RawCase, crop_to_nonzero, files_seen, in_parallel, nonzero_mask};
@@ -48,7 +48,7 @@ impl Fingerprint {
     /// With [`Compat::Nnunet`] ignored voxels count as foreground.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases), and the errors of [`RawCase::read`].
+    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases), and the errors of [`RawCase::read`].
     pub fn extract(dataset: &Dataset, compat: Compat, workers: usize, on_case: impl Fn(&str) + Sync) -> Result<Self> {
         let ignore = match compat {
             Compat::Corrected => dataset.labels.ignore_label(),
@@ -63,7 +63,7 @@ impl Fingerprint {
         });
         let cases: Vec<CaseFingerprint> = cases.into_iter().collect::<Result<_>>()?;
         if cases.is_empty() {
-            return Err(Error::Train(TrainError::NoCases));
+            return Err(Error::Dataset(DatasetError::NoCases));
         }
         let relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
         let channels = 0..dataset.json.channel_names.len();

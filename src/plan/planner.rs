@@ -8,7 +8,7 @@ use super::fingerprint::{Fingerprint, percentile};
 use super::topology::{Encoder, Topology};
 use crate::dataset::plans::Plans;
 use crate::dataset::{Dataset, DatasetJson};
-use crate::error::{Error, PlanError, Result, TrainError};
+use crate::error::{DatasetError, Error, PlanError, Result};
 use crate::io;
 use crate::preprocess::Normalization;
 
@@ -40,7 +40,7 @@ impl Planner {
     /// Plans a dataset called `name` (`DatasetXXX_Name`).
     ///
     /// # Errors
-    /// [`TrainError::NoCases`](crate::error::TrainError::NoCases) for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
+    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases) for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
     /// whose name cannot be that of a file, [`PlanError::ImagesTooSmall`](crate::error::PlanError::ImagesTooSmall) if no 3-D network of two stages fits the images.
     pub fn plan(&self, name: &str, dataset: &Dataset, fingerprint: &Fingerprint) -> Result<Plans> {
         self.plan_from_json(name, &dataset.json, fingerprint)
@@ -52,7 +52,7 @@ impl Planner {
     /// As [`plan`](Self::plan).
     pub fn plan_from_json(&self, name: &str, json: &DatasetJson, fingerprint: &Fingerprint) -> Result<Plans> {
         if fingerprint.spacings.is_empty() || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len() {
-            return Err(Error::Train(TrainError::NoCases));
+            return Err(Error::Dataset(DatasetError::NoCases));
         }
         if let Some(name) = self.plans_name.as_deref().filter(|name| !io::is_file_name(name)) {
             return Err(Error::Setting {

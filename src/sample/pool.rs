@@ -1,7 +1,7 @@
 //! The cases that patches are cut from: how often each, and what happens to one that cannot be read any more.
 
 use super::PatchSource;
-use crate::error::{Error, Result, TrainError};
+use crate::error::{DatasetError, Error, Result, TrainError};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
     /// the labels of cases in memory.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`], or [`TrainError::NothingToLearn`] if no case has an annotated voxel.
+    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases), or [`TrainError::NothingToLearn`] if no case has an annotated voxel.
     pub fn by_annotation(cases: &'a [S], ignore: Option<i16>) -> Result<Self> {
         let mut sum = 0;
         let sums: Vec<u64> = cases
@@ -65,7 +65,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
             })
             .collect();
         match (sums.last(), ignore) {
-            (None, _) => Err(Error::Train(TrainError::NoCases)),
+            (None, _) => Err(Error::Dataset(DatasetError::NoCases)),
             (Some(0), _) => {
                 Err(Error::Train(TrainError::NothingToLearn { cases: cases.len(), ignore: ignore.unwrap_or(-1) }))
             }
@@ -80,7 +80,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
 
     /// Channels of the first case.
     pub(super) fn channels(&self) -> Result<usize> {
-        Ok(self.cases.first().ok_or(Error::Train(TrainError::NoCases))?.channels())
+        Ok(self.cases.first().ok_or(Error::Dataset(DatasetError::NoCases))?.channels())
     }
 
     /// A random case. There must be one.

@@ -173,11 +173,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The weights alone, by name.
-    pub(super) fn into_network(self) -> Stored {
-        self.network
-    }
-
     /// Writes the file; under its final name it is always complete.
     ///
     /// # Errors

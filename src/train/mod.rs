@@ -7,7 +7,6 @@ mod data;
 mod loader;
 mod memory;
 mod precision;
-mod pretrained;
 pub mod run;
 mod step;
 mod times;
@@ -19,7 +18,6 @@ pub use loader::Loading;
 use memory::smaller;
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
-pub use pretrained::Pretrained;
 pub use step::Step;
 pub use times::EpochTimes;
 
@@ -203,16 +201,6 @@ impl Trainer {
         Self::assemble(context, model, settings, network, progress)
     }
 
-    /// A network that begins with the weights of another one, but for the layers that make the segmentation.
-    ///
-    /// # Errors
-    /// As [`Trainer::new`], and [`TrainError::Pretrained`](crate::error::TrainError::Pretrained) if the weights are of another architecture.
-    pub fn pretrained(context: &Context, model: Model, settings: Settings, weights: &Pretrained) -> Result<Self> {
-        let trainer = Self::new(context, model, settings)?;
-        weights.load_into(&trainer.context, trainer.network().parameters())?;
-        Ok(trainer)
-    }
-
     /// Continues from a checkpoint.
     ///
     /// # Errors
@@ -327,7 +315,7 @@ impl Trainer {
     /// Trains the rest of the current epoch and validates. The observer is called after every iteration.
     ///
     /// # Errors
-    /// [`TrainError::NoCases`] without training cases, those of [`PatchSampler::fill`], or what the device reports.
+    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases) without training cases, those of [`PatchSampler::fill`], or what the device reports.
     /// [`TrainError::Diverged`] once the loss scale cannot be lowered any more, or, without one, after twenty steps in a
     /// row without a finite loss and gradient.
     pub fn epoch<S: PatchSource + Sync>(

@@ -14,6 +14,7 @@ use voxgrad::dataset::splits::{self, Fold};
 use voxgrad::error::NetworkError;
 use voxgrad::kernels::Context;
 use voxgrad::parameters::{NamedTensor, Slot};
+use voxgrad::sample::Sampling;
 use voxgrad::train::run::{self, Ended, Saving};
 use voxgrad::train::{Checkpoint, DataSource, Model, Settings, Trainer};
 
@@ -25,6 +26,7 @@ const SETTINGS: Settings = Settings {
     momentum: 0.99,
     mirror: [true; 3],
     augmentation: Recipe::MIRROR,
+    sampling: Sampling::NNUNET,
     precision: voxgrad::train::Precision::F32,
     exact: false,
     seed: 0,
@@ -63,8 +65,14 @@ impl Place {
         let plans = Plans::read(&self.data().join("nnUNetPlans.json")).unwrap();
         let model = Model::new(plans, "3d_fullres", dataset.json.clone()).unwrap();
         let split = splits::cases_of_fold(&[], Fold::All, &dataset.case_names()).unwrap();
-        let source =
-            DataSource { dataset: &dataset, prepared: &self.data(), fold: Fold::All, split: &split, compat: None };
+        let source = DataSource {
+            dataset: &dataset,
+            prepared: &self.data(),
+            fold: Fold::All,
+            split: &split,
+            compat: None,
+            skip_unreadable: false,
+        };
         let data = source.open(&model, |_| ()).unwrap();
         let mut trainer = match run::newest(folder).unwrap() {
             Some(newest) => Trainer::resume(context, newest.checkpoint).unwrap(),
@@ -367,7 +375,14 @@ fn without_checkpoints() {
     let model = Model::new(plans, "3d_fullres", dataset.json.clone()).unwrap();
     let split = splits::cases_of_fold(&[], Fold::All, &dataset.case_names()).unwrap();
     let prepared = place.data();
-    let source = DataSource { dataset: &dataset, prepared: &prepared, fold: Fold::All, split: &split, compat: None };
+    let source = DataSource {
+        dataset: &dataset,
+        prepared: &prepared,
+        fold: Fold::All,
+        split: &split,
+        compat: None,
+        skip_unreadable: false,
+    };
     let data = source.open(&model, |_| ()).unwrap();
     let output = place.0.path().join("out");
     fs::create_dir(&output).unwrap();

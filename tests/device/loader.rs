@@ -111,6 +111,7 @@ fn a_case_that_becomes_unreadable_is_named_and_nothing_is_lost() {
         &mut trainer,
         &described,
         &output,
+        run::Saving::default(),
         [&cases, &cases],
         |report| {
             if report.iteration == 2 {

@@ -96,7 +96,9 @@ fn labels_above_255_are_learned_predicted_and_scored() {
     let case = voxgrad::preprocess::StoredCase::open(&case_path(&own, "case_000")).unwrap().read().unwrap();
     let settings = predict::Settings { mirror: [false; 3], step_size: 1.0, ..Default::default() };
     let (network, observe) = (trainer.network(), |_, _| ());
-    let labels = predict::segmentation(context, network, &case, &preprocessor, patch, &settings, observe).unwrap();
+    let labels =
+        predict::segmentation(context, std::slice::from_ref(network), &case, &preprocessor, patch, &settings, observe)
+            .unwrap();
     let file = predictions.join("case_000.nii.gz");
     io::write_segmentation(&file, labels.view(), &case.geometry).unwrap();
     let read = io::read_labels(&file).unwrap();

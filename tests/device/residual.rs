@@ -235,7 +235,9 @@ fn a_training_continues_from_its_file_and_predicts() {
 
     let patch = model.configuration.three_dimensional().unwrap().0;
     let settings = predict::Settings { mirror: [false; 3], ..predict::Settings::default() };
-    let logits = predict::logits(context, continued.network(), &cases[0], patch, &settings, |_, _| ()).unwrap();
+    let logits =
+        predict::logits(context, std::slice::from_ref(continued.network()), &cases[0], patch, &settings, |_, _| ())
+            .unwrap();
     assert!(logits.len() == 2 * phantom::SIDE.pow(3) && logits.iter().all(|v| v.is_finite()));
     assert_no_device_panic();
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use voxgrad::augment::Recipe;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
-use voxgrad::error::{NetworkError, TrainError};
+use voxgrad::error::{DatasetError, NetworkError, TrainError};
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::parameters::{NamedTensor, Slot};
@@ -275,7 +275,7 @@ fn no_training_cases_is_an_error() {
     let (_folder, model, _, _) = phantom();
     let mut trainer = Trainer::new(context, model, SETTINGS).unwrap();
     let error = trainer.epoch::<PreprocessedCase>(&[], &[], |_| ControlFlow::Continue(())).unwrap_err();
-    assert!(matches!(error, Error::Train(TrainError::NoCases)), "{error}");
+    assert!(matches!(error, Error::Dataset(DatasetError::NoCases)), "{error}");
 }
 
 /// The phantom's cases, of which the given ones hold infinite voxels everywhere: their losses are not finite.

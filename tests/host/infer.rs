@@ -5,7 +5,7 @@ use ndarray::{Array3, Array4, Ix4};
 use voxgrad::augment::flip;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{CaseFiles, Dataset, cases_in};
-use voxgrad::error::PredictError;
+
 use voxgrad::infer::window::{SMALLEST_WEIGHT, axis_starts, importance_map};
 use voxgrad::infer::{Accumulator, SlidingWindow, export, mirror_subsets};
 use voxgrad::io::read_labels;
@@ -317,12 +317,12 @@ fn slices_that_are_missing_or_too_many_are_errors() {
         shape_after_cropping: [3, 2, 2],
     };
     let mut exporter = export::Exporter::new([3, 2, 2], &properties, &preprocessor).unwrap();
-    assert!(matches!(exporter.push(&[0.0; 11]), Err(Error::Predict(PredictError::BufferLength { .. }))));
+    assert!(matches!(exporter.push(&[0.0; 11]), Err(Error::BufferLength { .. })));
     for _ in 0..3 {
         exporter.push(&[0.0; 12]).unwrap();
     }
-    assert!(matches!(exporter.push(&[0.0; 12]), Err(Error::Predict(PredictError::BufferLength { .. }))));
+    assert!(matches!(exporter.push(&[0.0; 12]), Err(Error::BufferLength { .. })));
     exporter.finish().unwrap();
     let exporter = export::Exporter::new([3, 2, 2], &properties, &preprocessor).unwrap();
-    assert!(matches!(exporter.finish(), Err(Error::Predict(PredictError::BufferLength { .. }))));
+    assert!(matches!(exporter.finish(), Err(Error::BufferLength { .. })));
 }

@@ -4,7 +4,7 @@ use approx::assert_relative_eq;
 use serde_json::Value;
 use voxgrad::dataset::plans::Configuration;
 use voxgrad::dataset::{Dataset, DatasetJson};
-use voxgrad::error::{PlanError, TrainError};
+use voxgrad::error::{DatasetError, PlanError};
 use voxgrad::plan::fingerprint::Fingerprint;
 use voxgrad::plan::planner::{Planner, PlannerKind};
 use voxgrad::plan::topology::{Encoder, Topology};
@@ -186,7 +186,7 @@ fn options_and_errors() {
     fingerprint.spacings.clear();
     assert!(matches!(
         Planner::default().plan_from_json("D", &json, &fingerprint),
-        Err(Error::Train(TrainError::NoCases))
+        Err(Error::Dataset(DatasetError::NoCases))
     ));
 }
 

@@ -4,7 +4,7 @@ use ndarray::{Array3, Array4};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use voxgrad::dataset::LabelGroup;
-use voxgrad::error::TrainError;
+use voxgrad::error::{DatasetError, TrainError};
 use voxgrad::io::Geometry;
 use voxgrad::preprocess::{ClassLocations, PreprocessedCase, Properties};
 use voxgrad::sample::{Batch, Oversampling, PatchSampler, Pool, patch_with_margin};
@@ -170,7 +170,7 @@ fn batches_hold_the_right_voxels_and_no_image_outside() {
     }
     assert!(matches!(
         sampler.fill(&Pool::new(&[] as &[PreprocessedCase]), &mut rng, &mut batch),
-        Err(Error::Train(TrainError::NoCases))
+        Err(Error::Dataset(DatasetError::NoCases))
     ));
 }
 
