@@ -57,12 +57,6 @@ impl Train {
             "loading: {threads} threads, which hold at most {:.1} MiB of patches",
             bytes as f64 / (1 << 20) as f64
         );
-        println!("sampling: {}", trainer.settings().sampling);
-        let (threads, bytes) = trainer.prefetch();
-        println!(
-            "loading: {threads} threads, which hold at most {:.1} MiB of patches",
-            bytes as f64 / (1 << 20) as f64
-        );
         println!(
             "network: {} parameters, patch {:?}, batch {}, fold {}, {} training and {} validation cases",
             trainer.network().parameters().count(),

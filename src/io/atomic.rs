@@ -44,6 +44,11 @@ pub(crate) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> 
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    // What is named is the file that was to be written, not the folder that is missing.
+    let named = |error| match error {
+        Error::File(FileError::Io { path: at, action, source }) if at == folder => Error::io(path, action)(source),
+        error => error,
+    };
     in_scratch(folder, |scratch| {
         let file = scratch.join(name);
         write(&file)?;
@@ -55,6 +60,7 @@ pub(crate) fn write_aside(path: &Path, name: &str, write: impl FnOnce(&Path) -> 
         };
         place().map_err(Error::io(path, "write"))
     })
+    .map_err(named)
 }
 
 /// Lets `work` write in a folder of its own inside of `folder`, which is removed afterwards.

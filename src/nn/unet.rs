@@ -124,7 +124,7 @@ impl UNetShape {
     /// Every stride divides the extents that it meets.
     pub(super) fn check_patch(&self, dims: [usize; 3]) -> Result<()> {
         let divisor = self.divisor();
-        if (0..3).any(|a| dims[a] % divisor[a] != 0) {
+        if (0..3).any(|a| !dims[a].is_multiple_of(divisor[a])) {
             let problem = format!("{dims:?} must be a multiple of {divisor:?}, the product of the strides");
             return Err(Error::Network(NetworkError::Architecture { field: "patch_size", problem }));
         }

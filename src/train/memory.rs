@@ -68,7 +68,8 @@ pub fn planned_memory(
     let before = dry.held_bytes();
     let input = Shape { batch, dims: patch, channels: shape.channels_in };
     let image = Tensor::empty(&dry, input, Dtype::F32)?.cast(&dry, dtype)?;
-    let target = dry.empty(input.voxels(), Dtype::U8)?;
+    let beyond_a_byte = labels.expected_labels().iter().any(|&label| label > 255);
+    let target = dry.empty(input.voxels(), if beyond_a_byte { Dtype::U16 } else { Dtype::U8 })?;
     let batch = dry.held_bytes() - before;
     let activations = kept_by_forward(&dry, &step, &image, fusion)?;
 

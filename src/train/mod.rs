@@ -9,8 +9,8 @@ mod memory;
 mod precision;
 pub mod run;
 mod step;
-mod times;
 
+pub use crate::history::EpochTimes;
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
 pub use data::{Case, DataSource, TrainingData};
@@ -19,7 +19,6 @@ use memory::smaller;
 pub use memory::{MemoryPlan, planned_memory};
 pub use precision::Precision;
 pub use step::Step;
-pub use times::EpochTimes;
 
 use crate::augment::{Augmenter, Recipe};
 use crate::compat::Compat;

@@ -107,7 +107,7 @@ fn changed_labels_make_stored_cases_stale() {
     place.succeeds(&train(&[]));
 }
 
-/// Training needs no raw files; its validation does, and says so.
+/// Neither training nor validation needs raw files, only pictures do.
 #[test]
 fn training_without_raw_files() {
     let place = Place::with_spheres(NAME, 2);
@@ -116,8 +116,9 @@ fn training_without_raw_files() {
     fs::copy(raw.join("dataset.json"), prepared(&place).join("dataset.json")).unwrap();
     fs::remove_dir_all(&raw).unwrap();
     let said = place.succeeds(&train(&[]));
-    assert!(said.contains("raw files are not there") && said.contains("not predicted and not scored"), "{said}");
-    assert!(place.path(&format!("results/{NAME}/voxgradTrainer__nnUNetPlans__3d_fullres/fold_all")).exists());
+    assert!(said.contains("raw files are not there") && said.contains("no pictures"), "{said}");
+    let results = place.path(&format!("results/{NAME}/voxgradTrainer__nnUNetPlans__3d_fullres/fold_all"));
+    assert!(results.join("validation/summary.json").exists());
     fs::remove_dir_all(prepared(&place).join("voxgrad")).unwrap();
     fs::remove_dir_all(place.path("results").join(NAME)).unwrap();
     place.refuses(&train(&[]), &["no preprocessed case", "--raw"]);

@@ -75,7 +75,7 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             b'0' => self.pop().map(|_| ()),
-            b'1' => self.to_mark().map(|_| ()),
+            b'1' => self.above_mark().map(|_| ()),
             b'N' => self.plain(Value::None),
             0x88 => self.plain(Value::Bool(true)),
             0x89 => self.plain(Value::Bool(false)),
@@ -118,7 +118,7 @@ impl<'a> Machine<'a> {
             b'}' => self.push(Object::Dict(Vec::new())),
             b')' => self.push(Object::Tuple(Vec::new())),
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push(Object::Tuple(items))
             }
             0x85..=0x87 => {
@@ -134,7 +134,7 @@ impl<'a> Machine<'a> {
                 self.append(vec![item])
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.append(items)
             }
             b's' => {
@@ -143,7 +143,7 @@ impl<'a> Machine<'a> {
                 self.set(&[key, value])
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.set(&items)
             }
             b'h' | b'j' => {
@@ -246,7 +246,7 @@ impl<'a> Machine<'a> {
         self.stack.pop().ok_or_else(empty_stack)
     }
 
-    fn to_mark(&mut self) -> Result<Vec<usize>, Fault> {
+    fn above_mark(&mut self) -> Result<Vec<usize>, Fault> {
         let mark = self.marks.pop().ok_or_else(|| damaged("a mark is missing".into()))?;
         Ok(self.stack.split_off(mark))
     }
