@@ -306,7 +306,7 @@ impl Parameters {
     /// Uploads one slot from values in PyTorch's layout, by name. Every parameter must be given, with its shape.
     ///
     /// # Errors
-    /// [`NetworkError::State`](crate::error::NetworkError::State) naming the first parameter that is missing or has another shape.
+    /// [`NetworkError::State`] naming the first parameter that is missing or has another shape.
     pub fn load_torch<'a>(
         &self,
         context: &Context,

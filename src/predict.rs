@@ -35,7 +35,7 @@ impl Default for Settings {
 /// have one shape. `observe` is called with the passes done and to do.
 ///
 /// # Errors
-/// [`PredictError::PredictionMemory`](crate::error::PredictError::PredictionMemory) before anything is launched if the case is too large, [`PredictError::NonFiniteLogits`](crate::error::PredictError::NonFiniteLogits), or if
+/// [`PredictError::PredictionMemory`] before anything is launched if the case is too large, [`PredictError::NonFiniteLogits`], or if
 /// the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,

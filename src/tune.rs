@@ -61,7 +61,7 @@ impl Table {
     /// Reads what [`Table::write`] has written; an empty table if there is no file.
     ///
     /// # Errors
-    /// [`NetworkError::Tuning`](crate::error::NetworkError::Tuning) for a file that is damaged, or of another device or version.
+    /// [`NetworkError::Tuning`] for a file that is damaged, or of another device or version.
     pub fn read(path: &Path, device: &str) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -84,7 +84,7 @@ impl Table {
     /// Writes a measurement a line, and makes the folder.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
         let json = |value: &dyn Fn() -> serde_json::Result<String>| {
             value().map_err(|source| Error::File(FileError::Json { path: path.into(), source }))

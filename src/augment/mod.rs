@@ -79,7 +79,7 @@ impl Augmenter {
     /// Uploads labels from 0 on as the loss takes them: u8, or u16 where declared labels exceed 255.
     ///
     /// # Errors
-    /// [`TrainError::LabelBeyondDeclared`](crate::error::TrainError::LabelBeyondDeclared), or what the device reports.
+    /// [`TrainError::LabelBeyondDeclared`], or what the device reports.
     pub fn upload_labels(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
         self.check(labels)?;
         let labels = labels.iter().map(|&label| label.max(0) as u16);

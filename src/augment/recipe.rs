@@ -187,7 +187,7 @@ impl TrainerVariant {
     /// The variant of a name.
     ///
     /// # Errors
-    /// [`TrainError::UnknownTrainer`](crate::error::TrainError::UnknownTrainer) with the names that there are.
+    /// [`TrainError::UnknownTrainer`] with the names that there are.
     pub fn of(name: &str) -> Result<Self> {
         let all = Self::all();
         match all.iter().find(|variant| variant.name == name) {

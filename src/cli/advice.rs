@@ -25,11 +25,14 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         }
         Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
-        Error::Preprocess(PreprocessError::StoredCases { .. }) => "--compat chooses between the two kinds of numbers",
+        Error::Preprocess(PreprocessError::StoredCases { .. }) => {
+            "`voxgrad preprocess` redoes what is not up to date; its --compat chooses between the two kinds of numbers"
+        }
         Error::Train(TrainError::SplitUnknown { .. } | TrainError::FoldUnknown { .. }) => "--fold names the fold",
         Error::Train(TrainError::CaseUnreadable { .. }) => {
             "--continue goes on from the saved state, with --skip-unreadable-cases without such cases"
         }
+        Error::Train(TrainError::Continuation { .. }) => "leave these out, and they are what they were",
         Error::Train(TrainError::Loader { .. }) => "--loader-threads sets how many threads cut patches",
         Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",

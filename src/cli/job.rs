@@ -48,8 +48,8 @@ pub struct Job {
     pub prepared: PathBuf,
     /// The folder of the results.
     pub output: PathBuf,
-    /// In nnU-Net's layout the folder above it, and the plans to copy there.
-    shared: Option<(PathBuf, PathBuf)>,
+    /// In nnU-Net's layout the folder above it.
+    shared: Option<PathBuf>,
 }
 
 impl Job {
@@ -94,9 +94,9 @@ impl Job {
     /// Makes the output folder. In nnU-Net's layout the folder above it holds what all folds share.
     pub fn make_output(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.output).with_context(|| format!("creating {}", self.output.display()))?;
-        let Some((folder, plans)) = &self.shared else { return Ok(()) };
-        let plans = std::fs::read(plans).with_context(|| format!("reading {}", plans.display()))?;
-        io::write_atomically(&folder.join("plans.json"), &plans)?;
+        let Some(folder) = &self.shared else { return Ok(()) };
+        // Those that are trained with: of a training that goes on, those in its checkpoint.
+        io::write_json(&folder.join("plans.json"), &self.model.plans)?;
         io::write_json(&folder.join("dataset.json"), self.model.dataset.source())?;
         let fingerprint = self.prepared.join("dataset_fingerprint.json");
         if let Ok(bytes) = std::fs::read(&fingerprint) {
@@ -148,7 +148,7 @@ fn read_plans(path: &Path) -> anyhow::Result<Plans> {
 }
 
 /// The output folder, and in nnU-Net's layout the one above it with the plans that belong there.
-fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathBuf, Option<(PathBuf, PathBuf)>)> {
+fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
     if let Some(given) = &typed.output {
         return Ok((given.clone(), None));
     }
@@ -161,7 +161,7 @@ fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathB
     // nnUNetTrainer_250epochs is voxgradTrainer_250epochs here.
     let suffix = typed.trainer.as_deref().and_then(|name| name.strip_prefix("nnUNetTrainer")).unwrap_or("");
     let folder = results.join(format!("{TRAINER}{suffix}__{}__{configuration}", read.plans_name));
-    Ok((folder.join(format!("fold_{fold}")), Some((folder, plans.to_owned()))))
+    Ok((folder.join(format!("fold_{fold}")), Some(folder)))
 }
 
 /// The checkpoint to go on from or to validate with, if that was asked for.
@@ -176,6 +176,11 @@ fn checkpoint(typed: &Train, output: &Path) -> anyhow::Result<Option<(PathBuf, C
             if run::saved(output).is_empty() { "" } else { ": training has not ended; --continue goes on with it" },
             beside(typed, output)
         );
+        if !typed.val_best
+            && let Some(newer) = run::saved(output).first().filter(|newer| **newer != path)
+        {
+            eprintln!("warning: {} has come farther than {}, which is validated", newer.display(), path.display());
+        }
         return Ok(Some((path.clone(), Checkpoint::read(&path)?)));
     }
     let saved = run::saved(output);

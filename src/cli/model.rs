@@ -59,7 +59,14 @@ impl ModelArguments {
         let folders = self.folders.folders();
         let results = folders.results_of(&folders.locate(dataset)?.name)?;
         let plans = self.plans.as_deref().unwrap_or("nnUNetPlans");
-        let trainers = self.trainer.as_deref().map_or(TRAINERS.to_vec(), |trainer| vec![trainer]);
+        // What was trained here as one of nnU-Net's classes has a name of its own.
+        let trainers = match self.trainer.as_deref() {
+            None => TRAINERS.map(String::from).to_vec(),
+            Some(name) => match name.strip_prefix("nnUNetTrainer") {
+                Some(variant) => vec![name.into(), format!("voxgradTrainer{variant}")],
+                None => vec![name.into()],
+            },
+        };
         let names: Vec<PathBuf> =
             trainers.iter().map(|trainer| results.join(format!("{trainer}__{plans}__{configuration}"))).collect();
         let there: Vec<&PathBuf> = names.iter().filter(|folder| folder.is_dir()).collect();

@@ -1,5 +1,6 @@
 //! `voxgrad predict`.
 
+use super::advice;
 use super::model::ModelArguments;
 use super::options::Shown;
 use super::{DeviceArgument, ExactArgument};
@@ -240,6 +241,9 @@ pub fn predict_prepared(
             Err(error @ Error::Kernel(_)) => return Err(error).with_context(|| format!("predicting {}", case.name)),
             Err(error) => {
                 bar.suspend(|| eprintln!("error: predicting {}: {error}", case.name));
+                if let Some(options) = advice(&error.into()) {
+                    bar.suspend(|| eprintln!("options: {options}"));
+                }
                 failed.push(case.name.as_str());
                 bar.inc(1);
                 continue;

@@ -42,7 +42,7 @@ impl Train {
             false => device.context.clone(),
         };
         let mut trainer = trainer(&context, &job)?.with_loading(loading);
-        if let Some(path) = &self.pretrained_weights {
+        if let (Some(path), None) = (&self.pretrained_weights, &job.checkpoint) {
             let loaded = load_pretrained(&context, path, trainer.network().parameters())?;
             let path = path.display();
             println!(

@@ -103,9 +103,9 @@ pub struct Train {
     /// Predict and score the validation cases with checkpoint_best, after training or, with --val, at once.
     #[arg(long = "val-best", conflicts_with = "disable_checkpointing")]
     pub val_best: bool,
-    /// Begin with the weights of this checkpoint, but for the layers that make the segmentation. All others must be of the
+    /// Begin, unless with --continue there is something to go on with, with the weights of this checkpoint, but for the layers that make the segmentation. All others must be of the
     /// same shapes.
-    #[arg(long = "pretrained-weights", value_name = "FILE", conflicts_with_all = ["resume", "val"])]
+    #[arg(long = "pretrained-weights", value_name = "FILE", conflicts_with = "val")]
     pub pretrained_weights: Option<PathBuf>,
     /// Write checkpoint_latest after every so many epochs; 50 unless given. It is written when training is stopped, too.
     #[arg(long, value_name = "EPOCHS", conflicts_with = "disable_checkpointing")]

@@ -47,7 +47,7 @@ pub fn cases_in(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Res
 /// all other files. Files of other kinds (a text, say) are ignored and noted.
 ///
 /// # Errors
-/// [`DatasetError::DatasetEmpty`](crate::error::DatasetError::DatasetEmpty), [`FileError::Io`](crate::error::FileError::Io).
+/// [`DatasetError::DatasetEmpty`], [`FileError::Io`](crate::error::FileError::Io).
 pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> Result<Cases> {
     let (ending, declared) = (json.file_ending.as_str(), json.channel_names.len());
     let image_names = io::list_folder(images)?;

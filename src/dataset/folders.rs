@@ -40,7 +40,7 @@ impl Folders {
     /// Finds a dataset by its number (`4`, `004`), its name (`Dataset004_Hippocampus`) or the path of its raw folder.
     ///
     /// # Errors
-    /// [`DatasetError::DatasetNotFound`](crate::error::DatasetError::DatasetNotFound) or [`DatasetError::DatasetAmbiguous`](crate::error::DatasetError::DatasetAmbiguous), which list what was found; [`FileError::Io`](crate::error::FileError::Io).
+    /// [`DatasetError::DatasetNotFound`] or [`DatasetError::DatasetAmbiguous`], which list what was found; [`FileError::Io`](crate::error::FileError::Io).
     pub fn locate(&self, wanted: &str) -> Result<Located> {
         let path = Path::new(wanted);
         if path.components().count() > 1 || path.join("dataset.json").is_file() {
@@ -94,7 +94,7 @@ impl Folders {
     /// Folder of a dataset's preprocessed data.
     ///
     /// # Errors
-    /// [`DatasetError::FolderUnknown`](crate::error::DatasetError::FolderUnknown) if neither the caller nor the environment names the place.
+    /// [`DatasetError::FolderUnknown`] if neither the caller nor the environment names the place.
     pub fn preprocessed_of(&self, name: &str) -> Result<PathBuf> {
         let folder = self.preprocessed.as_ref();
         folder.map(|folder| folder.join(name)).ok_or(Error::Dataset(DatasetError::FolderUnknown {
@@ -119,7 +119,7 @@ impl Located {
     /// The raw folder.
     ///
     /// # Errors
-    /// [`DatasetError::FolderUnknown`](crate::error::DatasetError::FolderUnknown) if neither the caller nor the environment names the place.
+    /// [`DatasetError::FolderUnknown`] if neither the caller nor the environment names the place.
     pub fn raw(&self) -> Result<&Path> {
         self.raw
             .as_deref()

@@ -41,7 +41,7 @@ impl DatasetJson {
     /// Reads a `dataset.json`.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json), or [`FileError::Field`](crate::error::FileError::Field) for a missing or mistyped field.
+    /// [`FileError::Io`], [`FileError::Json`], or [`FileError::Field`] for a missing or mistyped field.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         Self::parse(path, &text)

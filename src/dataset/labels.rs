@@ -70,8 +70,8 @@ impl LabelManager {
     /// Derives the rules, and rejects label definitions that nnU-Net rejects.
     ///
     /// # Errors
-    /// One variant per rule: `Background*`, `Ignore*`, `Label*`, `Regions*`, [`DatasetError::NoForeground`](crate::error::DatasetError::NoForeground),
-    /// [`DatasetError::TooManyRegions`](crate::error::DatasetError::TooManyRegions).
+    /// One variant per rule: `Background*`, `Ignore*`, `Label*`, `Regions*`, [`DatasetError::NoForeground`],
+    /// [`DatasetError::TooManyRegions`].
     pub fn new(json: &DatasetJson) -> Result<Self> {
         let path = || json.path.clone();
         let mut background = None;

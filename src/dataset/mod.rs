@@ -43,7 +43,7 @@ impl Dataset {
     }
 
     /// Opens a dataset and lists everything that is wrong with its files by their names alone: `Channel*`, `Label*`,
-    /// [`DatasetError::ImageNames`](crate::error::DatasetError::ImageNames), [`DatasetError::OtherEnding`](crate::error::DatasetError::OtherEnding), [`DatasetError::NumTraining`](crate::error::DatasetError::NumTraining). Cases that lack a file are left out of the
+    /// [`DatasetError::ImageNames`], [`DatasetError::OtherEnding`], [`DatasetError::NumTraining`]. Cases that lack a file are left out of the
     /// dataset.
     ///
     /// # Errors

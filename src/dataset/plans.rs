@@ -188,7 +188,7 @@ impl Plans {
     /// Reads a plans file.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json) naming a missing or mistyped field, or [`FileError::NotAFileName`](crate::error::FileError::NotAFileName).
+    /// [`FileError::Io`], [`FileError::Json`] naming a missing or mistyped field, or [`FileError::NotAFileName`].
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let plans: Self =
@@ -201,7 +201,7 @@ impl Plans {
     /// the plans come from.
     ///
     /// # Errors
-    /// [`FileError::NotAFileName`](crate::error::FileError::NotAFileName) with all such names.
+    /// [`FileError::NotAFileName`] with all such names.
     pub fn check_names(&self, path: &Path) -> Result<()> {
         let plans = std::iter::once(("plans_name".to_owned(), self.plans_name.as_str()));
         let configurations = self.configurations.keys().map(|name| ("configurations".to_owned(), name.as_str()));
@@ -224,7 +224,7 @@ impl Plans {
     /// Writes the plans with nnU-Net's indentation.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_json(path, self)
     }
@@ -232,7 +232,7 @@ impl Plans {
     /// A configuration by name, with everything it inherits.
     ///
     /// # Errors
-    /// [`PlanError::ConfigurationMissing`](crate::error::PlanError::ConfigurationMissing), [`PlanError::ConfigurationCycle`](crate::error::PlanError::ConfigurationCycle), or [`FileError::Field`](crate::error::FileError::Field) for mistyped fields.
+    /// [`PlanError::ConfigurationMissing`], [`PlanError::ConfigurationCycle`], or [`FileError::Field`] for mistyped fields.
     pub fn configuration(&self, name: &str) -> Result<Configuration> {
         let mut merged = Map::new();
         let mut visited: Vec<&str> = Vec::new();

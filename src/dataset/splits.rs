@@ -77,7 +77,7 @@ impl std::fmt::Display for Fold {
 /// Ten cases give the validation cases 0 7 | 3 9 | 4 6 | 1 8 | 2 5.
 ///
 /// # Errors
-/// [`PlanError::TooFewCases`](crate::error::PlanError::TooFewCases) for fewer cases than folds.
+/// [`PlanError::TooFewCases`] for fewer cases than folds.
 pub fn k_fold(cases: &[String]) -> Result<Vec<Split>> {
     let cases = sorted(cases);
     if cases.len() < FOLDS {
@@ -99,7 +99,7 @@ pub fn k_fold(cases: &[String]) -> Result<Vec<Split>> {
 /// The cases of a fold. An index beyond the file gives nnU-Net's seeded random 80:20 split.
 ///
 /// # Errors
-/// [`PlanError::TooFewCases`](crate::error::PlanError::TooFewCases) if the 80:20 split leaves a side empty.
+/// [`PlanError::TooFewCases`] if the 80:20 split leaves a side empty.
 pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<Split> {
     let cases = sorted(cases);
     match fold {
@@ -122,7 +122,7 @@ pub fn cases_of_fold(splits: &[Split], fold: Fold, cases: &[String]) -> Result<S
 /// Reads `splits_final.json` and checks it against the dataset's cases.
 ///
 /// # Errors
-/// [`PlanError::SplitUnknownCase`](crate::error::PlanError::SplitUnknownCase), [`PlanError::SplitEmpty`](crate::error::PlanError::SplitEmpty), [`PlanError::SplitOverlap`](crate::error::PlanError::SplitOverlap), or the errors of reading JSON.
+/// [`PlanError::SplitUnknownCase`], [`PlanError::SplitEmpty`], [`PlanError::SplitOverlap`], or the errors of reading JSON.
 pub fn read(path: &Path, cases: &[String]) -> Result<Vec<Split>> {
     let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
     let splits: Vec<Split> =
@@ -156,7 +156,7 @@ pub fn without_fold(splits: &[Split], cases: &[String]) -> Vec<String> {
 /// Writes `splits_final.json`, byte for byte as nnU-Net does.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io).
+/// [`FileError::Io`].
 pub fn write(path: &Path, splits: &[Split]) -> Result<()> {
     io::write_json(path, splits)
 }

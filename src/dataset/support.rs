@@ -49,7 +49,7 @@ impl Plans {
     /// Whether voxgrad preprocesses as a configuration of these plans asks for.
     ///
     /// # Errors
-    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) with every field that asks for something else.
+    /// [`PlanError::PlansUnsupported`] with every field that asks for something else.
     pub fn check_preprocessing(&self, configuration: &Configuration) -> Result<()> {
         let mut faults = Faults::default();
         self.preprocessing(configuration, &mut faults);

@@ -43,6 +43,16 @@ pub enum NetworkError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A checkpoint of a later version.
+    #[error(
+        "{path}: a checkpoint of version {version}, a later one than this program knows; use the program that wrote it"
+    )]
+    CheckpointVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: String,
+    },
     /// A checkpoint cannot be read.
     #[error("{path}: not a usable checkpoint: {problem}")]
     Checkpoint {

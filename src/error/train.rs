@@ -26,6 +26,19 @@ pub enum TrainError {
         /// All names, with commas.
         known: String,
     },
+    /// A preprocessed case has a label that the dataset does not declare.
+    #[error(
+        "case {case} holds label {found}, the highest that dataset.json declares is {largest}; correct the label map and \
+         preprocess again"
+    )]
+    CaseLabel {
+        /// Case identifier.
+        case: String,
+        /// The label.
+        found: i16,
+        /// The highest declared one.
+        largest: i16,
+    },
     /// A training patch has a label that the dataset does not declare.
     #[error(
         "a training patch holds label {found}, the highest that dataset.json declares is {largest}; correct the label maps \
@@ -49,10 +62,7 @@ pub enum TrainError {
         in_a_row: usize,
     },
     /// A training is to be continued with other settings than it was begun with.
-    #[error(
-        "{path} was trained otherwise: {differences}. Leave these options out to go on with it, or train into another \
-         folder"
-    )]
+    #[error("{path} was trained otherwise: {differences}. Go on with the same settings, or train into another folder")]
     Continuation {
         /// The checkpoint.
         path: PathBuf,
@@ -77,10 +87,7 @@ pub enum TrainError {
         folder: PathBuf,
     },
     /// A case could be read when training began, and cannot be read any more.
-    #[error(
-        "case {case} cannot be read any more: {source}. Training has ended, and can go on from the state before this once \
-         the file is there again"
-    )]
+    #[error("case {case} cannot be read any more: {source}. Training has ended")]
     CaseUnreadable {
         /// Case identifier.
         case: String,

@@ -62,8 +62,8 @@ pub fn evaluate_case(
 /// leaves on foreign disks, are passed over.
 ///
 /// # Errors
-/// [`EvaluateError::NothingToEvaluate`](crate::error::EvaluateError::NothingToEvaluate); [`EvaluateError::ReferenceMissing`](crate::error::EvaluateError::ReferenceMissing); [`EvaluateError::PredictionMissing`](crate::error::EvaluateError::PredictionMissing) unless `allow_missing`;
-/// [`EvaluateError::EvaluationGrid`](crate::error::EvaluateError::EvaluationGrid); the errors of reading NIfTI; [`Error::Several`] with all of them.
+/// [`EvaluateError::NothingToEvaluate`]; [`EvaluateError::ReferenceMissing`]; [`EvaluateError::PredictionMissing`] unless `allow_missing`;
+/// [`EvaluateError::EvaluationGrid`]; the errors of reading NIfTI; [`Error::Several`] with all of them.
 pub fn evaluate_folder(
     references: &Path,
     predictions: &Path,

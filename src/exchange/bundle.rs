@@ -75,7 +75,9 @@ pub fn export_zip(path: &Path, results: &Path, bundle: &Bundle) -> Result<usize>
             if bundle.predictions && validation.is_dir() {
                 for file in files_in(&validation)? {
                     // Probabilities and their properties are left out, as nnU-Net does.
-                    need(file.clone(), !["npz", "pkl"].iter().any(|ending| file.extension() == Some(ending.as_ref())));
+                    if !["npz", "pkl"].iter().any(|ending| file.extension() == Some(ending.as_ref())) {
+                        need(file, true);
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::dataset::splits::Fold;
 use crate::error::{Error, ExchangeError, FileError, Result};
 use crate::history::History;
 use crate::optim::{Optimizer, poly_learning_rate};
+use crate::sample::Sampling;
 use crate::train::{Checkpoint, Model, Progress, Settings, Stored};
 use std::collections::HashMap;
 use std::path::Path;
@@ -84,7 +85,11 @@ pub fn read(path: &Path, folder: Option<(Plans, DatasetJson)>, momenta: bool) ->
     let settings = Settings {
         epochs: named.max(epoch),
         mirror: fields.mirror()?,
-        augmentation: variant.map_or_else(Default::default, |variant| variant.recipe),
+        augmentation: variant.as_ref().map_or_else(Default::default, |variant| variant.recipe),
+        sampling: Sampling {
+            oversampling: variant.map_or(Sampling::NNUNET.oversampling, |variant| variant.oversampling),
+            ..Sampling::NNUNET
+        },
         ..Settings::default()
     };
     let progress = Progress {
@@ -166,7 +171,14 @@ impl Fields<'_> {
             times: Vec::new(),
         };
         let epochs = history.epochs();
-        let lists = [&history.mean_fg_dice, &history.ema_fg_dice, &history.val_losses, &history.lrs];
+        let lists = [
+            &history.mean_fg_dice,
+            &history.ema_fg_dice,
+            &history.val_losses,
+            &history.lrs,
+            &history.epoch_start_timestamps,
+            &history.epoch_end_timestamps,
+        ];
         // Lists of different lengths belong to no sequence of epochs.
         let complete =
             lists.iter().all(|list| list.len() == epochs) && history.dice_per_class_or_region.len() == epochs;
@@ -204,7 +216,10 @@ pub fn trainer_of(settings: &Settings) -> String {
     let alike =
         |variant: &&TrainerVariant| variant.mirror == settings.mirror && variant.recipe == settings.augmentation;
     let of_epochs = |variant: &&TrainerVariant| variant.epochs.unwrap_or(EPOCHS) == settings.epochs;
-    let found = all.iter().find(|variant| alike(variant) && of_epochs(variant)).or_else(|| all.iter().find(alike));
+    let sampled = |variant: &&TrainerVariant| variant.oversampling == settings.sampling.oversampling;
+    let found = (all.iter().find(|variant| alike(variant) && sampled(variant) && of_epochs(variant)))
+        .or_else(|| all.iter().find(|variant| alike(variant) && sampled(variant)))
+        .or_else(|| all.iter().find(alike));
     found.map_or_else(|| TRAINER.into(), |variant| variant.name.clone())
 }
 

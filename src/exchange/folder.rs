@@ -143,7 +143,15 @@ impl TrainedModel {
                 format!("is of configuration {}, not {}", other.configuration_name, model.configuration_name)
             } else if other.configuration != model.configuration {
                 "has another patch, spacing, normalisation or architecture".into()
-            } else if other.dataset.source().get("labels") != model.dataset.source().get("labels") {
+            } else if other.plans.transpose_forward != model.plans.transpose_forward
+                || other.plans.foreground_intensity_properties_per_channel
+                    != model.plans.foreground_intensity_properties_per_channel
+            {
+                "has plans of other intensities or axes".into()
+            } else if ["labels", "regions_class_order"]
+                .iter()
+                .any(|field| other.dataset.source().get(*field) != model.dataset.source().get(*field))
+            {
                 "has other labels".into()
             } else {
                 if checkpoint.settings.mirror != mirror {

@@ -20,7 +20,7 @@ const ENDING: &str = ".partial";
 /// after a crash.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
+/// [`FileError::Io`]; the target is then as it was before.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_aside(path, "content", |file| fs::write(file, bytes).map_err(Error::io(path, "write")))
 }
@@ -28,7 +28,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes JSON with nnU-Net's indentation of four, atomically.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
+/// [`FileError::Io`]; the target is then as it was before.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     let mut text = Vec::new();
     let indentation = serde_json::ser::PrettyFormatter::with_indent(b"    ");
@@ -83,7 +83,7 @@ fn first_write_to(folder: &Path) -> bool {
 /// does not exist has none.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io) if the folder cannot be listed, or a leftover not be removed.
+/// [`FileError::Io`] if the folder cannot be listed, or a leftover not be removed.
 pub fn remove_leftovers(folder: &Path) -> Result<usize> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),

@@ -86,8 +86,8 @@ pub fn read_overview(path: &Path) -> Result<Overview> {
 /// Non-finite voxels are passed on: whether they matter is decided where the case is known.
 ///
 /// # Errors
-/// [`FileError::NotThreeDimensional`](crate::error::FileError::NotThreeDimensional) for several volumes in one file; the `Nifti*`, [`FileError::NotNifti`](crate::error::FileError::NotNifti) and
-/// [`FileError::Gzip`](crate::error::FileError::Gzip) variants for files that are not what they claim.
+/// [`FileError::NotThreeDimensional`] for several volumes in one file; the `Nifti*`, [`FileError::NotNifti`] and
+/// [`FileError::Gzip`] variants for files that are not what they claim.
 pub fn read_image(path: &Path) -> Result<Image> {
     let (header, bytes) = nifti_stream::read(path)?;
     if header.channels() != 1 {
@@ -127,7 +127,7 @@ fn image(path: &Path, header: &Header, bytes: &[u8]) -> Result<Image> {
 /// Reads a 3-D label map of any scalar type; floats count as labels when they are integers to within a thousandth.
 ///
 /// # Errors
-/// [`FileError::LabelNotInteger`](crate::error::FileError::LabelNotInteger) for other values; otherwise as [`read_image`].
+/// [`FileError::LabelNotInteger`] for other values; otherwise as [`read_image`].
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
     let (header, bytes) = nifti_stream::read(path)?;
     if header.channels() != 1 {
@@ -163,7 +163,7 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
 /// The file appears under its name only when it is complete: it is written elsewhere in the folder first and renamed.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io) or [`FileError::NiftiWrite`](crate::error::FileError::NiftiWrite); the target is then as it was before.
+/// [`FileError::Io`] or [`FileError::NiftiWrite`]; the target is then as it was before.
 pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry: &Geometry) -> Result<()> {
     let gzipped = path.extension().is_some_and(|ending| ending == "gz");
     // A name without further dots: the writer cuts names at their last dots.
@@ -175,7 +175,7 @@ pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry:
 /// in nnU-Net's, of one byte below 255 and of two from there on.
 ///
 /// # Errors
-/// As [`write_labels`]; [`FileError::NiftiWrite`](crate::error::FileError::NiftiWrite) for negative labels that no type of label maps holds.
+/// As [`write_labels`]; [`FileError::NiftiWrite`] for negative labels that no type of label maps holds.
 pub fn write_labels_as_stored(path: &Path, labels: ArrayView3<i16>, geometry: &Geometry) -> Result<()> {
     let (lowest, highest) = labels.iter().fold((0, 0), |(low, high), &label| (label.min(low), label.max(high)));
     let in_byte = lowest >= 0 && highest <= 255;

@@ -21,7 +21,7 @@ impl PredictionMemory {
     /// Refuses what the device, or the host with `host_memory` bytes, cannot hold. A CPU shares its memory with the host.
     ///
     /// # Errors
-    /// [`PredictError::PredictionMemory`](crate::error::PredictError::PredictionMemory), which says what to reduce.
+    /// [`PredictError::PredictionMemory`], which says what to reduce.
     pub fn check(&self, caps: &Caps, host_memory: Option<u64>) -> Result<()> {
         let too_large = |what, needed, limit, remedy| {
             Err(Error::Predict(PredictError::PredictionMemory { what, needed, limit, remedy }))

@@ -52,7 +52,7 @@ impl UNetShape {
     /// Reads nnU-Net's `architecture.arch_kwargs`.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) naming the field that is missing, inconsistent or not supported.
+    /// [`NetworkError::Architecture`] naming the field that is missing, inconsistent or not supported.
     pub fn from_plans(arguments: &ArchitectureArguments, channels_in: usize, heads: usize) -> Result<Self> {
         let wrong =
             |field: &'static str, problem: String| Error::Network(NetworkError::Architecture { field, problem });
@@ -145,7 +145,7 @@ impl PlainConvUNet {
     /// Allocates the network and initialises it from a seed.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for less than two stages, or if the device is out of memory.
+    /// [`NetworkError::Architecture`] for less than two stages, or if the device is out of memory.
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
         shape.check()?;
         let mut builder = ParameterBuilder::default();
@@ -169,7 +169,7 @@ impl PlainConvUNet {
     /// Logits of the `levels` finest resolutions, full resolution first: `[batch, depth, height, width, heads]`.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
+    /// [`NetworkError::Architecture`] if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
         self.shape.check_patch(x.shape().dims)?;
         let mut skips = Vec::with_capacity(self.encoder.len());

@@ -48,7 +48,7 @@ impl Fingerprint {
     /// With [`Compat::Nnunet`] ignored voxels count as foreground.
     ///
     /// # Errors
-    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases), and the errors of [`RawCase::read`].
+    /// [`DatasetError::NoCases`], and the errors of [`RawCase::read`].
     pub fn extract(dataset: &Dataset, compat: Compat, workers: usize, on_case: impl Fn(&str) + Sync) -> Result<Self> {
         let ignore = match compat {
             Compat::Corrected => dataset.labels.ignore_label(),
@@ -82,7 +82,7 @@ impl Fingerprint {
     /// Reads a fingerprint.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
+    /// [`FileError::Io`], [`FileError::Json`].
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))
@@ -91,7 +91,7 @@ impl Fingerprint {
     /// Writes the fingerprint.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
         io::write_json(path, self)
     }
@@ -125,7 +125,7 @@ impl Measured {
     /// What a fingerprint that is in `file` has been measured from, if it has been measured now.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub fn now(dataset: &Dataset, compat: Compat, file: &Path) -> Result<Self> {
         let files = dataset.cases.iter().map(|case| Ok(format!("{}{}", case.name, files_seen(case)?)));
         let fingerprint = fs::read(file).map_err(Error::io(file, "read"))?;
@@ -141,7 +141,7 @@ impl Measured {
     /// Keeps it beside the fingerprint in `file`.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub fn write(&self, file: &Path) -> Result<()> {
         let path = Self::path(file);
         if let Some(folder) = path.parent() {
@@ -153,7 +153,7 @@ impl Measured {
     /// How good the fingerprint in `file` is for a dataset. With `compat` only if it was measured so.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io) if a file of the dataset cannot be looked at.
+    /// [`FileError::Io`] if a file of the dataset cannot be looked at.
     pub fn age(dataset: &Dataset, compat: Option<Compat>, file: &Path) -> Result<Age> {
         let kept = fs::read_to_string(Self::path(file)).ok();
         let Some(kept) = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok()) else {

@@ -40,8 +40,8 @@ impl Planner {
     /// Plans a dataset called `name` (`DatasetXXX_Name`).
     ///
     /// # Errors
-    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases) for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
-    /// whose name cannot be that of a file, [`PlanError::ImagesTooSmall`](crate::error::PlanError::ImagesTooSmall) if no 3-D network of two stages fits the images.
+    /// [`DatasetError::NoCases`] for an empty fingerprint, [`Error::Setting`] for a target spacing that is not positive or plans
+    /// whose name cannot be that of a file, [`PlanError::ImagesTooSmall`] if no 3-D network of two stages fits the images.
     pub fn plan(&self, name: &str, dataset: &Dataset, fingerprint: &Fingerprint) -> Result<Plans> {
         self.plan_from_json(name, &dataset.json, fingerprint)
     }

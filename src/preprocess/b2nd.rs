@@ -31,7 +31,7 @@ const DAMAGED: &str = "the frame is damaged or truncated";
 /// Reads a case that was preprocessed to `spacing` (transposed axes); `path` is the image, the labels lie beside it.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged frames and for filters or compressors that nnU-Net does not use.
+/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`] for damaged frames and for filters or compressors that nnU-Net does not use.
 pub fn read_b2nd(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result<PreprocessedCase> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let seg_path = path.with_file_name(format!("{name}_seg.b2nd"));

@@ -98,7 +98,7 @@ impl Preprocessor {
     /// Transpose, crop, normalise, resample, locate classes; in this order.
     ///
     /// # Errors
-    /// [`PreprocessError::ChannelCount`](crate::error::PreprocessError::ChannelCount), [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge), and the errors of [`ChannelNormalization::apply`].
+    /// [`PreprocessError::ChannelCount`], [`PreprocessError::ResampledTooLarge`], and the errors of [`ChannelNormalization::apply`].
     pub fn run(&self, raw: RawCase) -> Result<PreprocessedCase> {
         if raw.data.dim().0 != self.channels.len() {
             return Err(Error::Preprocess(PreprocessError::ChannelCount {

@@ -14,7 +14,7 @@ fn copy_path(prepared: &Path, data_identifier: &str, case: &str) -> PathBuf {
 }
 
 /// What a copy says it was made from: the original's name, size and time, and how its labels were read.
-fn origin(original: &Path, preprocessor: &Preprocessor) -> Result<String> {
+pub(super) fn origin(original: &Path, preprocessor: &Preprocessor) -> Result<String> {
     let beside = original.with_file_name(match (original.file_stem(), original.extension()) {
         (Some(stem), Some(ending)) => format!("{}_seg.{}", stem.to_string_lossy(), ending.to_string_lossy()),
         _ => String::new(),
@@ -43,13 +43,12 @@ pub(super) fn convert(
     prepared: &Path,
     data_identifier: &str,
     case: &PreprocessedCase,
-    original: &Path,
-    preprocessor: &Preprocessor,
+    origin: &str,
 ) -> Result<StoredCase> {
     let path = copy_path(prepared, data_identifier, &case.name);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     }
-    store::write(&path, case, &origin(original, preprocessor)?)?;
+    store::write(&path, case, origin)?;
     StoredCase::open(&path)
 }

@@ -84,7 +84,7 @@ impl ChannelNormalization {
     /// keep their values.
     ///
     /// # Errors
-    /// [`PreprocessError::IntensityMissing`](crate::error::PreprocessError::IntensityMissing) for CT without statistics, [`PreprocessError::NotRgb`](crate::error::PreprocessError::NotRgb) for values outside 0..=255.
+    /// [`PreprocessError::IntensityMissing`] for CT without statistics, [`PreprocessError::NotRgb`] for values outside 0..=255.
     pub fn apply(&self, channel: usize, mut data: ArrayViewMut3<f32>, mask: &Array3<bool>) -> Result<()> {
         match self.scheme {
             Normalization::None => {}

@@ -20,7 +20,7 @@ const DEFLATE_MAX_RATIO: u64 = 1032;
 /// Reads a case that was preprocessed to `spacing` (transposed axes).
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for a damaged archive or arrays of other types or shapes.
+/// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`] for a damaged archive or arrays of other types or shapes.
 pub fn read_npz(path: &Path, labels: &LabelManager, spacing: [f64; 3]) -> Result<PreprocessedCase> {
     let bad =
         |problem: &str| Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem: problem.into() });

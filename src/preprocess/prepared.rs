@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use super::converted::{convert, copy_of};
+use super::converted::{convert, copy_of, origin};
 use super::folder::{case_path, cases_folder, made_with, preprocess_raw, recipe};
 use super::parallel::in_parallel;
 use super::{PreprocessedCase, Preprocessor, StoredCase, label_counts, read_b2nd, read_npz};
 use crate::compat::Compat;
 use crate::dataset::CaseFiles;
-use crate::error::{Error, PreprocessError, Result};
+use crate::error::{Error, FileError, PreprocessError, Result};
 
 /// How to open the cases of a configuration.
 #[derive(Debug, Clone)]
@@ -111,8 +113,8 @@ impl Opening<'_> {
     /// Stored cases are compared with their raw files by size and time where the raw files are there.
     ///
     /// # Errors
-    /// [`PreprocessError::StoredCases`](crate::error::PreprocessError::StoredCases) if some are made with other settings, from other files, or in two ways;
-    /// [`PreprocessError::CaseMemory`](crate::error::PreprocessError::CaseMemory) if those that have not been preprocessed are too large together; and what reading gives, and
+    /// [`PreprocessError::StoredCases`] if some are made with other settings, from other files, or in two ways;
+    /// [`PreprocessError::CaseMemory`] if those that have not been preprocessed are too large together; and what reading gives, and
     /// writing the copies that nnU-Net's cases are read from in parts.
     pub fn open(&self, files: &[&CaseFiles], on_case: impl Fn(&str) + Sync) -> Result<Opened> {
         let (files, places, mut notes) = self.places(files)?;
@@ -120,7 +122,13 @@ impl Opening<'_> {
         notes.extend(odd(&files, &places));
         let preprocessor = Preprocessor { compat, ..self.preprocessor.clone() };
         let whole = places.iter().filter(|place| matches!(place, Place::Raw)).count();
-        let held = Held { limit: self.memory, whole, cases: AtomicUsize::new(0), bytes: AtomicU64::new(0) };
+        let held = Held {
+            limit: self.memory,
+            whole,
+            cases: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+            copying: Mutex::new(()),
+        };
         let work: Vec<_> = files.iter().zip(places).collect();
         let opened = in_parallel(&work, self.workers, |(files, place)| {
             let case = self.read(files, place, &preprocessor, &held);
@@ -130,7 +138,7 @@ impl Opening<'_> {
         let mut cases = Vec::with_capacity(opened.len());
         for case in opened {
             let (case, warnings) = case?;
-            cases.push(case);
+            cases.extend(case);
             notes.extend(warnings);
         }
         if whole > 0 {
@@ -140,32 +148,49 @@ impl Opening<'_> {
         Ok(Opened { cases, compat, notes })
     }
 
-    /// Opens one case, with what is odd about it.
+    /// Opens one case, with what is odd about it. None if it cannot be read and is to be left out.
     fn read(
         &self,
         files: &CaseFiles,
         place: &Place,
         preprocessor: &Preprocessor,
         held: &Held,
-    ) -> Result<(PreparedCase, Vec<String>)> {
+    ) -> Result<(Option<PreparedCase>, Vec<String>)> {
         let (labels, spacing) = (&preprocessor.labels, preprocessor.spacing);
         match place {
             Place::Stored { case, .. } | Place::Nnunets { copy: Some(case), .. } => {
-                Ok((PreparedCase::Stored(case.clone()), Vec::new()))
+                Ok((Some(PreparedCase::Stored(case.clone())), Vec::new()))
             }
             Place::Nnunets { path, copy: None, .. } => {
-                let case = match path.extension().is_some_and(|ending| ending == "npz") {
-                    true => read_npz(path, labels, spacing)?,
-                    false => read_b2nd(path, labels, spacing)?,
+                // A case is held as a whole, and more than once, while it is copied: one after the other.
+                let _one = held.copying.lock().unwrap_or_else(PoisonError::into_inner);
+                // Of the original before it is read: one that changes meanwhile is copied again next time.
+                let origin = origin(path, preprocessor)?;
+                let read = match path.extension().is_some_and(|ending| ending == "npz") {
+                    true => read_npz(path, labels, spacing),
+                    false => read_b2nd(path, labels, spacing),
                 };
-                let copy = convert(self.prepared, self.data_identifier, &case, path, preprocessor)?;
-                Ok((PreparedCase::Stored(Box::new(copy)), Vec::new()))
+                let case = match read {
+                    Err(error) if self.skip_unreadable => return Ok((None, vec![left_out(&files.name, &error)])),
+                    read => read?,
+                };
+                match convert(self.prepared, self.data_identifier, &case, &origin) {
+                    Err(Error::File(FileError::Io { path, source, .. }))
+                        if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
+                    {
+                        held.add(bytes(&case))?;
+                        let note =
+                            format!("case {}: kept in memory, since {} cannot be written", case.name, path.display());
+                        Ok((Some(PreparedCase::InMemory(Box::new(case))), vec![note]))
+                    }
+                    copy => Ok((Some(PreparedCase::Stored(Box::new(copy?))), Vec::new())),
+                }
             }
             Place::Raw | Place::Nowhere => {
                 held.check()?;
                 let (case, warnings) = preprocess_raw(files, labels, preprocessor)?;
                 held.add(bytes(&case))?;
-                Ok((PreparedCase::InMemory(Box::new(case)), warnings))
+                Ok((Some(PreparedCase::InMemory(Box::new(case))), warnings))
             }
         }
     }
@@ -259,6 +284,8 @@ struct Held {
     /// How many there are.
     cases: AtomicUsize,
     bytes: AtomicU64,
+    /// Held while a case is copied.
+    copying: Mutex<()>,
 }
 
 impl Held {

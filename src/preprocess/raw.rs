@@ -114,9 +114,9 @@ impl RawCase {
     /// Reads a case and checks that its files belong together.
     ///
     /// # Errors
-    /// Everything that is wrong with the files, in one error: [`DatasetError::ChannelShape`](crate::error::DatasetError::ChannelShape), [`DatasetError::ChannelSpacing`](crate::error::DatasetError::ChannelSpacing),
-    /// [`DatasetError::NonFiniteVoxel`](crate::error::DatasetError::NonFiniteVoxel), [`DatasetError::LabelShape`](crate::error::DatasetError::LabelShape), [`DatasetError::LabelSpacing`](crate::error::DatasetError::LabelSpacing), [`DatasetError::UnexpectedLabel`](crate::error::DatasetError::UnexpectedLabel),
-    /// [`DatasetError::LabelIsImage`](crate::error::DatasetError::LabelIsImage), and the errors of reading NIfTI.
+    /// Everything that is wrong with the files, in one error: [`DatasetError::ChannelShape`], [`DatasetError::ChannelSpacing`],
+    /// [`DatasetError::NonFiniteVoxel`], [`DatasetError::LabelShape`], [`DatasetError::LabelSpacing`], [`DatasetError::UnexpectedLabel`],
+    /// [`DatasetError::LabelIsImage`], and the errors of reading NIfTI.
     pub fn read(files: &CaseFiles, labels: &LabelManager) -> Result<Self> {
         let (raw, failures) = Self::inspect(files, labels);
         Error::all(failures)?;

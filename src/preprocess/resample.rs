@@ -44,7 +44,7 @@ impl Grid {
     /// ```
     ///
     /// # Errors
-    /// [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
+    /// [`PreprocessError::ResampledTooLarge`].
     pub fn new(from: [usize; 3], spacing: [f64; 3], target: [f64; 3]) -> Result<Self> {
         let to = std::array::from_fn(|axis| {
             let length = spacing[axis] / target[axis] * from[axis] as f64;
@@ -56,7 +56,7 @@ impl Grid {
     /// The grid of a target shape, as the way back needs it.
     ///
     /// # Errors
-    /// [`PreprocessError::ResampledTooLarge`](crate::error::PreprocessError::ResampledTooLarge).
+    /// [`PreprocessError::ResampledTooLarge`].
     pub fn between(from: [usize; 3], to: [usize; 3], spacing: [f64; 3], target: [f64; 3]) -> Result<Self> {
         let voxels = to.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis));
         if voxels.is_none_or(|voxels| voxels > MOST_VOXELS) {

@@ -75,7 +75,7 @@ enum StoredGroup {
 /// so that a later run can tell whether the case is still what it would make.
 ///
 /// # Errors
-/// [`FileError::Io`](crate::error::FileError::Io); the target is then as it was before.
+/// [`FileError::Io`]; the target is then as it was before.
 pub fn write(path: &Path, case: &PreprocessedCase, recipe: &str) -> Result<()> {
     let (channels, depth, height, width) = case.data.dim();
     let shape = [depth, height, width];
@@ -167,7 +167,7 @@ impl StoredCase {
     /// Reads and checks the header. The arrays are checked when they are read.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for a file that is damaged, truncated, or of another version.
+    /// [`FileError::Io`], or [`PreprocessError::StoredCase`] for a file that is damaged, truncated, or of another version.
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |problem: String| Error::Preprocess(PreprocessError::StoredCase { path: path.into(), problem });
         let mut file = File::open(path).map_err(Error::io(path, "open"))?;
@@ -250,7 +250,7 @@ impl StoredCase {
     /// The sampled voxels of each class.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged bytes.
+    /// [`FileError::Io`], or [`PreprocessError::StoredCase`] for damaged bytes.
     pub fn class_locations(&self) -> Result<ClassLocations> {
         let bytes = self.block::<4>(&mut self.reader()?, 0, 12 * self.header.locations())?;
         let mut voxels = bytes.as_chunks::<12>().0.iter().map(|&[a, b, c, d, e, f, g, h, i, j, k, l]| {
@@ -274,7 +274,7 @@ impl StoredCase {
     /// The whole case.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), or [`PreprocessError::StoredCase`](crate::error::PreprocessError::StoredCase) for damaged bytes.
+    /// [`FileError::Io`], or [`PreprocessError::StoredCase`] for damaged bytes.
     pub fn read(&self) -> Result<PreprocessedCase> {
         Ok(PreprocessedCase {
             name: self.header.name.clone(),
@@ -289,7 +289,7 @@ impl StoredCase {
     /// A box of the image, all channels, `(c, z, y, x)`.
     ///
     /// # Errors
-    /// [`PreprocessError::StoredBox`](crate::error::PreprocessError::StoredBox) for a box that leaves the volume, else as [`read`](Self::read).
+    /// [`PreprocessError::StoredBox`] for a box that leaves the volume, else as [`read`](Self::read).
     pub fn data(&self, start: [usize; 3], size: [usize; 3]) -> Result<Array4<f32>> {
         let mut data = Array4::zeros((self.channels(), size_in(self, start, size)?[0], size[1], size[2]));
         for (channel, target) in data.axis_iter_mut(Axis(0)).enumerate() {

@@ -60,7 +60,7 @@ pub struct Overlay<'a> {
 /// Writes the picture of a case, of the slice with most foreground: image, annotation, prediction, reference.
 ///
 /// # Errors
-/// [`FileError::Figure`](crate::error::FileError::Figure) if the volumes differ in shape or are empty; [`FileError::Io`](crate::error::FileError::Io).
+/// [`FileError::Figure`] if the volumes differ in shape or are empty; [`FileError::Io`].
 pub fn write_overlay(path: &Path, overlay: &Overlay) -> Result<()> {
     write_panels(path, overlay, "prediction")
 }

@@ -50,7 +50,7 @@ impl<'a, S: PatchSource> Pool<'a, S> {
     /// the labels of cases in memory.
     ///
     /// # Errors
-    /// [`DatasetError::NoCases`](crate::error::DatasetError::NoCases), or [`TrainError::NothingToLearn`] if no case has an annotated voxel.
+    /// [`DatasetError::NoCases`], or [`TrainError::NothingToLearn`] if no case has an annotated voxel.
     pub fn by_annotation(cases: &'a [S], ignore: Option<i16>) -> Result<Self> {
         let mut sum = 0;
         let sums: Vec<u64> = cases

@@ -38,7 +38,7 @@ impl Mask {
     /// Reads rules: `[{"cases": ["a"], "classes": ["tumour"], "box": [[0, 10], [0, 64], [0, 64]]}, ...]`.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
+    /// [`FileError::Io`], [`FileError::Json`].
     pub fn read_rules(path: &Path) -> Result<Vec<MaskRule>> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         serde_json::from_str(&text).map_err(|source| Error::File(FileError::Json { path: path.into(), source }))
@@ -104,7 +104,7 @@ impl Mask {
     /// Takes away what the rules and the mask file of a case say.
     ///
     /// # Errors
-    /// Those of reading the mask file, or [`DatasetError::LabelShape`](crate::error::DatasetError::LabelShape) if it lies on another grid.
+    /// Those of reading the mask file, or [`DatasetError::LabelShape`] if it lies on another grid.
     pub(super) fn apply(
         &self,
         dense: ArrayView3<i16>,

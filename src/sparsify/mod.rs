@@ -140,7 +140,7 @@ impl Annotation {
 /// several threads.
 ///
 /// # Errors
-/// [`Error::Several`] with all that is wrong with settings and label files; [`FileError::OutputExists`](crate::error::FileError::OutputExists); the errors of
+/// [`Error::Several`] with all that is wrong with settings and label files; [`FileError::OutputExists`]; the errors of
 /// [`Dataset::inspect`], of NIfTI input and output. Nothing is left in `target` then.
 pub fn sparsify_dataset(
     source: &Path,

@@ -45,8 +45,8 @@ impl NewDataset {
     /// Makes the folder that everything is written into first.
     ///
     /// # Errors
-    /// [`FileError::OutputExists`](crate::error::FileError::OutputExists) if the target is there and may not be replaced: without `overwrite`; if it is, holds or lies
-    /// in `source`; if it holds anything that this program did not write. [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::OutputExists`] if the target is there and may not be replaced: without `overwrite`; if it is, holds or lies
+    /// in `source`; if it holds anything that this program did not write. [`FileError::Io`].
     pub(crate) fn begin(target: &Path, source: &Path, overwrite: bool) -> Result<Self> {
         let refused = |problem: String| Error::File(FileError::OutputExists { path: target.into(), problem });
         let name = target.file_name().ok_or_else(|| refused("it has no name; name a new folder".into()))?;
@@ -101,7 +101,7 @@ impl NewDataset {
     /// Brings the images of a case along.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub(crate) fn take_images(&self, case: &CaseFiles, ending: &str, copy: bool) -> Result<Transfer> {
         let mut transfer = Transfer::default();
         for (channel, image) in case.images.iter().enumerate() {
@@ -114,7 +114,7 @@ impl NewDataset {
     /// Brings test cases and splits along, if the source has any.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io).
+    /// [`FileError::Io`].
     pub(crate) fn take_the_rest(&self, source: &Path, copy: bool) -> Result<Transfer> {
         let mut transfer = Transfer::default();
         for folder in ["imagesTs", "labelsTs"] {
@@ -142,7 +142,7 @@ impl NewDataset {
     /// Puts the folder in its place.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io); what was there before is then still there.
+    /// [`FileError::Io`]; what was there before is then still there.
     pub(crate) fn commit(mut self) -> Result<()> {
         let replaced = self.staging.with_file_name(format!(
             "replaced-{}-{}",

@@ -65,7 +65,7 @@ impl Slices {
     /// Reads a list of slices: `{"*": {"z": [10, 20]}, "case_7": {"y": [3]}}`.
     ///
     /// # Errors
-    /// [`FileError::Io`](crate::error::FileError::Io), [`FileError::Json`](crate::error::FileError::Json).
+    /// [`FileError::Io`], [`FileError::Json`].
     pub fn read_list(path: &Path) -> Result<Selection> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let list =
@@ -83,7 +83,7 @@ impl Slices {
     /// The listed slices of a case.
     ///
     /// # Errors
-    /// [`AnnotationError::Slices`](crate::error::AnnotationError::Slices) for a case without an entry, or with slices outside its volume.
+    /// [`AnnotationError::Slices`] for a case without an entry, or with slices outside its volume.
     pub(super) fn listed(list: &BTreeMap<String, PlaneList>, case: &str, shape: [usize; 3]) -> Result<Planes> {
         let failed = |problem: String| Error::Annotation(AnnotationError::Slices { case: case.into(), problem });
         let found = list.get(case).or_else(|| list.get("*"));

@@ -68,7 +68,7 @@ impl Model {
     /// The shape of the network.
     ///
     /// # Errors
-    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) or [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for what is not supported.
+    /// [`PlanError::PlansUnsupported`](crate::error::PlanError::PlansUnsupported) or [`NetworkError::Architecture`] for what is not supported.
     pub fn architecture(&self) -> Result<UNetShape> {
         self.plans.check_network(&self.configuration)?;
         let arguments = &self.configuration.architecture.arch_kwargs;
@@ -164,7 +164,7 @@ impl Checkpoint {
     /// Loads weights and momenta into a network of the same shape.
     ///
     /// # Errors
-    /// [`NetworkError::State`](crate::error::NetworkError::State) naming the first parameter that does not fit.
+    /// [`NetworkError::State`] naming the first parameter that does not fit.
     pub fn load_into(&self, context: &Context, parameters: &Parameters) -> Result<()> {
         for (slot, stored) in [(Slot::Value, &self.network), (Slot::Momentum, &self.momentum)] {
             let find = |name: &str| stored.get(name).map(|(shape, values)| (&shape[..], &values[..]));
@@ -214,7 +214,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`FileError::Io`](crate::error::FileError::Io) if it cannot be read,
-    /// [`NetworkError::Checkpoint`](crate::error::NetworkError::Checkpoint) if it is something else, cut off or damaged.
+    /// [`NetworkError::Checkpoint`] if it is something else, cut off or damaged.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: String| Error::Network(NetworkError::Checkpoint { path: path.into(), problem });
         let mut bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
@@ -230,7 +230,12 @@ impl Checkpoint {
             ..VERSION => {}
             VERSION if place.is_some() => {}
             VERSION => return Err(failed("it has no checksum: damaged".into())),
-            newer => return Err(failed(format!("it is of version {newer}, a later one than this program knows"))),
+            version => {
+                return Err(Error::Network(NetworkError::CheckpointVersion {
+                    path: path.into(),
+                    version: version.to_string(),
+                }));
+            }
         }
         description.plans.check_names(path)?;
         let dataset = DatasetJson::parse(path, &description.dataset.to_string())?;

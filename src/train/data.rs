@@ -52,7 +52,7 @@ impl DataSource<'_> {
     /// Opens all cases. `on_case` is called after each, from several threads.
     ///
     /// # Errors
-    /// Those of [`Opening::open`], and [`TrainError::NothingToLearn`](crate::error::TrainError::NothingToLearn).
+    /// Those of [`Opening::open`], and [`TrainError::NothingToLearn`].
     pub fn open(&self, model: &Model, on_case: impl Fn(&str) + Sync) -> Result<TrainingData> {
         let Split { train, val } = self.split;
         // With fold `all` a case is in both.
@@ -76,6 +76,13 @@ impl DataSource<'_> {
         };
         let opened = opening.open(&files, on_case)?;
         let mut notes = opened.notes;
+        // Found now, and not when a patch shows it, perhaps after days.
+        let largest = model.labels.expected_labels().into_iter().max().unwrap_or(0);
+        let beyond = opened.cases.iter().filter_map(|case| {
+            let (&found, _) = case.label_counts().last_key_value()?;
+            (found > largest).then(|| Error::Train(TrainError::CaseLabel { case: case.name().into(), found, largest }))
+        });
+        Error::all(beyond.collect())?;
         let (mut annotated, mut all) = (0, 0);
         let ignore = model.labels.ignore_label();
         for case in opened.cases.iter().filter(|case| train.iter().any(|name| name == case.name())) {

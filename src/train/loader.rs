@@ -9,6 +9,7 @@ use crate::sample::{Batch, PatchSampler, PatchSource, Pool};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, Scope};
 use std::time::Instant;
@@ -37,15 +38,16 @@ impl Default for Loading {
 }
 
 impl Loading {
-    /// How many of the threads are used for batches of `bytes`: each holds one that is being cut and one that waits.
+    /// How many of the threads are used for batches of `bytes`: each has two, one that is being cut, and one that waits, or that
+    /// the trainer works on.
     pub fn threads_for(&self, bytes: u64) -> usize {
         let fitting = PREFETCHED_BYTES / (2 * bytes).max(1);
         self.threads.min(fitting.try_into().unwrap_or(usize::MAX)).max(1)
     }
 
-    /// Bytes of host memory that batches take at most, the one that the trainer works on included.
+    /// Bytes of host memory that batches take at most.
     pub fn memory(&self, bytes: u64) -> u64 {
-        (2 * self.threads_for(bytes) as u64 + 1) * bytes
+        2 * self.threads_for(bytes) as u64 * bytes
     }
 }
 
@@ -116,7 +118,10 @@ impl Loader {
             let mine = (iterations.start + thread..iterations.end).step_by(threads);
             Builder::new()
                 .name(format!("patches {thread}"))
-                .spawn_scoped(scope, move || cut(work, mine, &loaded, &spare))
+                .spawn_scoped(scope, move || {
+                    // A panic would go on in the scope, past the saving of what was trained; the closed channel tells of it.
+                    let _ = catch_unwind(AssertUnwindSafe(|| cut(work, mine, &loaded, &spare)));
+                })
                 .map_err(|error| {
                     Error::Train(TrainError::Loader { problem: format!("cannot start a thread: {error}") })
                 })?;
@@ -148,8 +153,16 @@ fn cut<S: PatchSource>(
     loaded: &SyncSender<Result<Loaded>>,
     spare: &Receiver<Batch>,
 ) {
-    for iteration in iterations {
-        let result = work.load(iteration, spare.try_recv().unwrap_or_default());
+    for (cut, iteration) in iterations.enumerate() {
+        // Two batches, and after them those that the trainer has given back; it does so before it asks for another.
+        let batch = match cut {
+            0 | 1 => Batch::default(),
+            _ => match spare.recv() {
+                Ok(batch) => batch,
+                Err(_) => return,
+            },
+        };
+        let result = work.load(iteration, batch);
         let failed = result.is_err();
         if loaded.send(result).is_err() || failed {
             return;

@@ -31,7 +31,7 @@ impl MemoryPlan {
     /// Refuses what the device cannot hold, before anything is launched.
     ///
     /// # Errors
-    /// [`NetworkError::DeviceMemory`](crate::error::NetworkError::DeviceMemory).
+    /// [`NetworkError::DeviceMemory`].
     pub fn check(&self, caps: &Caps) -> Result<()> {
         let too_large = |what, needed, limit| Err(Error::Network(NetworkError::DeviceMemory { what, needed, limit }));
         if self.largest_buffer > caps.max_buffer {

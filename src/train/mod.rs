@@ -180,8 +180,8 @@ impl Trainer {
     /// A fresh network.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if plans and network do not fit,
-    /// [`TrainError::TrainingMemory`](crate::error::TrainError::TrainingMemory) if the device is too
+    /// [`NetworkError::Architecture`] if plans and network do not fit,
+    /// [`TrainError::TrainingMemory`] if the device is too
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
         let architecture = model.architecture()?;
@@ -203,7 +203,7 @@ impl Trainer {
     /// Continues from a checkpoint.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and [`NetworkError::State`](crate::error::NetworkError::State) if the checkpoint does not fit its own plans.
+    /// As [`Trainer::new`], and [`NetworkError::State`] if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
         check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;

@@ -2,7 +2,7 @@
 
 use super::checkpoint::is_whole;
 use super::{Checkpoint, Outcome, Report, Trainer, TrainingCases};
-use crate::error::{Error, Result, TrainError};
+use crate::error::{Error, NetworkError, Result, TrainError};
 use crate::io::write_atomically;
 use crate::sample::PatchSource;
 use std::io::ErrorKind;
@@ -77,13 +77,16 @@ pub fn saved(folder: &Path) -> Vec<PathBuf> {
 /// whole.
 ///
 /// # Errors
-/// If there are checkpoints, and none of them is whole: with what is wrong with each.
+/// If there are checkpoints, and none of them is whole: with what is wrong with each. If one cannot be read for another
+/// reason than damage, such as the operating system's.
 pub fn newest(folder: &Path) -> Result<Option<Newest>> {
     let mut damaged = Vec::new();
     for path in saved(folder) {
         match Checkpoint::read(&path) {
             Ok(checkpoint) => return Ok(Some(Newest { path, checkpoint, damaged })),
-            Err(error) => damaged.push(error),
+            Err(error @ Error::Network(NetworkError::Checkpoint { .. })) => damaged.push(error),
+            // Not damaged, but not readable now: an older one in its place would be the end of it.
+            Err(error) => return Err(error),
         }
     }
     Error::all(damaged).map(|()| None)
@@ -93,7 +96,8 @@ pub fn newest(folder: &Path) -> Result<Option<Newest>> {
 ///
 /// # Errors
 /// Those of [`Trainer::epoch`] and [`Checkpoint::write`], and what `on_epoch` returns. The checkpoints in the folder are
-/// then those that were written before; after [`TrainError::CaseUnreadable`] the latest is that of the last iteration.
+/// then those that were written before; the latest is that of the last iteration unless the device failed or training
+/// diverged.
 pub fn train<S: PatchSource + Sync>(
     trainer: &mut Trainer,
     cases: &TrainingCases,
@@ -106,25 +110,29 @@ pub fn train<S: PatchSource + Sync>(
     let files = Files { folder, saving, cases };
     while !trainer.is_finished() {
         let outcome = match trainer.epoch(training, validation, &mut on_iteration) {
-            // Nothing is wrong with what was trained before.
-            Err(
-                error @ (Error::Train(TrainError::CaseUnreadable { .. })
-                | Error::Train(TrainError::NoReadableCase { .. })),
-            ) => {
-                files.latest(trainer)?;
-                return Err(error);
-            }
-            outcome => outcome?,
+            // What was trained before is lost with the device, or is what diverged.
+            Err(error @ (Error::Kernel(_) | Error::Train(TrainError::Diverged { .. }))) => return Err(error),
+            outcome => or_saved(outcome, &files, trainer)?,
         };
         match outcome {
             Outcome::Interrupted => return Ok(Ended::Stopped(files.latest(trainer)?)),
             Outcome::Finished { best } => {
                 files.after_epoch(trainer, best)?;
-                on_epoch(Epoch { trainer, best, not_finite: trainer.progress().not_finite })?;
+                let told = on_epoch(Epoch { trainer, best, not_finite: trainer.progress().not_finite });
+                or_saved(told, &files, trainer)?;
             }
         }
     }
     Ok(Ended::Finished(files.last(trainer)?))
+}
+
+/// Saves the state before an error is passed on that has nothing to do with it: up to as many epochs as there are between
+/// two savings would be lost. On a full disk that fails too; the first error is the cause.
+fn or_saved<T>(result: Result<T>, files: &Files, trainer: &Trainer) -> Result<T> {
+    if result.is_err() {
+        let _ = files.latest(trainer);
+    }
+    result
 }
 
 /// The checkpoints of one training.
@@ -157,8 +165,10 @@ impl Files<'_> {
             return Ok(None);
         }
         let latest = self.folder.join(LATEST);
+        // Before the previous one is given up: the device may have failed.
+        let state = self.state(trainer)?;
         keep_previous(&latest, &self.folder.join(PREVIOUS))?;
-        self.state(trainer)?.write(&latest)?;
+        state.write(&latest)?;
         Ok(Some(latest))
     }
 

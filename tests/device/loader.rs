@@ -82,10 +82,10 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn what_is_loaded_ahead_has_a_bound() {
     let loading = loading(6, false);
-    assert_eq!((loading.threads_for(100 << 20), loading.memory(100 << 20)), (6, 1300 << 20));
+    assert_eq!((loading.threads_for(100 << 20), loading.memory(100 << 20)), (6, 1200 << 20));
     // Two batches a thread must fit into 2 GiB, or there is one thread.
-    assert_eq!((loading.threads_for(400 << 20), loading.memory(400 << 20)), (2, 2000 << 20));
-    assert_eq!((loading.threads_for(4 << 30), loading.memory(4 << 30)), (1, 12 << 30));
+    assert_eq!((loading.threads_for(400 << 20), loading.memory(400 << 20)), (2, 1600 << 20));
+    assert_eq!((loading.threads_for(4 << 30), loading.memory(4 << 30)), (1, 8 << 30));
 }
 
 /// Cuts a file to its first bytes.

@@ -317,6 +317,10 @@ impl<'a> Machine<'a> {
             return Err(wrong());
         }
         let name = self.as_text(name)?;
+        // torch.save counts its storages; a long name would be copied for every tensor.
+        if name.len() > 100 {
+            return Err(wrong());
+        }
         self.push(Object::Storage(name, element, elements))
     }
 
