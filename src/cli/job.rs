@@ -48,8 +48,8 @@ pub struct Job {
     pub prepared: PathBuf,
     /// The folder of the results.
     pub output: PathBuf,
-    /// In nnU-Net's layout the folder above it.
-    shared: Option<PathBuf>,
+    /// In nnU-Net's layout the folder above it, and the plans to copy there.
+    shared: Option<(PathBuf, PathBuf)>,
 }
 
 impl Job {
@@ -94,9 +94,13 @@ impl Job {
     /// Makes the output folder. In nnU-Net's layout the folder above it holds what all folds share.
     pub fn make_output(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.output).with_context(|| format!("creating {}", self.output.display()))?;
-        let Some(folder) = &self.shared else { return Ok(()) };
-        // Those that are trained with: of a training that goes on, those in its checkpoint.
-        io::write_json(&folder.join("plans.json"), &self.model.plans)?;
+        let Some((folder, plans)) = &self.shared else { return Ok(()) };
+        // A training that goes on keeps the plans that it was begun with, whatever has become of the file.
+        let copy = folder.join("plans.json");
+        if self.checkpoint.is_none() || !copy.exists() {
+            let plans = std::fs::read(plans).with_context(|| format!("reading {}", plans.display()))?;
+            io::write_atomically(&copy, &plans)?;
+        }
         io::write_json(&folder.join("dataset.json"), self.model.dataset.source())?;
         let fingerprint = self.prepared.join("dataset_fingerprint.json");
         if let Ok(bytes) = std::fs::read(&fingerprint) {
@@ -148,7 +152,7 @@ fn read_plans(path: &Path) -> anyhow::Result<Plans> {
 }
 
 /// The output folder, and in nnU-Net's layout the one above it with the plans that belong there.
-fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
+fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathBuf, Option<(PathBuf, PathBuf)>)> {
     if let Some(given) = &typed.output {
         return Ok((given.clone(), None));
     }
@@ -161,7 +165,7 @@ fn output(typed: &Train, source: &Source, plans: &Path) -> anyhow::Result<(PathB
     // nnUNetTrainer_250epochs is voxgradTrainer_250epochs here.
     let suffix = typed.trainer.as_deref().and_then(|name| name.strip_prefix("nnUNetTrainer")).unwrap_or("");
     let folder = results.join(format!("{TRAINER}{suffix}__{}__{configuration}", read.plans_name));
-    Ok((folder.join(format!("fold_{fold}")), Some(folder)))
+    Ok((folder.join(format!("fold_{fold}")), Some((folder, plans.to_owned()))))
 }
 
 /// The checkpoint to go on from or to validate with, if that was asked for.
