@@ -193,6 +193,9 @@ mod host {
     /// nnU-Net's own preprocessed cases.
     mod b2nd;
 
+    /// numpy's archives, which probabilities are kept in.
+    mod npz;
+
     /// Patches of cases on disk.
     mod patches;
 

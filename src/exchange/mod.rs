@@ -7,9 +7,11 @@ pub mod checkpoint;
 mod folder;
 pub mod pickle;
 mod pretrained;
+mod properties;
 pub mod state;
 pub mod torch;
 
 pub use bundle::{Bundle, Installed, export_zip, install_zip};
 pub use folder::{CHECKPOINTS, Format, TrainedFold, TrainedModel, folds_in};
 pub use pretrained::load_pretrained;
+pub use properties::write_properties;
