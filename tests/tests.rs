@@ -112,6 +112,12 @@ mod device {
 
 /// Files, rules, numbers and the command line: alike whatever the device.
 mod host {
+    /// Evaluation on the command line, beside nnU-Net's files.
+    mod evaluate_cli;
+
+    /// Connected components, and what nnU-Net decides by them.
+    mod postprocess;
+
     /// Reading and writing NIfTI, including files made to break readers.
     mod nifti;
 

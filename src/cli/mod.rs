@@ -9,9 +9,11 @@ mod interrupt;
 mod job;
 mod model;
 mod options;
+mod postprocess;
 mod predict;
 mod prepare;
 mod records;
+mod scores;
 mod sparsify;
 mod spelling;
 mod steps;
@@ -62,7 +64,14 @@ enum Verb {
     /// Segment images with a trained network.
     Predict(Box<predict::Predict>),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
+    #[command(visible_alias = "evaluate-folder")]
     Evaluate(evaluate::Evaluate),
+    /// Score labels that are listed, without a dataset.json; writes nnU-Net's summary.json.
+    EvaluateSimple(evaluate::EvaluateSimple),
+    /// Find out whether keeping only the largest component makes the predictions of a cross-validation better.
+    DeterminePostprocessing(postprocess::DeterminePostprocessing),
+    /// Keep the largest components that determine-postprocessing, or nnU-Net, has decided on.
+    ApplyPostprocessing(postprocess::ApplyPostprocessing),
     /// Write a trained model for nnU-Net, or one of nnU-Net's for voxgrad.
     Export(exchange::Export),
     /// Pack a trained model into an archive, in nnU-Net's layout.
@@ -115,6 +124,9 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
+        Verb::EvaluateSimple(evaluate) => evaluate.run(),
+        Verb::DeterminePostprocessing(determine) => determine.run(),
+        Verb::ApplyPostprocessing(apply) => apply.run(),
         Verb::Export(export) => export.run(),
         Verb::ExportZip(export) => export.run(),
         Verb::InstallZip(install) => install.run(),
