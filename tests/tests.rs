@@ -115,6 +115,9 @@ mod host {
     /// Evaluation on the command line, beside nnU-Net's files.
     mod evaluate_cli;
 
+    /// Folds as one, ensembles, the best configuration, beside nnU-Net's files.
+    mod crossval;
+
     /// Connected components, and what nnU-Net decides by them.
     mod postprocess;
 

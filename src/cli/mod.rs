@@ -1,6 +1,8 @@
 //! What was typed, and which verb does it.
 
 mod advice;
+mod best;
+mod crossval;
 mod devices;
 mod evaluate;
 mod exchange;
@@ -68,6 +70,13 @@ enum Verb {
     Evaluate(evaluate::Evaluate),
     /// Score labels that are listed, without a dataset.json; writes nnU-Net's summary.json.
     EvaluateSimple(evaluate::EvaluateSimple),
+    /// Collect the validation predictions of all folds of a model, and score them as one.
+    #[command(visible_alias = "accumulate-crossval-results")]
+    AccumulateCrossval(crossval::AccumulateCrossval),
+    /// Average the probabilities of several models.
+    Ensemble(crossval::Ensemble),
+    /// Compare the models of a dataset and their ensembles by cross-validation, and say how to predict with the best.
+    FindBestConfiguration(best::FindBestConfiguration),
     /// Find out whether keeping only the largest component makes the predictions of a cross-validation better.
     DeterminePostprocessing(postprocess::DeterminePostprocessing),
     /// Keep the largest components that determine-postprocessing, or nnU-Net, has decided on.
@@ -125,6 +134,9 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
         Verb::EvaluateSimple(evaluate) => evaluate.run(),
+        Verb::AccumulateCrossval(accumulate) => accumulate.run(),
+        Verb::Ensemble(ensemble) => ensemble.run(),
+        Verb::FindBestConfiguration(find) => find.run(),
         Verb::DeterminePostprocessing(determine) => determine.run(),
         Verb::ApplyPostprocessing(apply) => apply.run(),
         Verb::Export(export) => export.run(),

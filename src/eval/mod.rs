@@ -3,7 +3,9 @@
 mod classes;
 mod components;
 pub mod confusion;
+pub mod crossval;
 mod elements;
+pub mod ensemble;
 mod estimate;
 mod grid;
 mod json;
