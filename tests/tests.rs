@@ -118,6 +118,9 @@ mod host {
     /// Folds as one, ensembles, the best configuration, beside nnU-Net's files.
     mod crossval;
 
+    /// Pictures of cases in three planes.
+    mod overlay;
+
     /// Connected components, and what nnU-Net decides by them.
     mod postprocess;
 

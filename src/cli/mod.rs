@@ -11,6 +11,7 @@ mod interrupt;
 mod job;
 mod model;
 mod options;
+mod overlay;
 mod postprocess;
 mod predict;
 mod prepare;
@@ -70,6 +71,8 @@ enum Verb {
     Evaluate(evaluate::Evaluate),
     /// Score labels that are listed, without a dataset.json; writes nnU-Net's summary.json.
     EvaluateSimple(evaluate::EvaluateSimple),
+    /// Draw cases: three planes through the largest lesion, each as image, annotation, prediction and errors.
+    Overlay(Box<overlay::Overlay>),
     /// Collect the validation predictions of all folds of a model, and score them as one.
     #[command(visible_alias = "accumulate-crossval-results")]
     AccumulateCrossval(crossval::AccumulateCrossval),
@@ -134,6 +137,7 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
         Verb::EvaluateSimple(evaluate) => evaluate.run(),
+        Verb::Overlay(overlay) => overlay.run(),
         Verb::AccumulateCrossval(accumulate) => accumulate.run(),
         Verb::Ensemble(ensemble) => ensemble.run(),
         Verb::FindBestConfiguration(find) => find.run(),
