@@ -21,7 +21,7 @@ pub(super) fn areas(
         for place in 0..8 {
             // The voxels before and after the corner along each axis; beyond the image nothing is inside.
             let voxel: [Option<usize>; 3] = std::array::from_fn(|axis| {
-                let at = surrounding[axis][0] + corner[axis] + (place >> axis & 1);
+                let at = surrounding[axis][0] + corner[axis] + ((place >> axis) & 1);
                 at.checked_sub(1).filter(|at| *at < shape[axis])
             });
             if let [Some(z), Some(y), Some(x)] = voxel {
@@ -73,8 +73,9 @@ fn area(code: u8, [z, y, x]: [f64; 3]) -> f64 {
     let along = |axis: usize| norm(std::array::from_fn(|other| if other == axis { 0.0 } else { 2.0 }));
     let across = |axis: usize| 4.0 * faces[axis];
 
-    let members: Vec<u8> = (0..8).filter(|place| inside >> place & 1 == 1).collect();
-    let neighbours = |place: u8| (0..3).filter(|axis| inside >> (place ^ 1 << axis) & 1 == 1).collect::<Vec<usize>>();
+    let members: Vec<u8> = (0..8).filter(|place| (inside >> place) & 1 == 1).collect();
+    let neighbours =
+        |place: u8| (0..3).filter(|axis| (inside >> (place ^ (1 << axis))) & 1 == 1).collect::<Vec<usize>>();
     // Edges of the cube with both ends inside, along each axis.
     let edges: [usize; 3] =
         std::array::from_fn(|axis| members.iter().filter(|place| neighbours(**place).contains(&axis)).count() / 2);
