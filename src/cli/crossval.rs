@@ -3,7 +3,8 @@
 use super::evaluate::{count, on_workers, tell};
 use super::model::ModelArguments;
 use super::options::FolderArguments;
-use super::{progress_bar, scores};
+use super::progress::progress_bar;
+use super::scores;
 use anyhow::Context as _;
 use rayon::prelude::*;
 use std::collections::BTreeMap;

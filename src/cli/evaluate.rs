@@ -1,6 +1,7 @@
 //! `voxgrad evaluate` (or `evaluate-folder`) and `voxgrad evaluate-simple`.
 
-use super::{progress_bar, scores};
+use super::progress::progress_bar;
+use super::scores;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};

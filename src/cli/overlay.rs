@@ -1,11 +1,12 @@
 //! `voxgrad overlay`.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use anyhow::Context as _;
 use std::path::PathBuf;
 use voxgrad::dataset::{CaseFiles, DatasetJson, LabelGroup, LabelManager, list_cases};
 use voxgrad::error::{EvaluateError, FileError};
-use voxgrad::eval::{Components, grid_difference};
+use voxgrad::eval::Components;
+use voxgrad::io::grid_difference;
 use voxgrad::report::{Planes, write_planes};
 use voxgrad::{Error, io};
 

@@ -1,7 +1,7 @@
 //! `voxgrad determine-postprocessing` and `voxgrad apply-postprocessing`.
 
 use super::evaluate::{count, on_workers, tell};
-use super::progress_bar;
+use super::progress::progress_bar;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{DatasetJson, LabelManager};

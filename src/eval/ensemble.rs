@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Array4, Axis, s};
 
-use super::grid_difference;
 use super::summary::files;
 use crate::dataset::LabelManager;
 use crate::error::{Error, EvaluateError, Result};
-use crate::io::{self, Geometry, read_npz_array};
+use crate::io::{self, Geometry, grid_difference, read_npz_array};
 
 /// Ending of files with probabilities.
 const ENDING: &str = ".npz";

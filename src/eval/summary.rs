@@ -9,11 +9,11 @@ use rayon::prelude::*;
 
 use super::classes::Classes;
 use super::confusion::{Confusion, JointHistogram, nan_mean};
-use super::grid_difference;
 use super::json::Json;
 use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, EvaluateError, Result};
 use crate::io;
+use crate::io::grid_difference;
 
 /// Metrics of one case, parallel to the evaluated labels or regions.
 #[derive(Debug, Clone, PartialEq)]
