@@ -5,8 +5,8 @@ use crate::augment::flip;
 use crate::device::host_memory;
 use crate::error::{Error, PredictError, Result};
 use crate::infer::export::Exporter;
-use crate::infer::memory::planned_host;
-use crate::infer::{Accumulator, SlidingWindow, mirror_subsets};
+use crate::infer::memory::{planned_host, planned_probabilities};
+use crate::infer::{Accumulator, Prediction, SlidingWindow, mirror_subsets};
 use crate::kernels::{Context, Dtype};
 use crate::nn::{Network, planned_prediction};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
@@ -45,7 +45,7 @@ pub fn logits(
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
-    let window = window(context, networks, case, patch, settings)?;
+    let window = window(context, networks, case, patch, settings, 0)?;
     let mut logits = Vec::with_capacity(case.seg.len() * first(networks)?.shape().heads);
     let collect = |slice: &[f32]| {
         logits.extend_from_slice(slice);
@@ -69,24 +69,51 @@ pub fn segmentation(
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Array3<u16>> {
-    let window = window(context, networks, case, patch, settings)?;
+    let window = window(context, networks, case, patch, settings, 0)?;
     let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
     slices(context, networks, case, window, settings, observe, |slice| exporter.push(slice))?;
     exporter.finish()
 }
 
-/// The windows over a case, if predicting it fits into memory.
+/// Labels and probabilities of a case on the grid of its raw image, `(z, y, x)` and `(head, z, y, x)`. Probabilities are
+/// held whole, 4 bytes for each head of each voxel; [`write_npz_array`](crate::io::write_npz_array) keeps them as nnU-Net
+/// does, under the name [`PROBABILITIES`].
+///
+/// # Errors
+/// As [`segmentation`].
+pub fn prediction(
+    context: &Context,
+    networks: &[Network],
+    case: &PreprocessedCase,
+    preprocessor: &Preprocessor,
+    patch: [usize; 3],
+    settings: &Settings,
+    observe: impl FnMut(usize, usize),
+) -> Result<Prediction> {
+    let heads = first(networks)?.shape().heads;
+    let probabilities = planned_probabilities(heads, case.properties.shape_before_cropping);
+    let window = window(context, networks, case, patch, settings, probabilities)?;
+    let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?.with_probabilities();
+    slices(context, networks, case, window, settings, observe, |slice| exporter.push(slice))?;
+    exporter.prediction()
+}
+
+/// Name of the array in nnU-Net's files of probabilities, `CASE.npz`.
+pub const PROBABILITIES: &str = "probabilities";
+
+/// The windows over a case, if predicting it, and `beside` bytes on the host, fit into memory.
 fn window(
     context: &Context,
     networks: &[Network],
     case: &PreprocessedCase,
     patch: [usize; 3],
     settings: &Settings,
+    beside: u64,
 ) -> Result<SlidingWindow> {
     let network = first(networks)?;
     let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
     let (raw, threads) = (case.properties.shape_before_cropping, rayon::current_num_threads());
-    let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads);
+    let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads).saturating_add(beside);
     let mut plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
     // The other folds lie on the device too: weights, and room for gradients and momenta that every network has.
     let others = (networks.len() as u64 - 1).saturating_mul(network.parameters().count() as u64 * 3 * 4);

@@ -112,6 +112,18 @@ mod device {
 
 /// Files, rules, numbers and the command line: alike whatever the device.
 mod host {
+    /// Evaluation on the command line, beside nnU-Net's files.
+    mod evaluate_cli;
+
+    /// Folds as one, ensembles, the best configuration, beside nnU-Net's files.
+    mod crossval;
+
+    /// Pictures of cases in three planes.
+    mod overlay;
+
+    /// Connected components, and what nnU-Net decides by them.
+    mod postprocess;
+
     /// Reading and writing NIfTI, including files made to break readers.
     mod nifti;
 
@@ -192,6 +204,9 @@ mod host {
 
     /// nnU-Net's own preprocessed cases.
     mod b2nd;
+
+    /// numpy's archives, which probabilities are kept in.
+    mod npz;
 
     /// Patches of cases on disk.
     mod patches;

@@ -1,6 +1,8 @@
 //! The command line: a verb a file, and what several of them share.
 
 mod advice;
+mod best;
+mod crossval;
 mod device;
 mod devices;
 mod evaluate;
@@ -10,10 +12,13 @@ mod interrupt;
 mod job;
 mod model;
 mod options;
+mod overlay;
+mod postprocess;
 mod predict;
 mod prepare;
 mod progress;
 mod records;
+mod scores;
 mod sparsify;
 mod spelling;
 mod steps;

@@ -7,7 +7,7 @@ use super::options::Shown;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
-use voxgrad::exchange::TrainedModel;
+use voxgrad::exchange::{TrainedModel, write_properties};
 use voxgrad::io::grid_difference;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
@@ -44,6 +44,10 @@ pub struct Predict {
     /// Do not average over mirrored copies: up to 8 times as fast, a little less accurate.
     #[arg(long = "disable-tta")]
     disable_tta: bool,
+    /// Write the probabilities of each case too, as nnU-Net does: CASE.npz (the array `probabilities`, one volume for each
+    /// class or region on the image's grid) and CASE.pkl (where the case lies). They are large.
+    #[arg(long)]
+    save_probabilities: bool,
     /// Number of programs that share the cases, each with another --part-id.
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_parts: usize,
@@ -78,18 +82,12 @@ struct Upstream {
     /// nnU-Net's -prev_stage_predictions.
     #[arg(long, value_name = "FOLDER", hide = true)]
     prev_stage_predictions: Option<PathBuf>,
-    /// nnU-Net's --save_probabilities.
-    #[arg(long, hide = true)]
-    save_probabilities: bool,
 }
 
 impl Upstream {
     fn check(&self) -> anyhow::Result<()> {
         if self.prev_stage_predictions.is_some() {
             anyhow::bail!("-prev_stage_predictions: cascades are not supported, only configurations of one stage");
-        }
-        if self.save_probabilities {
-            anyhow::bail!("--save_probabilities: probabilities are not written, only segmentations");
         }
         let without_use = [
             ("-npp", self.preprocessing_workers.is_some(), "one process uses all cores"),
@@ -151,7 +149,11 @@ impl Predict {
         };
         precision.check(context.caps())?;
         let settings = Settings { step_size: self.step_size, mirror, dtype: precision.dtype() };
-        let going = Going { keep_existing: self.continue_prediction, shown: self.shown };
+        let going = Going {
+            keep_existing: self.continue_prediction,
+            probabilities: self.save_probabilities,
+            shown: self.shown,
+        };
         predict_cases(&context, &networks, model, &cases, &self.output, &settings, &going)
     }
 }
@@ -161,6 +163,8 @@ impl Predict {
 pub struct Going {
     /// Whether segmentations that are there are kept.
     pub keep_existing: bool,
+    /// Whether probabilities are written beside segmentations.
+    pub probabilities: bool,
     /// What is shown.
     pub shown: Shown,
 }
@@ -212,6 +216,10 @@ pub fn predict_prepared(
     let preprocessor = preprocessor(model)?;
     let file = |case: &CaseFiles| output.join(format!("{}{}", case.name, model.dataset.file_ending));
     let places = examine(cases, file, &model.labels)?;
+    let beside = |case: &CaseFiles, ending: &str| output.join(format!("{}.{ending}", case.name));
+    if !going.probabilities {
+        warn_of_older_probabilities(cases.iter().map(|case| beside(case, "npz")));
+    }
 
     let bar = going.shown.bar("predicting", cases.len());
     let (mut made, mut replaced, mut kept, mut failed) = (0, 0, 0, Vec::new());
@@ -220,7 +228,9 @@ pub fn predict_prepared(
         if let Place::Other(reason) = &place {
             bar.suspend(|| eprintln!("warning: no segmentation of case {}: {reason}; it is made again", case.name));
         }
-        if going.keep_existing && matches!(place, Place::Segmentation) {
+        // They are written before the segmentation: where it is, they are whole.
+        let is_complete = !going.probabilities || ["npz", "pkl"].iter().all(|ending| beside(case, ending).is_file());
+        if going.keep_existing && matches!(place, Place::Segmentation) && is_complete {
             kept += 1;
             bar.inc(1);
             continue;
@@ -229,8 +239,15 @@ pub fn predict_prepared(
             let (prepared, warnings) = prepare(case)?;
             warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
             let observe = |_, _| bar.tick();
-            let labels = predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
-            io::write_segmentation(&file(case), labels.view(), &prepared.geometry)
+            if !going.probabilities {
+                let labels =
+                    predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
+                return io::write_segmentation(&file(case), labels.view(), &prepared.geometry);
+            }
+            let found = predict::prediction(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
+            io::write_npz_array(&beside(case, "npz"), predict::PROBABILITIES, found.probabilities.view())?;
+            write_properties(&beside(case, "pkl"), &prepared.properties, &prepared.geometry)?;
+            io::write_segmentation(&file(case), found.labels.view(), &prepared.geometry)
         };
         match segment() {
             Ok(()) => {
@@ -258,6 +275,18 @@ pub fn predict_prepared(
         anyhow::bail!("{} of {} cases could not be predicted: {}", failed.len(), cases.len(), failed.join(", "));
     }
     Ok(())
+}
+
+/// Probabilities of an earlier prediction would be taken for those of the new one.
+fn warn_of_older_probabilities(files: impl Iterator<Item = PathBuf>) {
+    let older: Vec<String> = files.filter(|file| file.exists()).map(|file| file.display().to_string()).collect();
+    if !older.is_empty() {
+        eprintln!(
+            "warning: these probabilities are of an earlier prediction, and are not made again; remove them, or predict with \
+             --save-probabilities: {}",
+            older.join(", ")
+        );
+    }
 }
 
 /// What is where a segmentation is to go.

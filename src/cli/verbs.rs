@@ -1,7 +1,10 @@
 //! What was typed, and which verb does it.
 
 use super::progress::BEGAN;
-use super::{devices, evaluate, exchange, import, predict, prepare, sparsify, spelling, typed, verify};
+use super::{
+    best, crossval, devices, evaluate, exchange, import, overlay, postprocess, predict, prepare, sparsify, spelling,
+    typed, verify,
+};
 use clap::{Parser, Subcommand};
 use std::time::Instant;
 
@@ -36,7 +39,23 @@ enum Verb {
     /// Segment images with a trained network.
     Predict(Box<predict::Predict>),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
+    #[command(visible_alias = "evaluate-folder")]
     Evaluate(evaluate::Evaluate),
+    /// Score labels that are listed, without a dataset.json; writes nnU-Net's summary.json.
+    EvaluateSimple(evaluate::EvaluateSimple),
+    /// Draw cases: three planes through the largest lesion, each as image, annotation, prediction and errors.
+    Overlay(Box<overlay::Overlay>),
+    /// Collect the validation predictions of all folds of a model, and score them as one.
+    #[command(visible_alias = "accumulate-crossval-results")]
+    AccumulateCrossval(crossval::AccumulateCrossval),
+    /// Average the probabilities of several models.
+    Ensemble(crossval::Ensemble),
+    /// Compare the models of a dataset and their ensembles by cross-validation, and say how to predict with the best.
+    FindBestConfiguration(best::FindBestConfiguration),
+    /// Find out whether keeping only the largest component makes the predictions of a cross-validation better.
+    DeterminePostprocessing(postprocess::DeterminePostprocessing),
+    /// Keep the largest components that determine-postprocessing, or nnU-Net, has decided on.
+    ApplyPostprocessing(postprocess::ApplyPostprocessing),
     /// Write a trained model for nnU-Net, or one of nnU-Net's for voxgrad.
     Export(exchange::Export),
     /// Pack a trained model into an archive, in nnU-Net's layout.
@@ -60,6 +79,13 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
+        Verb::EvaluateSimple(evaluate) => evaluate.run(),
+        Verb::Overlay(overlay) => overlay.run(),
+        Verb::AccumulateCrossval(accumulate) => accumulate.run(),
+        Verb::Ensemble(ensemble) => ensemble.run(),
+        Verb::FindBestConfiguration(find) => find.run(),
+        Verb::DeterminePostprocessing(determine) => determine.run(),
+        Verb::ApplyPostprocessing(apply) => apply.run(),
         Verb::Export(export) => export.run(),
         Verb::ExportZip(export) => export.run(),
         Verb::InstallZip(install) => install.run(),

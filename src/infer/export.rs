@@ -1,6 +1,6 @@
-//! From logits back to a label map on the raw image's grid, slice by slice.
+//! From logits back to a label map, and probabilities, on the raw image's grid, slice by slice.
 
-use ndarray::{Array3, ArrayViewMut1, Axis, s};
+use ndarray::{Array3, Array4, ArrayViewMut1, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use crate::dataset::LabelManager;
@@ -25,8 +25,18 @@ pub struct Exporter<'a> {
     /// Slices that have come, and slices of the cropped image that have been decoded.
     arrived: usize,
     decoded: usize,
-    /// Labels of the transposed image.
-    whole: Array3<u16>,
+    /// In the raw image's axis order; probabilities have no heads unless they are asked for.
+    raw: Prediction,
+}
+
+/// A case on the grid of its raw image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// Labels, `(z, y, x)`.
+    pub labels: Array3<u16>,
+    /// Probabilities, `(head, z, y, x)`: softmax of the resampled logits of classes, or the sigmoid of each region's. Where
+    /// the image was cropped the background has 1, and every region 0.
+    pub probabilities: Array4<f32>,
 }
 
 impl<'a> Exporter<'a> {
@@ -37,6 +47,7 @@ impl<'a> Exporter<'a> {
     pub fn new(shape: [usize; 3], properties: &'a Properties, preprocessor: &'a Preprocessor) -> Result<Self> {
         let raw_spacing = preprocessor.transpose_forward.map(|axis| properties.spacing[axis]);
         let grid = Grid::between(shape, properties.shape_after_cropping, preprocessor.spacing, raw_spacing)?;
+        let raw_shape = backward(preprocessor.transpose_forward).map(|axis| properties.shape_before_cropping[axis]);
         Ok(Exporter {
             labels: &preprocessor.labels,
             properties,
@@ -46,8 +57,19 @@ impl<'a> Exporter<'a> {
             previous: Vec::new(),
             arrived: 0,
             decoded: 0,
-            whole: Array3::zeros(properties.shape_before_cropping),
+            raw: Prediction { labels: Array3::zeros(raw_shape), probabilities: Array4::zeros((0, 0, 0, 0)) },
         })
+    }
+
+    /// Keeps probabilities too: 4 bytes for each head of each voxel of the raw image.
+    pub fn with_probabilities(mut self) -> Self {
+        let (depth, height, width) = self.raw.labels.dim();
+        let mut probabilities = Array4::zeros((self.labels.num_segmentation_heads(), depth, height, width));
+        if !self.labels.has_regions() {
+            probabilities.index_axis_mut(Axis(0), 0).fill(1.0);
+        }
+        self.raw.probabilities = probabilities;
+        self
     }
 
     /// Takes the next slice, `[height, width, heads]`.
@@ -82,14 +104,27 @@ impl<'a> Exporter<'a> {
         let (first, second) = (slice(between.first), slice(between.second));
         let row_length = self.from[2] * heads;
         let [z, y, x] = self.properties.bbox.map(|[start, end]| start..end);
-        let mut target = self.whole.slice_mut(s![z.start + at, y, x]);
+        let forward = self.transpose_forward;
+        let mut target = self.raw.labels.view_mut().permuted_axes(forward);
+        let mut target = target.slice_mut(s![z.start + at, y.clone(), x.clone()]);
         if target.dim() != (rows.len(), columns.len()) {
             let expected = rows.len() * columns.len();
             return Err(Error::BufferLength { what: "cropped segmentation", found: target.len(), expected });
         }
-        let targets: Vec<ArrayViewMut1<u16>> = target.axis_iter_mut(Axis(0)).collect();
+        let [a, b, c] = forward.map(|axis| axis + 1);
+        let mut probabilities = self.raw.probabilities.view_mut().permuted_axes([0, a, b, c]);
+        let mut beside = match probabilities.is_empty() {
+            true => None,
+            false => Some(probabilities.slice_mut(s![.., z.start + at, y, x])),
+        };
+        let beside: Vec<Option<ArrayViewMut2<f32>>> = match &mut beside {
+            Some(slice) => slice.axis_iter_mut(Axis(1)).map(Some).collect(),
+            None => rows.iter().map(|_| None).collect(),
+        };
+        let targets: Vec<(ArrayViewMut1<u16>, _)> = target.axis_iter_mut(Axis(0)).zip(beside).collect();
         let buffers = || (vec![0.0; row_length], vec![0.0; columns.len() * heads]);
-        targets.into_par_iter().zip(rows).try_for_each_init(buffers, |(line, row), (mut target, taps)| {
+        let lines = targets.into_par_iter().zip(rows);
+        lines.try_for_each_init(buffers, |(line, row), ((mut target, probabilities), taps)| {
             // As a whole volume is resampled: along depth, then height, then width, in f64.
             let at = |y: usize| y * row_length..(y + 1) * row_length;
             let pairs = |y: usize| first[at(y)].iter().zip(&second[at(y)]);
@@ -106,6 +141,12 @@ impl<'a> Exporter<'a> {
             }
             let decoded = labels.segmentation_from_logits(row)?;
             target.iter_mut().zip(decoded).for_each(|(target, label)| *target = label);
+            if let Some(mut probabilities) = probabilities {
+                labels.probabilities_from_logits(row)?;
+                for (mut voxel, values) in probabilities.axis_iter_mut(Axis(1)).zip(row.chunks_exact(heads)) {
+                    voxel.iter_mut().zip(values).for_each(|(target, value)| *target = *value);
+                }
+            }
             Ok(())
         })
     }
@@ -115,16 +156,28 @@ impl<'a> Exporter<'a> {
     /// # Errors
     /// [`Error::BufferLength`] if slices are missing.
     pub fn finish(self) -> Result<Array3<u16>> {
+        self.prediction().map(|prediction| prediction.labels)
+    }
+
+    /// Labels and, [if they are kept](Self::with_probabilities), probabilities; else these have no heads.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn prediction(self) -> Result<Prediction> {
         if self.arrived != self.from[0] {
             return Err(Error::BufferLength { what: "slices of logits", found: self.arrived, expected: self.from[0] });
         }
-        let mut backward = [0; 3];
-        for (transposed, &raw) in self.transpose_forward.iter().enumerate() {
-            backward[raw] = transposed;
-        }
-        let raw = self.whole.permuted_axes(backward);
-        Ok(if raw.is_standard_layout() { raw } else { raw.as_standard_layout().into_owned() })
+        Ok(self.raw)
     }
+}
+
+/// The raw axis `i` is the transposed axis `backward(forward)[i]`.
+fn backward(forward: [usize; 3]) -> [usize; 3] {
+    let mut backward = [0; 3];
+    for (transposed, &raw) in forward.iter().enumerate() {
+        backward[raw] = transposed;
+    }
+    backward
 }
 
 /// Turns the logits of a preprocessed case, `[depth, height, width, heads]` with `shape` voxels, into a segmentation in
@@ -142,4 +195,20 @@ pub fn segmentation(
     let slice = shape[1] * shape[2] * preprocessor.labels.num_segmentation_heads();
     logits.chunks(slice.max(1)).try_for_each(|slice| exporter.push(slice))?;
     exporter.finish()
+}
+
+/// Labels and probabilities of such logits.
+///
+/// # Errors
+/// As [`segmentation`].
+pub fn prediction(
+    logits: &[f32],
+    shape: [usize; 3],
+    properties: &Properties,
+    preprocessor: &Preprocessor,
+) -> Result<Prediction> {
+    let mut exporter = Exporter::new(shape, properties, preprocessor)?.with_probabilities();
+    let slice = shape[1] * shape[2] * preprocessor.labels.num_segmentation_heads();
+    logits.chunks(slice.max(1)).try_for_each(|slice| exporter.push(slice))?;
+    exporter.prediction()
 }

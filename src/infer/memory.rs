@@ -16,7 +16,11 @@ pub fn planned_host(window: &SlidingWindow, channels: usize, heads: usize, raw: 
     let sums = product(&[patch_depth, padded_height, padded_width, 4 * heads + 4]);
     let waiting = product(&[image_height, image_width, 4 * heads]);
     let rows = product(&[threads, image_width * 8 + raw.into_iter().max().unwrap_or(0) * 4, heads]);
-    // Two bytes in the order of the network's axes, and two in the image's.
-    let labels = product(&[raw[0], raw[1], raw[2], 4]);
+    let labels = product(&[raw[0], raw[1], raw[2], 2]);
     [patch, sums, waiting, rows, labels].into_iter().fold(case, u64::saturating_add)
+}
+
+/// Bytes of the probabilities of all heads on the whole image `raw` (depth, height, width).
+pub fn planned_probabilities(heads: usize, raw: [usize; 3]) -> u64 {
+    raw.into_iter().chain([heads]).fold(4u64, |product, n| product.saturating_mul(n as u64))
 }

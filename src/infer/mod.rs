@@ -7,5 +7,6 @@ mod mirror;
 pub mod window;
 
 pub use accumulate::Accumulator;
+pub use export::Prediction;
 pub use mirror::mirror_subsets;
 pub use window::SlidingWindow;

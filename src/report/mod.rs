@@ -3,8 +3,11 @@
 mod canvas;
 mod events;
 mod overlay;
+mod panel;
+mod planes;
 mod progress;
 
 pub use events::EventFile;
 pub use overlay::{Overlay, write_annotation, write_overlay};
+pub use planes::{Planes, write_planes};
 pub use progress::write_progress;

@@ -425,6 +425,7 @@ impl<'a> Machine<'a> {
                 let pair = |&(key, value): &(usize, usize)| Ok((inside(left, key)?, inside(left, value)?));
                 Value::Dict(entries.iter().map(pair).collect::<Result<_, Fault>>()?)
             }
+            Object::Global(Global::KeepLargestComponent) => Value::KeepLargestComponent,
             Object::Global(_) | Object::Numpy(_) | Object::Storage(..) => {
                 return Err(damaged("a class, a type or a bare storage is stored as a value".into()));
             }
