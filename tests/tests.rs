@@ -76,6 +76,9 @@ mod device {
     /// What is drawn for augmentation, and whole batches.
     mod augment_distributions;
 
+    /// Sliding windows on the device: cut, added up, resolved.
+    mod window;
+
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
 
