@@ -196,6 +196,9 @@ mod host {
     /// nnU-Net's own preprocessed cases.
     mod b2nd;
 
+    /// Items in three stages.
+    mod stages;
+
     /// numpy's archives, which probabilities are kept in.
     mod npz;
 

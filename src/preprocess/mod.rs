@@ -12,6 +12,7 @@ mod parallel;
 mod prepared;
 mod raw;
 pub mod resample;
+mod stages;
 pub mod store;
 
 pub use b2nd::read_b2nd;
@@ -30,4 +31,5 @@ pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
 pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};
+pub use stages::in_stages;
 pub use store::{StoredCase, label_counts};
