@@ -76,6 +76,9 @@ mod device {
     /// What is drawn for augmentation, and whole batches.
     mod augment_distributions;
 
+    /// Sliding windows on the device: cut, added up, resolved.
+    mod window;
+
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
 
@@ -204,6 +207,9 @@ mod host {
 
     /// nnU-Net's own preprocessed cases.
     mod b2nd;
+
+    /// Items in three stages.
+    mod stages;
 
     /// numpy's archives, which probabilities are kept in.
     mod npz;

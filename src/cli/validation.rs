@@ -114,7 +114,8 @@ impl Validation<'_> {
         let dtype = trainer.settings().precision.dtype();
         let settings = inference::Settings { mirror, dtype, ..Default::default() };
         let networks = std::slice::from_ref(trainer.network());
-        let (context, model, going) = (trainer.context(), trainer.model(), predict::Going::default());
+        let going = predict::Going { probabilities: self.typed.npz, ..Default::default() };
+        let (context, model) = (trainer.context(), trainer.model());
         let raw_gone = files.iter().all(|case| case.images.is_empty());
         match raw_gone {
             false => predict::predict_cases(context, networks, model, &files, &folder, &settings, &going)?,
