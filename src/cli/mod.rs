@@ -5,6 +5,7 @@ mod devices;
 mod evaluate;
 mod exchange;
 mod import;
+mod inspect;
 mod interrupt;
 mod job;
 mod model;
@@ -12,6 +13,8 @@ mod options;
 mod predict;
 mod prepare;
 mod records;
+mod schemes;
+mod simulate;
 mod sparsify;
 mod spelling;
 mod steps;
@@ -57,6 +60,10 @@ enum Verb {
     Sparsify(Box<sparsify::Sparsify>),
     /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
     Import(import::Import),
+    /// Show what is in a dataset and what of it is annotated, on one page of HTML.
+    Inspect(inspect::Inspect),
+    /// Compare ways of annotating on dense labels: make them sparse, train, predict, score on complete held-out labels.
+    Simulate(Box<simulate::Simulate>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
@@ -112,6 +119,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::PlanAndPreprocess(both) => both.run(),
         Verb::Sparsify(sparsify) => sparsify.run(),
         Verb::Import(import) => import.run(),
+        Verb::Inspect(inspect) => inspect.run(),
+        Verb::Simulate(simulate) => simulate.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
@@ -127,4 +136,9 @@ fn progress_bar(what: &'static str, length: usize) -> ProgressBar {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
     ProgressBar::new(length as u64).with_style(style).with_prefix(what)
+}
+
+/// Prints above the bar on a terminal, plainly into a file.
+fn print_above(bar: &ProgressBar, line: &str) {
+    if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
 }

@@ -13,6 +13,7 @@ mod network;
 mod plan;
 mod predict;
 mod preprocess;
+mod simulate;
 mod train;
 mod values;
 
@@ -25,6 +26,7 @@ pub use network::NetworkError;
 pub use plan::PlanError;
 pub use predict::PredictError;
 pub use preprocess::PreprocessError;
+pub use simulate::SimulateError;
 pub use train::TrainError;
 pub use values::ValueSummary;
 
@@ -67,6 +69,9 @@ pub enum Error {
     /// Why a case cannot be predicted.
     #[error(transparent)]
     Predict(#[from] PredictError),
+    /// Why ways of annotating cannot be compared.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     /// Why predictions cannot be compared with references.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),

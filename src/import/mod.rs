@@ -13,8 +13,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 mod masks;
+mod segments;
 
 pub use masks::Overlap;
+pub use segments::Segments;
 
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
 use crate::error::{AnnotationError, DatasetError, Error, Result};
@@ -28,7 +30,7 @@ use crate::sparsify::{Annotation, CaseReport, Transfer, with_ignore};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Annotations {
-    /// Folders of label maps named as their cases, one folder for each annotator. Where annotators disagree the voxel is
+    /// Folders of label maps or of segmentations of 3D Slicer (`.seg.nrrd`) named as their cases, one folder for each annotator. Where annotators disagree the voxel is
     /// ignored; where only some labelled it, theirs counts.
     LabelMaps(Vec<PathBuf>),
     /// A folder with one folder for each case that holds one binary mask a class: `case/class.nii.gz`, or
@@ -54,6 +56,8 @@ pub struct Settings {
     pub unlabelled: Option<i16>,
     /// Values that stand for another label: value and the label's name in `labels`.
     pub map: Vec<(i16, String)>,
+    /// How the segments of 3D Slicer's segmentations become labels.
+    pub segments: Segments,
     /// Take annotations voxel by voxel although their headers place them elsewhere than the images.
     pub by_index: bool,
     /// Give images bytes of their own instead of a second name.
@@ -76,11 +80,15 @@ pub struct Turned {
     pub unlabelled: u64,
     /// Voxels on which annotators disagree; they are ignored.
     pub disagreeing: u64,
-    /// Voxels in masks of more than one class.
+    /// Voxels in masks or segments of more than one class.
     pub overlapping: u64,
+    /// Voxels of segments that lie outside the image; they are left out.
+    pub outside: u64,
     /// Voxels of each mapped value, over all files.
     pub mapped: BTreeMap<i16, u64>,
-    /// Mask files of classes that `labels` does not declare; they were not used.
+    /// The label that each segment was turned into, and its voxels, over all files.
+    pub segments: BTreeMap<String, (String, u64)>,
+    /// Mask files and segments of classes that `labels` does not declare; they were not used.
     pub unused: Vec<String>,
     /// Whether the headers place annotations elsewhere than the image.
     pub placed_by_index: bool,
@@ -171,6 +179,11 @@ pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl F
     }
     Error::all(failures)?;
     report.warnings = warnings(&report.cases);
+    for (segment, _) in &settings.segments.names {
+        if !report.turned.values().any(|turned| turned.segments.contains_key(segment)) {
+            report.warnings.push(format!("no segmentation has a segment {segment}"));
+        }
+    }
     if !left_out.is_empty() {
         let names: Vec<&str> = left_out.iter().map(|case| case.name.as_str()).collect();
         report.warnings.push(format!("images without annotation are left out: {}", names.join(", ")));
@@ -185,13 +198,7 @@ pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl F
 fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore: i16) -> Result<BTreeMap<i16, i16>> {
     let mut values: BTreeMap<i16, i16> = labels.expected_labels().into_iter().map(|label| (label, label)).collect();
     let names = || json.labels.iter().map(|(name, _)| name.clone()).chain(["ignore".to_owned()]);
-    let single = |name: &str| match name {
-        "ignore" => Some(ignore),
-        _ => json.labels.iter().find(|(known, _)| known == name).and_then(|(_, entry)| match entry {
-            crate::dataset::json::LabelEntry::Label(label) => i16::try_from(*label).ok(),
-            crate::dataset::json::LabelEntry::Region(_) => None,
-        }),
-    };
+    let single = |name: &str| single_label(json, ignore, name);
     let mut failures = Vec::new();
     for (value, name) in &settings.map {
         let label = name.parse().ok().filter(|label| labels.all_labels().contains(label)).or_else(|| single(name));
@@ -203,6 +210,10 @@ fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore
                 available: names().collect(),
             })),
         }
+    }
+    for (_, name) in settings.segments.names.iter().filter(|(_, name)| single(name).is_none()) {
+        let (name, available) = (name.clone(), names().collect());
+        failures.push(AnnotationError::NameUnknown { what: "label of one value", name, available }.into());
     }
     if let Some(unlabelled) = settings.unlabelled {
         if settings.map.iter().any(|(value, _)| *value == unlabelled) {
@@ -216,6 +227,17 @@ fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore
     }
     Error::all(failures)?;
     Ok(values)
+}
+
+/// The label of one value that has this name.
+fn single_label(json: &DatasetJson, ignore: i16, name: &str) -> Option<i16> {
+    match name {
+        "ignore" => Some(ignore),
+        _ => json.labels.iter().find(|(known, _)| known == name).and_then(|(_, entry)| match entry {
+            crate::dataset::json::LabelEntry::Label(label) => i16::try_from(*label).ok(),
+            crate::dataset::json::LabelEntry::Region(_) => None,
+        }),
+    }
 }
 
 struct Work<'a> {
@@ -238,7 +260,7 @@ impl Work<'_> {
     fn find(&self, images: &[CaseFiles]) -> Result<BTreeMap<String, Vec<PathBuf>>> {
         let known: BTreeSet<&str> = images.iter().map(|case| case.name.as_str()).collect();
         let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-        let mut strangers = Vec::new();
+        let (mut strangers, mut twice) = (Vec::new(), Vec::new());
         let folders = match &self.settings.annotations {
             Annotations::LabelMaps(folders) => folders.clone(),
             Annotations::Masks { folder, .. } => vec![folder.clone()],
@@ -248,11 +270,16 @@ impl Work<'_> {
             for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
                 let path = entry.map_err(Error::io(folder, "list"))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let case = match (masks, name.strip_suffix(&self.json.file_ending)) {
+                let stem = name.strip_suffix(&self.json.file_ending).or_else(|| name.strip_suffix(segments::ENDING));
+                let case = match (masks, stem) {
                     (true, _) if path.is_dir() => name,
                     (false, Some(case)) if path.is_file() => case.to_owned(),
                     _ => continue,
                 };
+                if found.get(&case).is_some_and(|files| files.iter().any(|file| file.parent() == path.parent())) {
+                    twice.push(Error::Annotation(AnnotationError::AnnotatedTwice { case, folder: folder.clone() }));
+                    continue;
+                }
                 match known.contains(case.as_str()) {
                     true => found.entry(case).or_default().push(path),
                     false => strangers.push(case),
@@ -270,7 +297,7 @@ impl Work<'_> {
                 })
             })
             .collect();
-        Error::all(failures)?;
+        Error::all(failures.into_iter().chain(twice).collect())?;
         if found.is_empty() {
             let path = folders.first().cloned().unwrap_or_default();
             return Err(Error::Annotation(AnnotationError::NothingToImport {
@@ -305,7 +332,11 @@ impl Work<'_> {
         let mut disputed = Array3::from_elem(grid.shape, false);
         let mut failures = Vec::new();
         for path in files {
-            let map = match grid.read(path, turned).and_then(|map| self.translate(grid, path, map, turned)) {
+            let map = match path.to_string_lossy().ends_with(segments::ENDING) {
+                true => segments::read(self, grid, path, turned),
+                false => grid.read(path, turned).and_then(|map| self.translate(grid, path, map, turned)),
+            };
+            let map = match map {
                 Ok(map) => map,
                 Err(failure) => {
                     failures.push(failure);
@@ -322,6 +353,8 @@ impl Work<'_> {
             });
         }
         Error::all(failures)?;
+        turned.unused.sort();
+        turned.unused.dedup();
         turned.unlabelled = merged.iter().filter(|&&label| label == ignore).count() as u64;
         Zip::from(&mut merged).and(&disputed).for_each(|label, &disputed| {
             if disputed {
@@ -385,6 +418,8 @@ impl Work<'_> {
         let mut rules: Vec<String> =
             settings.unlabelled.iter().map(|value| format!("value {value} is unlabelled: ignored")).collect();
         rules.extend(settings.map.iter().map(|(value, name)| format!("value {value} is {name}")));
+        let named = settings.segments.names.iter();
+        rules.extend(named.map(|(segment, label)| format!("segment {segment} is {label}")));
         match &settings.annotations {
             Annotations::LabelMaps(folders) if folders.len() > 1 => rules.push(format!(
                 "{} annotators: a voxel has the label of those who labelled it, and is ignored where they disagree",

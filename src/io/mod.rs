@@ -6,6 +6,7 @@ mod listing;
 mod nifti;
 mod nifti_header;
 mod nifti_stream;
+mod nrrd;
 
 pub(crate) use atomic::{in_scratch, write_aside};
 pub use atomic::{remove_leftovers, write_atomically, write_json};
@@ -15,3 +16,4 @@ pub use nifti::{
     Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,
     write_labels_as_stored, write_segmentation,
 };
+pub use nrrd::{Nrrd, read_nrrd};

@@ -185,17 +185,17 @@ fn annotated_share(annotation: ArrayView3<i16>, ignore: Option<i16>) -> f64 {
     annotated.count() as f64 / annotation.len() as f64
 }
 
-fn colour(label: i16) -> RGBColor {
+pub(super) fn colour(label: i16) -> RGBColor {
     COLOURS[(label.max(1) as usize - 1) % COLOURS.len()]
 }
 
 /// A slice with its brightest and darkest per cent clipped, in 0..=1.
-struct Greyscale {
+pub(super) struct Greyscale {
     values: ndarray::Array2<f32>,
 }
 
 impl Greyscale {
-    fn new(slice: ArrayView2<f32>) -> Self {
+    pub(super) fn new(slice: ArrayView2<f32>) -> Self {
         let mut sorted: Vec<f32> = slice.iter().copied().filter(|v| v.is_finite()).collect();
         sorted.sort_unstable_by(f32::total_cmp);
         let at = |share: f32| {
@@ -210,14 +210,14 @@ impl Greyscale {
 }
 
 /// How many pixels a voxel covers.
-struct Zoom {
-    voxel: [usize; 2],
-    width: usize,
-    height: usize,
+pub(super) struct Zoom {
+    pub(super) voxel: [usize; 2],
+    pub(super) width: usize,
+    pub(super) height: usize,
 }
 
 impl Zoom {
-    fn new((_, rows, columns): (usize, usize, usize), spacing: [f64; 3]) -> Self {
+    pub(super) fn new((_, rows, columns): (usize, usize, usize), spacing: [f64; 3]) -> Self {
         let finest = spacing[1].min(spacing[2]);
         let aspect = [spacing[1] / finest, spacing[2] / finest].map(|ratio| ratio.clamp(1.0, 8.0));
         let longest = (rows as f64 * aspect[0]).max(columns as f64 * aspect[1]);
@@ -227,7 +227,7 @@ impl Zoom {
     }
 
     /// Pixels of a panel. Labels are tinted, their borders drawn in full colour; ignored voxels are dimmed.
-    fn paint(&self, image: &Greyscale, labels: Option<ArrayView2<i16>>, overlay: &Overlay) -> Vec<u8> {
+    pub(super) fn paint(&self, image: &Greyscale, labels: Option<ArrayView2<i16>>, overlay: &Overlay) -> Vec<u8> {
         let label_at = |row: usize, column: usize| labels.map_or(0, |map| map[[row, column]]);
         let (rows, columns) = image.values.dim();
         let thickness = (self.voxel[0].min(self.voxel[1]) / 4).clamp(1, 2);

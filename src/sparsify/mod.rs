@@ -28,7 +28,7 @@ pub use blocks::{Blocks, Budget};
 pub use mask::{Mask, MaskRule};
 pub use mix::Mix;
 pub use output::Transfer;
-pub use report::{CaseReport, ClassReport, table};
+pub use report::{CaseReport, ClassReport, report_dense, table};
 pub use scribbles::Scribbles;
 pub use slices::{PlaneList, Selection, Slices};
 
@@ -354,6 +354,10 @@ impl Work<'_> {
                         for (&case, &shape) in mine.iter().zip(&shapes) {
                             jobs[case].part = Part::Planes(slices.nnunets(shape, &mut random));
                         }
+                    }
+                    Selection::Pooled => {
+                        let planes = slices.pool(&shapes, &mut random);
+                        mine.iter().zip(planes).for_each(|(&case, planes)| jobs[case].part = Part::Planes(planes));
                     }
                     Selection::List(list) => {
                         let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
