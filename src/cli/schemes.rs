@@ -109,6 +109,7 @@ impl SchemeOptions {
             foreground_slices: typed.foreground_slices.map_or(default.foreground_slices, |range| range.0),
             background_slices: typed.background_slices.map_or(default.background_slices, |range| range.0),
             fraction,
+            saturate: false,
         })
     }
 

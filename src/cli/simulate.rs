@@ -16,7 +16,7 @@ use voxgrad::dataset::splits;
 use voxgrad::predict;
 use voxgrad::report::{Curve, write_curves};
 use voxgrad::simulate::{Ended, Event, NetworkPlan, Outcome, Strategy, Study, markdown, rows};
-use voxgrad::sparsify::{Budget, Scheme};
+use voxgrad::sparsify::{Budget, Scheme, Scribbles};
 use voxgrad::train::{Asked, Precision, Settings};
 
 /// What was typed.
@@ -205,7 +205,10 @@ impl Simulate {
         for scheme in self.schemes.iter().filter(|scheme| *scheme != "dense") {
             for &share in &self.shares {
                 let scheme = match scheme.as_str() {
-                    "scribbles" => Scheme::Scribbles(self.options.scribbles(Some(share))?),
+                    // In some cases every slice may have scribbles before; the share of all cases is what is checked.
+                    "scribbles" => {
+                        Scheme::Scribbles(Scribbles { saturate: true, ..self.options.scribbles(Some(share))? })
+                    }
                     "slices" => Scheme::Slices(self.options.slices(Some(share), 0, true)?),
                     _ => Scheme::Blocks(self.options.blocks(Budget::Pooled(share))?),
                 };

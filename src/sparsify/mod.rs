@@ -414,7 +414,7 @@ impl Work<'_> {
     /// Whether a share of voxels that was asked for was reached.
     fn met(&self, scheme: &Scheme, report: &CaseReport, exhausted: bool) -> Result<()> {
         let (fraction, too_little, too_much) = match scheme {
-            Scheme::Scribbles(Scribbles { fraction: Some(fraction), .. }) => (
+            Scheme::Scribbles(Scribbles { fraction: Some(fraction), saturate: false, .. }) => (
                 *fraction,
                 "every slice has scribbles already: draw thicker or more of them, or lower the fraction",
                 "the scribbles of a single slice are more than twice as much: draw thinner or fewer, or raise the fraction",

@@ -26,7 +26,8 @@ fn dense(folder: &Path) -> Dataset {
         write_labels(&phantom::label_path(folder, case), labels.view(), &Geometry::new([1.0; 3])).unwrap();
     }
     let json = folder.join("dataset.json");
-    fs::write(&json, fs::read_to_string(&json).unwrap().replace(r#""ignore":2,"#, "").replace(r#","ignore":2"#, "")).unwrap();
+    fs::write(&json, fs::read_to_string(&json).unwrap().replace(r#""ignore":2,"#, "").replace(r#","ignore":2"#, ""))
+        .unwrap();
     Dataset::open(folder).unwrap()
 }
 
@@ -90,7 +91,8 @@ fn a_comparison_goes_on_to_the_same_outcomes() {
         let mut dice = Vec::new();
         for case in ["case_001", "case_004"] {
             let file = format!("{case}.nii.gz");
-            let found = read_labels(&whole.join(&outcome.strategy).join("seed_1/predictions").join(&file)).unwrap().data;
+            let found =
+                read_labels(&whole.join(&outcome.strategy).join("seed_1/predictions").join(&file)).unwrap().data;
             let wanted = read_labels(&dataset.folder.join("labelsTr").join(&file)).unwrap().data;
             let both = found.iter().zip(&wanted).filter(|(a, b)| **a == 1 && **b == 1).count() as f64;
             let sum = found.iter().chain(&wanted).filter(|label| **label == 1).count() as f64;
@@ -153,13 +155,14 @@ fn what_makes_no_comparison_is_refused_before_anything_is_trained() {
         Ok(ended) => panic!("{ended:?}"),
     };
     let held_out = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-    for (names, words) in [
-        (held_out(&["case_009"]), "no case_009"),
-        (held_out(&[]), "none"),
-        (dataset.case_names(), "all cases"),
-    ] {
+    for (names, words) in
+        [(held_out(&["case_009"]), "no case_009"), (held_out(&[]), "none"), (dataset.case_names(), "all cases")]
+    {
         let error = refused(&Study { held_out: names, ..study(&dataset, &folder) });
-        assert!(matches!(&error, Error::Simulate(SimulateError::HeldOut { problem }) if problem.contains(words)), "{error}");
+        assert!(
+            matches!(&error, Error::Simulate(SimulateError::HeldOut { problem }) if problem.contains(words)),
+            "{error}"
+        );
     }
     let twice = Study { strategies: vec![slices(0.2), slices(0.2)], seeds: vec![3, 3], ..study(&dataset, &folder) };
     let error = refused(&twice).to_string();
@@ -173,4 +176,29 @@ fn what_makes_no_comparison_is_refused_before_anything_is_trained() {
         }
         error => panic!("{error}"),
     }
+}
+
+#[test]
+fn the_command_line_refuses_what_it_would_not_look_at() {
+    let place = tempfile::tempdir().unwrap();
+    dense(place.path());
+    let refuses = |options: &[&str], words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_voxgrad"));
+        command.current_dir(place.path()).args(["simulate", ".", "-o", "study"]).args(options);
+        let result = command.output().unwrap();
+        let said = String::from_utf8_lossy(&result.stderr).into_owned();
+        assert_eq!(result.status.code(), Some(2), "{options:?}: {said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{options:?}: no `{word}` in {said}"));
+        assert!(!place.path().join("study").exists(), "{options:?}");
+    };
+    refuses(&["--shares", "0.1,1.5"], &["--shares 1.5"]);
+    refuses(
+        &["--schemes", "slices", "--block", "4", "--thickness", "1"],
+        &["--block", "--thickness", "--schemes slices"],
+    );
+    refuses(&["--select", "even"], &["--select"]);
+    refuses(&["--foreground-slices", "0.5"], &["--shares", "--foreground-slices"]);
+    refuses(&["--fold", "7"], &["--fold 7", "5 folds"]);
+    refuses(&["--augmentation", "none", "--mirror", "2"], &["--augmentation none"]);
+    refuses(&["--patch-size", "8,8"], &["--patch-size"]);
 }

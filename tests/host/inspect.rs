@@ -32,7 +32,8 @@ fn intensities_are_those_of_numpy() {
     // numpy: a = np.arange(1000) ** 1.5; np.percentile(a, [0, .5, 50, 99.5, 100], method="nearest"), a.mean(), a.std()
     let values: Vec<f32> = (0..1000).map(|value| (value as f32).powf(1.5)).chain([f32::NAN]).collect();
     let found = Intensities::of(ArrayView3::from_shape((1, 7, 143), &values).unwrap());
-    let close = |found: f64, wanted: f64| assert!((found - wanted).abs() <= 1e-6 * wanted.max(1.0), "{found} for {wanted}");
+    let close =
+        |found: f64, wanted: f64| assert!((found - wanted).abs() <= 1e-6 * wanted.max(1.0), "{found} for {wanted}");
     let wanted = [0.0, 11.18033989, 11180.33989, 31338.59894, 31575.35076];
     found.quantiles.iter().zip(wanted).for_each(|(found, wanted)| close(*found, wanted));
     close(found.mean, 12633.30318);

@@ -5,9 +5,9 @@ use crate::common::sparse::{LABELS, Place, labels};
 use ndarray::Array3;
 use std::fs;
 use std::path::{Path, PathBuf};
+use voxgrad::Error;
 use voxgrad::error::FileError;
 use voxgrad::io::{read_labels, read_nrrd};
-use voxgrad::Error;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/seg_nrrd").join(name)
@@ -144,7 +144,12 @@ fn voxels_outside_the_image_are_counted() {
     let columns = whole.dim().2;
     let lost = whole.indexed_iter().filter(|((_, _, x), label)| **label != 0 && x + 2 >= columns).count();
     assert!(lost > 0 && said.contains(&format!("{lost} voxels of segments lie outside")), "{lost}: {said}");
-    assert!(whole.indexed_iter().filter(|((_, _, x), l)| **l == 2 && x + 2 < columns).all(|((z, y, x), _)| found[[z, y, x + 2]] == 2));
+    assert!(
+        whole
+            .indexed_iter()
+            .filter(|((_, _, x), l)| **l == 2 && x + 2 < columns)
+            .all(|((z, y, x), _)| found[[z, y, x + 2]] == 2)
+    );
 }
 
 /// Every field in turn is wrong: refused by its name.
@@ -210,7 +215,9 @@ fn types_and_byte_orders_hold_the_same_values() {
     let values = [0i32, 1, 2, 3, 100, 127];
     let big = |width: usize| -> Vec<u8> { values.iter().flat_map(|v| v.to_be_bytes()[4 - width..].to_vec()).collect() };
     let little = |width: usize| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()[..width].to_vec()).collect() };
-    for (kind, width) in [("int8", 1), ("uchar", 1), ("short", 2), ("uint16_t", 2), ("signed int", 4), ("unsigned int", 4)] {
+    for (kind, width) in
+        [("int8", 1), ("uchar", 1), ("short", 2), ("uint16_t", 2), ("signed int", 4), ("unsigned int", 4)]
+    {
         for (endian, bytes) in [("endian: big\n", big(width)), ("endian: little\n", little(width))] {
             fs::write(&path, [header(kind, endian).as_bytes(), &bytes].concat()).unwrap();
             let found = read_nrrd(&path).unwrap();
