@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::study::Strategy;
+use super::strategy::Strategy;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, SimulateError};
 use crate::io;

@@ -5,12 +5,15 @@
 //! it was made with; what is finished is kept, what was stopped goes on from its checkpoint.
 
 mod annotate;
+mod design;
 mod kept;
 mod run;
+mod strategy;
 mod study;
 mod table;
 
 pub use annotate::Annotated;
+pub use design::{Ended, Event, Study};
 pub use kept::Outcome;
-pub use study::{Ended, Event, NetworkPlan, Strategy, Study};
+pub use strategy::{NetworkPlan, Strategy};
 pub use table::{Row, csv, markdown, rows};

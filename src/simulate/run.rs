@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::annotate::{Annotated, annotate};
+use super::design::{Event, Study};
 use super::kept::{self, Outcome};
-use super::study::{Event, Strategy, Study};
+use super::strategy::Strategy;
 use crate::compat::Compat;
 use crate::dataset::plans::Plans;
 use crate::dataset::splits::{Fold, Split};

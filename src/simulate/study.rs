@@ -3,121 +3,21 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::annotate::Annotated;
+use super::design::{Ended, Event, Study};
 use super::kept::{self, Outcome};
 use super::run::Run;
-use crate::dataset::plans::Plans;
-use crate::dataset::{CaseFiles, Dataset};
+use super::strategy::Strategy;
+use super::table::{csv, markdown};
+use crate::dataset::CaseFiles;
 use crate::error::{Error, Result, SimulateError};
 use crate::io;
 use crate::kernels::Context;
 use crate::preprocess::files_seen;
-use crate::sparsify::Scheme;
-use crate::{predict, train};
-
-/// A way of annotating, at a price.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Strategy {
-    /// What is annotated; [`Scheme::Dense`] leaves the labels as they are.
-    pub scheme: Scheme,
-    /// Share of the voxels that has to come out, to a quarter of itself; `None` takes what comes out.
-    pub share: Option<f64>,
-}
-
-impl Strategy {
-    /// Its name: that of its folder too.
-    pub fn name(&self) -> String {
-        match self.share {
-            Some(share) => format!("{}-{share}", self.scheme.name()),
-            None => self.scheme.name().into(),
-        }
-    }
-}
-
-/// The network that is trained on every annotation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NetworkPlan {
-    /// Plans for all runs; without them each run is planned by nnU-Net's rules from its own annotation, as its annotator
-    /// would have it.
-    pub plans: Option<Plans>,
-    /// Configuration of the plans.
-    pub configuration: String,
-    /// Channels of each stage, instead of the plans'.
-    pub features: Option<Vec<usize>>,
-    /// Patches of a step, instead of the plans'.
-    pub batch_size: Option<usize>,
-    /// Extent of a patch along the plans' axes, instead of the plans'.
-    pub patch_size: Option<[usize; 3]>,
-}
-
-/// What is compared, on what, and how.
-#[derive(Debug, Clone)]
-pub struct Study<'a> {
-    /// The densely labelled dataset.
-    pub dataset: &'a Dataset,
-    /// Cases to evaluate on. All others are annotated and trained on.
-    pub held_out: Vec<String>,
-    /// Folder of the comparison.
-    pub folder: &'a Path,
-    /// The ways of annotating.
-    pub strategies: Vec<Strategy>,
-    /// Each strategy is drawn and trained with each of these seeds; all strategies with the first seed come first.
-    pub seeds: Vec<u64>,
-    /// The network.
-    pub network: NetworkPlan,
-    /// How it trains; the seed is that of the run.
-    pub training: train::Settings,
-    /// How it predicts.
-    pub prediction: predict::Settings,
-    /// A checkpoint is written after every so many epochs.
-    pub save_every: usize,
-    /// Cases that are read at a time.
-    pub workers: usize,
-    /// Whether runs that were made with other settings are made again.
-    pub again: bool,
-}
-
-/// What is going on in a run.
-#[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
-    /// A run begins, or goes on from its checkpoint.
-    Begun {
-        /// Its strategy.
-        strategy: &'a str,
-        /// Its seed.
-        seed: u64,
-        /// Its place among the runs, from 1, and how many there are.
-        place: (usize, usize),
-    },
-    /// Its annotation has been drawn.
-    Annotated(&'a Annotated),
-    /// A warning about its annotation or its cases.
-    Note(&'a str),
-    /// Training begins at this epoch, from 0.
-    Training {
-        /// The epoch.
-        epoch: usize,
-    },
-    /// An iteration has been trained.
-    Iteration(train::Report),
-    /// A held-out case has been predicted: how many are done, of how many.
-    Predicted(usize, usize),
-    /// The run is finished, now or by an earlier call: all outcomes so far.
-    Finished(&'a [Outcome]),
-}
-
-/// How a call ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Ended {
-    /// All runs are done.
-    Finished(Vec<Outcome>),
-    /// The observer asked to stop; the same call goes on.
-    Stopped,
-}
+use crate::train;
 
 impl Study<'_> {
     /// Makes all runs that are not there yet, `results.csv` and `results.md` after each. The observer is told what is going
@@ -277,7 +177,7 @@ impl Study<'_> {
     }
 
     fn write_tables(&self, outcomes: &[Outcome]) -> Result<()> {
-        io::write_atomically(&self.folder.join("results.csv"), super::table::csv(outcomes).as_bytes())?;
-        io::write_atomically(&self.folder.join("results.md"), super::table::markdown(outcomes).as_bytes())
+        io::write_atomically(&self.folder.join("results.csv"), csv(outcomes).as_bytes())?;
+        io::write_atomically(&self.folder.join("results.md"), markdown(outcomes).as_bytes())
     }
 }
