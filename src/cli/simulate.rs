@@ -115,7 +115,10 @@ impl Simulate {
         let fold = folds
             .get(self.fold)
             .with_context(|| format!("--fold {}: there are {} folds, from 0", self.fold, folds.len()))?;
-        // Cases that no fold has are left out, as training leaves them out.
+        let left_out = splits::without_fold(std::slice::from_ref(fold), &names);
+        if !left_out.is_empty() {
+            eprintln!("note: fold {} has neither to train nor to validate on: {}", self.fold, left_out.join(", "));
+        }
         let dataset = Dataset {
             cases: dataset
                 .cases
@@ -293,6 +296,12 @@ struct Shown {
 impl Shown {
     fn tell(&mut self, event: Event) {
         match event {
+            Event::Drawn(done, all) => {
+                if done == 1 {
+                    self.bar = progress_bar("annotating", all);
+                }
+                self.bar.set_position(done as u64);
+            }
             Event::Begun { strategy, seed, place: (index, all) } => {
                 print_above(&self.bar, &format!("run {index} of {all}: {strategy}, seed {seed}"));
             }

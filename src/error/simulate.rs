@@ -20,6 +20,12 @@ pub enum SimulateError {
         /// Which.
         name: String,
     },
+    /// Another process works in the folder.
+    #[error("{folder}: another process is making this comparison; wait for it, or name another folder")]
+    InUse {
+        /// Folder of the comparison.
+        folder: PathBuf,
+    },
     /// A folder has runs that were made with other settings.
     #[error(
         "{folder} holds runs that were made otherwise: {}. Use the same settings, another folder, or have these runs made \

@@ -38,6 +38,8 @@ pub struct Study<'a> {
 /// What is going on in a run.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
+    /// Annotations are drawn first: how many are, of how many.
+    Drawn(usize, usize),
     /// A run begins, or goes on from its checkpoint.
     Begun {
         /// Its strategy.

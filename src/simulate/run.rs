@@ -44,12 +44,7 @@ pub(super) struct Run<'a> {
 type Observer<'o> = dyn FnMut(Event) -> Result<ControlFlow<()>> + 'o;
 
 impl Run<'_> {
-    /// Keeps the settings, so that nobody goes on with others.
-    pub fn begin(&self) -> Result<()> {
-        kept::write_settings(&self.folder, &self.settings)
-    }
-
-    /// Draws the annotation, unless an earlier call has.
+    /// Draws the annotation, unless an earlier call has. The settings are kept first, so that nobody goes on with others.
     pub fn annotate(&self, source: &Path) -> Result<Annotated> {
         let record = self.folder.join(ANNOTATED);
         if record.is_file() {
@@ -57,6 +52,11 @@ impl Run<'_> {
             return serde_json::from_str(&text)
                 .map_err(|source| Error::File(FileError::Json { path: record.clone(), source }));
         }
+        // Whatever a killed call has left: the record would be the first thing of worth.
+        if self.folder.is_dir() {
+            fs::remove_dir_all(&self.folder).map_err(Error::io(&self.folder, "remove"))?;
+        }
+        kept::write_settings(&self.folder, &self.settings)?;
         annotate(source, &self.folder.join("dataset"), &record, self.strategy, self.seed, self.study.workers)
     }
 

@@ -1,7 +1,7 @@
 //! The comparison as a whole: which runs there are, in which order, and what is kept of them.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -29,15 +29,19 @@ impl Study<'_> {
     pub fn run(&self, context: &Context, mut observe: impl FnMut(Event) -> Result<ControlFlow<()>>) -> Result<Ended> {
         self.check()?;
         let (held_out, training) = self.sides()?;
+        let _alone = self.lock()?;
         let runs = self.runs(&training, &held_out)?;
         self.refuse_other_settings(&runs)?;
         let source = self.write_training_dataset(&training)?;
 
         let mut outcomes = Vec::with_capacity(runs.len());
         // Annotations first: a share that cannot be met is known before hours of training.
-        for run in runs.iter().filter(|run| !kept::finished(&run.folder)) {
-            run.begin()?;
+        let missing: Vec<&Run> = runs.iter().filter(|run| !kept::finished(&run.folder)).collect();
+        for (index, run) in missing.iter().enumerate() {
             run.annotate(&source)?;
+            if observe(Event::Drawn(index + 1, missing.len()))?.is_break() {
+                return Ok(Ended::Stopped);
+            }
         }
         for (index, run) in runs.iter().enumerate() {
             let begun = Event::Begun { strategy: &run.name, seed: run.seed, place: (index + 1, runs.len()) };
@@ -60,6 +64,18 @@ impl Study<'_> {
             }
         }
         Ok(Ended::Finished(outcomes))
+    }
+
+    /// Two calls at a time would write the same files. The lock ends with the process, however that ends.
+    fn lock(&self) -> Result<File> {
+        fs::create_dir_all(self.folder).map_err(Error::io(self.folder, "create"))?;
+        let path = self.folder.join("lock");
+        let file = File::create(&path).map_err(Error::io(&path, "create"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(SimulateError::InUse { folder: self.folder.into() }.into()),
+            Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock")(error)),
+        }
     }
 
     /// Whether there is something to compare, and each once.

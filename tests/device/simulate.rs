@@ -127,6 +127,9 @@ fn a_comparison_goes_on_to_the_same_outcomes() {
     // Finished runs are kept: nothing is trained any more.
     let again = study(&dataset, &whole).run(context, |event| {
         assert!(matches!(event, Event::Finished(_)), "{event:?}");
+        // Nobody else may work here meanwhile.
+        let other = study(&dataset, &whole).run(context, |event| panic!("{event:?}"));
+        assert!(matches!(other, Err(Error::Simulate(SimulateError::InUse { .. }))), "{other:?}");
         Ok(ControlFlow::Continue(()))
     });
     assert_eq!(again.unwrap(), Ended::Finished(outcomes));
