@@ -127,7 +127,7 @@ fn nothing_drawn_is_nothing_labelled() {
 #[test]
 fn voxels_outside_the_image_are_counted() {
     let (place, whole) = place();
-    // One voxel further along the file's first axis, which runs along the image's y: what was last now lies beyond.
+    // Two voxels further along x: what was last lies beyond.
     let text = String::from_utf8_lossy(&fs::read(data("layers.seg.nrrd")).unwrap()).into_owned();
     let numbers = |text: &str| -> Vec<f64> { text.split(',').map(|number| number.parse().unwrap()).collect() };
     let vectors = |field: &str| -> Vec<Vec<f64>> {
