@@ -34,6 +34,8 @@ impl Default for Segments {
 
 /// A segment of a file.
 struct Segment {
+    /// Its number in the file's keys.
+    number: usize,
     name: String,
     layer: usize,
     value: i32,
@@ -139,7 +141,7 @@ fn segments(path: &Path, nrrd: &Nrrd) -> Result<Vec<Segment>> {
             }
         };
         let name = pair("Name").0.or(pair("ID").0).unwrap_or_default().to_owned();
-        found.push(Segment { name, layer, value, extent });
+        found.push(Segment { number, name, layer, value, extent });
     }
     Ok(found)
 }
@@ -203,7 +205,7 @@ fn check(path: &Path, nrrd: &Nrrd, segments: &[Segment]) -> Result<()> {
                     segment.name,
                     [z, y, x]
                 );
-                return Err(fault("SegmentN_Extent".into(), problem));
+                return Err(fault(format!("Segment{}_Extent", segment.number), problem));
             }
         }
     }

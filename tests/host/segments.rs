@@ -181,7 +181,7 @@ fn wrong_fields_are_named() {
         ("layers", "kinds: list", "kinds: RGB-color", &["`kinds`"]),
         ("layers", "Segment1_Layer:=1", "Segment1_Layer:=2", &["`Segment1_Layer`", "2 layers"]),
         ("cropped", "Segment1_LabelValue:=2", "Segment1_LabelValue:=3", &["`SegmentN_LabelValue`", "value 2"]),
-        ("cropped", "Segment0_Extent:=1", "Segment0_Extent:=2", &["`SegmentN_Extent`", "Anterior"]),
+        ("cropped", "Segment0_Extent:=1", "Segment0_Extent:=2", &["`Segment0_Extent`", "Anterior"]),
     ];
     for (name, from, to, words) in cases {
         fs::write(place.path("drawn/a.seg.nrrd"), replaced(&format!("{name}.seg.nrrd"), from, to)).unwrap();
