@@ -1,6 +1,6 @@
 //! `voxgrad inspect`.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use std::path::PathBuf;
 use voxgrad::Error;
 use voxgrad::dataset::Dataset;

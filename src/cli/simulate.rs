@@ -1,9 +1,10 @@
 //! `voxgrad simulate`.
 
+use super::device::{DeviceArgument, ExactArgument};
 use super::interrupt::Interrupt;
+use super::progress::{print_above, progress_bar};
 use super::schemes::SchemeOptions;
 use super::typed::{Axes, axes};
-use super::{DeviceArgument, ExactArgument, print_above, progress_bar};
 use anyhow::{Context as _, bail};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;

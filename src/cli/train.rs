@@ -2,11 +2,11 @@
 
 use super::interrupt::Interrupt;
 use super::job::Job;
+use super::progress::{BEGAN, print_above, progress_bar};
 use super::records::Records;
 use super::tuning::tuned;
 use super::typed::Train;
 use super::validation::{References, Validation};
-use super::{BEGAN, print_above, progress_bar};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::ops::ControlFlow;

@@ -3,34 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ndarray::Array3;
-use serde::Serialize;
-
-use super::masks::Overlap;
-use super::{Grid, Turned, Work};
+use super::grid::{ImageGrid, Turned};
+use super::rules::{Overlap, Rules, single_label};
 use crate::error::{AnnotationError, Error, FileError, Result};
 use crate::io::{Nrrd, read_nrrd};
+use ndarray::Array3;
 
 /// Ending of their files.
 pub(super) const ENDING: &str = ".seg.nrrd";
 /// Largest distance of a voxel from one of the image's, in voxels.
 const TOLERANCE: f64 = 0.1;
-
-/// How segments become labels.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Segments {
-    /// Segments whose names are no labels' names: the segment's name and the label's. A segment with the name of a label needs
-    /// no entry.
-    pub names: Vec<(String, String)>,
-    /// What happens where segments of different labels overlap.
-    pub overlap: Overlap,
-}
-
-impl Default for Segments {
-    fn default() -> Self {
-        Segments { names: Vec::new(), overlap: Overlap::Ignore }
-    }
-}
 
 /// A segment of a file.
 struct Segment {
@@ -45,12 +27,12 @@ struct Segment {
 
 /// Reads a segmentation onto the image's grid: the labels of its segments, and the label of what was not drawn, which is
 /// value 0: the ignore label where that is the unlabelled value, else background.
-pub(super) fn read(work: &Work, grid: &Grid, path: &Path, turned: &mut Turned) -> Result<Array3<i16>> {
+pub(super) fn read(rules: &Rules, grid: &ImageGrid, path: &Path, turned: &mut Turned) -> Result<Array3<i16>> {
     let nrrd = read_nrrd(path)?;
-    let undrawn = if work.settings.unlabelled == Some(0) { work.ignore } else { 0 };
+    let undrawn = if rules.settings.unlabelled == Some(0) { rules.ignore } else { 0 };
     let mut labels = Array3::from_elem(grid.shape, undrawn);
     let segments = segments(path, &nrrd)?;
-    let painted = painted(work, path, &segments, turned)?;
+    let painted = painted(rules, path, &segments, turned)?;
     // 3D Slicer's way to say that nothing was drawn; the place of the voxel means nothing then.
     if nrrd.layers.iter().all(|layer| layer.len() == 1 && layer.iter().all(|&value| value == 0)) {
         return Ok(labels);
@@ -72,7 +54,7 @@ pub(super) fn read(work: &Work, grid: &Grid, path: &Path, turned: &mut Turned) -
             };
             let again = drawn[at] && labels[at] != label;
             overlapping[at] |= again;
-            if !(again && work.settings.segments.overlap == Overlap::First) {
+            if !(again && rules.settings.segments.overlap == Overlap::First) {
                 labels[at] = label;
             }
             drawn[at] = true;
@@ -83,8 +65,8 @@ pub(super) fn read(work: &Work, grid: &Grid, path: &Path, turned: &mut Turned) -
     }
     for (label, _) in labels.iter_mut().zip(&overlapping).filter(|(_, overlapping)| **overlapping) {
         turned.overlapping += 1;
-        if work.settings.segments.overlap == Overlap::Ignore {
-            *label = work.ignore;
+        if rules.settings.segments.overlap == Overlap::Ignore {
+            *label = rules.ignore;
         }
     }
     Ok(labels)
@@ -148,17 +130,17 @@ fn segments(path: &Path, nrrd: &Nrrd) -> Result<Vec<Segment>> {
 
 /// The labels of the segments, in the order in which `labels` declares them; segments that are no label are named.
 fn painted<'s>(
-    work: &Work,
+    rules: &Rules,
     path: &Path,
     segments: &'s [Segment],
     turned: &mut Turned,
 ) -> Result<Vec<(&'s Segment, i16)>> {
     let named: BTreeMap<&str, &str> =
-        work.settings.segments.names.iter().map(|(segment, label)| (segment.as_str(), label.as_str())).collect();
+        rules.settings.segments.names.iter().map(|(segment, label)| (segment.as_str(), label.as_str())).collect();
     let mut painted = Vec::new();
     for segment in segments {
         let name = named.get(segment.name.as_str()).copied().unwrap_or(&segment.name);
-        match super::single_label(work.json, work.ignore, name) {
+        match single_label(rules.json, rules.ignore, name) {
             Some(label) => {
                 turned.segments.entry(segment.name.clone()).or_insert_with(|| (name.to_owned(), 0));
                 painted.push((segment, label));
@@ -170,12 +152,12 @@ fn painted<'s>(
         return Err(Error::Annotation(AnnotationError::SegmentsUnknown {
             path: path.into(),
             segments: segments.iter().map(|segment| segment.name.clone()).collect(),
-            labels: work.json.labels.iter().map(|(name, _)| name.clone()).collect(),
+            labels: rules.json.labels.iter().map(|(name, _)| name.clone()).collect(),
         }));
     }
     let position = |label: i16| {
-        let of = |(name, _): &(String, _)| super::single_label(work.json, work.ignore, name) == Some(label);
-        work.json.labels.iter().position(of)
+        let of = |(name, _): &(String, _)| single_label(rules.json, rules.ignore, name) == Some(label);
+        rules.json.labels.iter().position(of)
     };
     painted.sort_by_key(|(_, label)| position(*label));
     Ok(painted)
@@ -220,7 +202,7 @@ struct Placement {
 }
 
 impl Placement {
-    fn new(grid: &Grid, path: &Path, nrrd: &Nrrd, turned: &mut Turned) -> Result<Self> {
+    fn new(grid: &ImageGrid, path: &Path, nrrd: &Nrrd, turned: &mut Turned) -> Result<Self> {
         let shape: [usize; 3] = nrrd.layers[0].dim().into();
         let elsewhere =
             || Error::Annotation(AnnotationError::LabelPlacement { case: grid.case.into(), path: path.into() });

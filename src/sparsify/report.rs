@@ -7,7 +7,7 @@ use std::path::Path;
 use ndarray::{ArrayView3, Axis};
 use serde::Serialize;
 
-use super::Annotation;
+use super::drawn::Drawn;
 use crate::dataset::{Dataset, LabelManager};
 use crate::error::{Error, Result};
 use crate::io;
@@ -61,7 +61,7 @@ impl CaseReport {
         case: &str,
         scheme: &'static str,
         dense: ArrayView3<i16>,
-        annotation: &Annotation,
+        annotation: &Drawn,
         names: &[(i16, String)],
     ) -> Self {
         let counts = |volume: ArrayView3<i16>| {
@@ -109,7 +109,7 @@ pub fn report_dense(dataset: &Dataset, workers: usize) -> Result<Vec<CaseReport>
     let reports = in_parallel(&dataset.cases, workers, |case| -> Result<CaseReport> {
         let path = case.label.as_deref().unwrap_or(Path::new(""));
         let dense = io::read_labels(path)?.data;
-        let annotation = Annotation::whole(dense.clone(), ignore);
+        let annotation = Drawn::whole(dense.clone(), ignore);
         Ok(CaseReport::new(&case.name, "dense", dense.view(), &annotation, &names))
     });
     let (mut cases, mut failures) = (Vec::with_capacity(reports.len()), Vec::new());
