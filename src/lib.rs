@@ -61,6 +61,9 @@ pub mod train;
 // Models of other programs.
 pub mod exchange;
 
+// Whole experiments.
+pub mod simulate;
+
 pub use compat::Compat;
 pub use error::{Error, Result};
 

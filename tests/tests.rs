@@ -94,6 +94,9 @@ mod device {
     /// nnU-Net's command line for training, and the files beside the checkpoints.
     mod train_cli;
 
+    /// Ways of annotating, compared.
+    mod simulate;
+
     /// Planted errors for compute-sanitizer.
     mod sanitizer;
 
@@ -195,6 +198,12 @@ mod host {
 
     /// Making dense datasets sparse.
     mod sparsify_dataset;
+
+    /// A page about a dataset.
+    mod inspect;
+
+    /// Segmentations of 3D Slicer.
+    mod segments;
 
     /// Annotations as people draw them.
     mod import;

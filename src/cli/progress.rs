@@ -14,3 +14,8 @@ pub(super) fn progress_bar(what: &'static str, length: usize) -> ProgressBar {
         .progress_chars("=> ");
     ProgressBar::new(length as u64).with_style(style).with_prefix(what)
 }
+
+/// Prints above the bar on a terminal, plainly into a file.
+pub(super) fn print_above(bar: &ProgressBar, line: &str) {
+    if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
+}

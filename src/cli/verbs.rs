@@ -2,8 +2,8 @@
 
 use super::progress::BEGAN;
 use super::{
-    best, crossval, devices, evaluate, exchange, import, overlay, postprocess, predict, prepare, sparsify, spelling,
-    typed, verify,
+    best, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare, simulate,
+    sparsify, spelling, typed, verify,
 };
 use clap::{Parser, Subcommand};
 use std::time::Instant;
@@ -34,6 +34,10 @@ enum Verb {
     Sparsify(Box<sparsify::Sparsify>),
     /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
     Import(import::Import),
+    /// Show what is in a dataset and what of it is annotated, on one page of HTML.
+    Inspect(inspect::Inspect),
+    /// Compare ways of annotating on dense labels: make them sparse, train, predict, score on complete held-out labels.
+    Simulate(Box<simulate::Simulate>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
@@ -76,6 +80,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::PlanAndPreprocess(both) => both.run(),
         Verb::Sparsify(sparsify) => sparsify.run(),
         Verb::Import(import) => import.run(),
+        Verb::Inspect(inspect) => inspect.run(),
+        Verb::Simulate(simulate) => simulate.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

@@ -80,4 +80,26 @@ pub enum AnnotationError {
         /// The declared file ending.
         ending: String,
     },
+    /// A segmentation none of whose segments has the name of a label.
+    #[error(
+        "{path}: none of the segments {segments:?} has the name of one of the labels {labels:?}; say which is which"
+    )]
+    SegmentsUnknown {
+        /// The file.
+        path: PathBuf,
+        /// Names of its segments.
+        segments: Vec<String>,
+        /// Names in `labels`.
+        labels: Vec<String>,
+    },
+    /// Two files of one folder for one case.
+    #[error(
+        "case {case} has two annotations in {folder}; keep one, or put those of another annotator into another folder"
+    )]
+    AnnotatedTwice {
+        /// The case.
+        case: String,
+        /// The folder.
+        folder: PathBuf,
+    },
 }

@@ -14,6 +14,7 @@ mod overall;
 mod plan;
 mod predict;
 mod preprocess;
+mod simulate;
 mod train;
 mod values;
 
@@ -27,5 +28,6 @@ pub use overall::{Error, Result};
 pub use plan::PlanError;
 pub use predict::PredictError;
 pub use preprocess::PreprocessError;
+pub use simulate::SimulateError;
 pub use train::TrainError;
 pub use values::ValueSummary;

@@ -9,6 +9,7 @@ use super::network::NetworkError;
 use super::plan::PlanError;
 use super::predict::PredictError;
 use super::preprocess::PreprocessError;
+use super::simulate::SimulateError;
 use super::train::TrainError;
 use std::path::PathBuf;
 
@@ -49,6 +50,9 @@ pub enum Error {
     /// Why a case cannot be predicted.
     #[error(transparent)]
     Predict(#[from] PredictError),
+    /// Why ways of annotating cannot be compared.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     /// Why predictions cannot be compared with references.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),

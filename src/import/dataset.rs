@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::grid::{ImageGrid, Turned};
 use super::masks;
 use super::rules::{Annotations, Rules, Settings};
+use super::segments;
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
 use crate::error::{AnnotationError, DatasetError, Error, Result};
 use crate::io::{self, Geometry};
@@ -102,6 +103,11 @@ pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl F
     }
     Error::all(failures)?;
     report.warnings = warnings(&report.cases);
+    for (segment, _) in &settings.segments.names {
+        if !report.turned.values().any(|turned| turned.segments.contains_key(segment)) {
+            report.warnings.push(format!("no segmentation has a segment {segment}"));
+        }
+    }
     if !left_out.is_empty() {
         let names: Vec<&str> = left_out.iter().map(|case| case.name.as_str()).collect();
         report.warnings.push(format!("images without annotation are left out: {}", names.join(", ")));
@@ -124,7 +130,7 @@ impl Rules<'_> {
     fn find(&self, images: &[CaseFiles]) -> Result<BTreeMap<String, Vec<PathBuf>>> {
         let known: BTreeSet<&str> = images.iter().map(|case| case.name.as_str()).collect();
         let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-        let mut strangers = Vec::new();
+        let (mut strangers, mut twice) = (Vec::new(), Vec::new());
         let folders = match &self.settings.annotations {
             Annotations::LabelMaps(folders) => folders.clone(),
             Annotations::Masks { folder, .. } => vec![folder.clone()],
@@ -134,11 +140,16 @@ impl Rules<'_> {
             for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
                 let path = entry.map_err(Error::io(folder, "list"))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let case = match (masks, name.strip_suffix(&self.json.file_ending)) {
+                let stem = name.strip_suffix(&self.json.file_ending).or_else(|| name.strip_suffix(segments::ENDING));
+                let case = match (masks, stem) {
                     (true, _) if path.is_dir() => name,
                     (false, Some(case)) if path.is_file() => case.to_owned(),
                     _ => continue,
                 };
+                if found.get(&case).is_some_and(|files| files.iter().any(|file| file.parent() == path.parent())) {
+                    twice.push(Error::Annotation(AnnotationError::AnnotatedTwice { case, folder: folder.clone() }));
+                    continue;
+                }
                 match known.contains(case.as_str()) {
                     true => found.entry(case).or_default().push(path),
                     false => strangers.push(case),
@@ -156,7 +167,7 @@ impl Rules<'_> {
                 })
             })
             .collect();
-        Error::all(failures)?;
+        Error::all(failures.into_iter().chain(twice).collect())?;
         if found.is_empty() {
             let path = folders.first().cloned().unwrap_or_default();
             return Err(Error::Annotation(AnnotationError::NothingToImport {
@@ -191,7 +202,11 @@ impl Rules<'_> {
         let mut disputed = Array3::from_elem(grid.shape, false);
         let mut failures = Vec::new();
         for path in files {
-            let map = match grid.read(path, turned).and_then(|map| self.translate(grid, path, map, turned)) {
+            let map = match path.to_string_lossy().ends_with(segments::ENDING) {
+                true => segments::read(self, grid, path, turned),
+                false => grid.read(path, turned).and_then(|map| self.translate(grid, path, map, turned)),
+            };
+            let map = match map {
                 Ok(map) => map,
                 Err(failure) => {
                     failures.push(failure);
@@ -208,6 +223,8 @@ impl Rules<'_> {
             });
         }
         Error::all(failures)?;
+        turned.unused.sort();
+        turned.unused.dedup();
         turned.unlabelled = merged.iter().filter(|&&label| label == ignore).count() as u64;
         Zip::from(&mut merged).and(&disputed).for_each(|label, &disputed| {
             if disputed {

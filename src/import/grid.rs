@@ -18,11 +18,15 @@ pub struct Turned {
     pub unlabelled: u64,
     /// Voxels on which annotators disagree; they are ignored.
     pub disagreeing: u64,
-    /// Voxels in masks of more than one class.
+    /// Voxels in masks or segments of more than one class.
     pub overlapping: u64,
+    /// Voxels of segments that lie outside the image; they are left out.
+    pub outside: u64,
     /// Voxels of each mapped value, over all files.
     pub mapped: BTreeMap<i16, u64>,
-    /// Mask files of classes that `labels` does not declare; they were not used.
+    /// The label that each segment was turned into, and its voxels, over all files.
+    pub segments: BTreeMap<String, (String, u64)>,
+    /// Mask files and segments of classes that `labels` does not declare; they were not used.
     pub unused: Vec<String>,
     /// Whether the headers place annotations elsewhere than the image.
     pub placed_by_index: bool,

@@ -8,7 +8,8 @@ mod dataset;
 mod grid;
 mod masks;
 mod rules;
+mod segments;
 
 pub use dataset::{Report, import};
 pub use grid::Turned;
-pub use rules::{Annotations, Overlap, Settings};
+pub use rules::{Annotations, Overlap, Segments, Settings};

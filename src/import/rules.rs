@@ -14,7 +14,7 @@ use crate::error::{AnnotationError, Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Annotations {
-    /// Folders of label maps named as their cases, one folder for each annotator. Where annotators disagree the voxel is
+    /// Folders of label maps or segmentations of 3D Slicer (`.seg.nrrd`) named as their cases, one folder for each annotator. Where annotators disagree the voxel is
     /// ignored; where only some labelled it, theirs counts.
     LabelMaps(Vec<PathBuf>),
     /// A folder with one folder for each case that holds one binary mask a class: `case/class.nii.gz`, or
@@ -40,6 +40,8 @@ pub struct Settings {
     pub unlabelled: Option<i16>,
     /// Values that stand for another label: value and the label's name in `labels`.
     pub map: Vec<(i16, String)>,
+    /// How the segments of 3D Slicer's segmentations become labels.
+    pub segments: Segments,
     /// Take annotations voxel by voxel although their headers place them elsewhere than the images.
     pub by_index: bool,
     /// Give images bytes of their own instead of a second name.
@@ -53,7 +55,23 @@ pub struct Settings {
     pub workers: usize,
 }
 
-/// What happens where masks of different classes overlap.
+/// How segments become labels.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Segments {
+    /// Segments whose names are no labels' names: the segment's name and the label's. A segment with the name of a label needs
+    /// no entry.
+    pub names: Vec<(String, String)>,
+    /// What happens where segments of different labels overlap.
+    pub overlap: Overlap,
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        Segments { names: Vec::new(), overlap: Overlap::Ignore }
+    }
+}
+
+/// What happens where masks or segments of different classes overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overlap {
@@ -98,6 +116,8 @@ impl<'a> Rules<'a> {
         let mut rules: Vec<String> =
             settings.unlabelled.iter().map(|value| format!("value {value} is unlabelled: ignored")).collect();
         rules.extend(settings.map.iter().map(|(value, name)| format!("value {value} is {name}")));
+        let named = settings.segments.names.iter();
+        rules.extend(named.map(|(segment, label)| format!("segment {segment} is {label}")));
         match &settings.annotations {
             Annotations::LabelMaps(folders) if folders.len() > 1 => rules.push(format!(
                 "{} annotators: a voxel has the label of those who labelled it, and is ignored where they disagree",
@@ -119,17 +139,22 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// What each value in a file means: a label, or the ignore label.
-fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore: i16) -> Result<BTreeMap<i16, i16>> {
-    let mut values: BTreeMap<i16, i16> = labels.expected_labels().into_iter().map(|label| (label, label)).collect();
-    let names = || json.labels.iter().map(|(name, _)| name.clone()).chain(["ignore".to_owned()]);
-    let single = |name: &str| match name {
+/// The label of one value that has this name.
+pub(super) fn single_label(json: &DatasetJson, ignore: i16, name: &str) -> Option<i16> {
+    match name {
         "ignore" => Some(ignore),
         _ => json.labels.iter().find(|(known, _)| known == name).and_then(|(_, entry)| match entry {
             LabelEntry::Label(label) => i16::try_from(*label).ok(),
             LabelEntry::Region(_) => None,
         }),
-    };
+    }
+}
+
+/// What each value in a file means: a label, or the ignore label.
+fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore: i16) -> Result<BTreeMap<i16, i16>> {
+    let mut values: BTreeMap<i16, i16> = labels.expected_labels().into_iter().map(|label| (label, label)).collect();
+    let names = || json.labels.iter().map(|(name, _)| name.clone()).chain(["ignore".to_owned()]);
+    let single = |name: &str| single_label(json, ignore, name);
     let mut failures = Vec::new();
     for (value, name) in &settings.map {
         let label = name.parse().ok().filter(|label| labels.all_labels().contains(label)).or_else(|| single(name));
@@ -141,6 +166,10 @@ fn values(json: &DatasetJson, labels: &LabelManager, settings: &Settings, ignore
                 available: names().collect(),
             })),
         }
+    }
+    for (_, name) in settings.segments.names.iter().filter(|(_, name)| single(name).is_none()) {
+        let (name, available) = (name.clone(), names().collect());
+        failures.push(AnnotationError::NameUnknown { what: "label of one value", name, available }.into());
     }
     if let Some(unlabelled) = settings.unlabelled {
         if settings.map.iter().any(|(value, _)| *value == unlabelled) {

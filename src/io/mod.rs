@@ -8,6 +8,7 @@ mod nifti;
 mod nifti_header;
 mod nifti_stream;
 mod npz;
+mod nrrd;
 
 pub(crate) use atomic::{in_scratch, write_aside};
 pub use atomic::{remove_leftovers, write_atomically, write_json};
@@ -19,3 +20,4 @@ pub use nifti::{
     write_labels_as_stored, write_segmentation,
 };
 pub use npz::{read_npz_array, write_npz_array};
+pub use nrrd::{Nrrd, read_nrrd};

@@ -267,6 +267,10 @@ impl Sparsifying<'_> {
                             jobs[case].part = Part::Planes(slices.nnunets(shape, &mut random));
                         }
                     }
+                    Selection::Pooled => {
+                        let planes = slices.pool(&shapes, &mut random);
+                        mine.iter().zip(planes).for_each(|(&case, planes)| jobs[case].part = Part::Planes(planes));
+                    }
                     Selection::List(list) => {
                         let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
                         let strangers = list.keys().filter(|name| *name != "*" && !names.contains(name));
@@ -322,7 +326,7 @@ impl Sparsifying<'_> {
     /// Whether a share of voxels that was asked for was reached.
     fn met(&self, scheme: &Scheme, report: &CaseReport, exhausted: bool) -> Result<()> {
         let (fraction, too_little, too_much) = match scheme {
-            Scheme::Scribbles(Scribbles { fraction: Some(fraction), .. }) => (
+            Scheme::Scribbles(Scribbles { fraction: Some(fraction), saturate: false, .. }) => (
                 *fraction,
                 "every slice has scribbles already: draw thicker or more of them, or lower the fraction",
                 "the scribbles of a single slice are more than twice as much: draw thinner or fewer, or raise the fraction",

@@ -17,7 +17,7 @@ pub use dataset::{Report, Settings, sparsify_dataset};
 pub use drawn::Drawn;
 pub use mask::{Mask, MaskRule};
 pub use output::Transfer;
-pub use report::{CaseReport, ClassReport, table};
+pub use report::{CaseReport, ClassReport, report_dense, table};
 pub use scheme::{Mix, Scheme, draw};
 pub use scribbles::Scribbles;
 pub use slices::{PlaneList, Selection, Slices};

@@ -47,6 +47,8 @@ pub struct Scribbles {
     pub background_slices: [f64; 2],
     /// Slices are drawn until this share of the voxels is annotated, instead of the two shares above.
     pub fraction: Option<f64>,
+    /// Whether a case may stay below that share once every slice has scribbles, instead of being refused.
+    pub saturate: bool,
 }
 
 impl Default for Scribbles {
@@ -63,6 +65,7 @@ impl Default for Scribbles {
             foreground_slices: [1.0; 2],
             background_slices: [1.0; 2],
             fraction: None,
+            saturate: false,
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Slices {
     /// Axes across which slices are taken: (z, y, x).
     pub axes: [bool; 3],
     /// Share of the slices, shared among the axes: of 36 x 50 x 35 voxels, at a tenth and along all axes, 1 + 2 + 1
-    /// slices. At least one along each axis. Not used with a list.
+    /// slices. At least one along each axis. Not used with a list; where slices are pooled, a share of all voxels.
     pub fraction: f64,
     /// How slices are chosen.
     pub selection: Selection,
@@ -42,6 +42,9 @@ pub enum Selection {
     /// As nnU-Net's integration test makes its dataset 996: numpy's draws, from one stream over all cases in the order of
     /// their names. Its seed is 1234, its share a tenth, along all axes.
     Nnunet,
+    /// At random over the whole dataset, as many as come nearest to the share of all its voxels: some cases get several,
+    /// some none.
+    Pooled,
     /// From a list; `*` stands for cases that are not named.
     List(BTreeMap<String, PlaneList>),
 }
@@ -112,6 +115,31 @@ impl Slices {
             }
             false => Vec::new(),
         })
+    }
+
+    /// The slices of every case, drawn from those of all cases until their voxels come nearest to the share of all.
+    pub(super) fn pool(&self, shapes: &[[usize; 3]], random: &mut ChaCha8Rng) -> Vec<Planes> {
+        let mut all: Vec<(usize, usize, usize)> = Vec::new();
+        for (case, shape) in shapes.iter().enumerate() {
+            for axis in (0..3).filter(|&axis| self.axes[axis]) {
+                all.extend((0..shape[axis]).map(|index| (case, axis, index)));
+            }
+        }
+        shuffle(&mut all, random);
+        let voxels = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+        let mut rest = self.fraction * voxels as f64;
+        let mut chosen: Vec<Planes> = vec![Planes::default(); shapes.len()];
+        for (case, axis, index) in all {
+            // Slices across other axes have lines of this one already.
+            let sides = (0..3).filter(|&other| other != axis);
+            let gained: usize = sides.map(|other| shapes[case][other] - chosen[case][other].len()).product();
+            if rest < 0.5 * gained as f64 {
+                break;
+            }
+            rest -= gained as f64;
+            chosen[case][axis].push(index);
+        }
+        chosen
     }
 
     /// The slices of a case, where they depend on nothing but the case.
