@@ -1,7 +1,9 @@
 //! What was typed, and which verb does it.
 
 mod advice;
+mod complete;
 mod devices;
+mod ensemble;
 mod evaluate;
 mod exchange;
 mod import;
@@ -15,6 +17,7 @@ mod records;
 mod sparsify;
 mod spelling;
 mod steps;
+mod suggest;
 mod summary;
 mod train;
 mod tuning;
@@ -57,6 +60,10 @@ enum Verb {
     Sparsify(Box<sparsify::Sparsify>),
     /// Make a dataset of annotations as people draw them: unlabelled values, several annotators, one mask a class.
     Import(import::Import),
+    /// Fill in what is not annotated, with a trained network: a densely labelled dataset that keeps every annotated voxel.
+    Complete(Box<complete::Complete>),
+    /// Rank the slices or blocks where annotating helps most, by what a trained network is unsure of.
+    Suggest(Box<suggest::Suggest>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
@@ -112,6 +119,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::PlanAndPreprocess(both) => both.run(),
         Verb::Sparsify(sparsify) => sparsify.run(),
         Verb::Import(import) => import.run(),
+        Verb::Complete(complete) => complete.run(),
+        Verb::Suggest(suggest) => suggest.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

@@ -177,7 +177,7 @@ impl Validation<'_> {
 }
 
 /// What the label values of a segmentation mean: for regions, the region that is decoded to the value.
-fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
+pub fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
     let names = labels.foreground_names();
     let values: Vec<i16> = match labels.regions_class_order() {
         Some(order) => order.to_vec(),

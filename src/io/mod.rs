@@ -12,6 +12,6 @@ pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
 pub use listing::{Listing, is_file_name, list_folder};
 pub use nifti::{
-    Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,
-    write_labels_as_stored, write_segmentation,
+    Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_image,
+    write_labels, write_labels_as_stored, write_segmentation,
 };
