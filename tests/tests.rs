@@ -82,6 +82,9 @@ mod device {
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
 
+    /// Completing annotated cases, and suggesting what to annotate.
+    mod annotate;
+
     /// Models of nnU-Net, read and predicted with, and models for nnU-Net.
     mod exchange;
 
@@ -207,6 +210,9 @@ mod host {
 
     /// Annotations as people draw them.
     mod import;
+
+    /// Certainty, completed labels, and the order of suggestions.
+    mod annotate;
 
     /// Fingerprints and planned configurations, field by field against nnU-Net's.
     mod planner;

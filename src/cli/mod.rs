@@ -2,9 +2,11 @@
 
 mod advice;
 mod best;
+mod complete;
 mod crossval;
 mod device;
 mod devices;
+mod ensemble;
 mod evaluate;
 mod exchange;
 mod import;
@@ -25,6 +27,7 @@ mod simulate;
 mod sparsify;
 mod spelling;
 mod steps;
+mod suggest;
 mod summary;
 mod train;
 mod tuning;

@@ -2,8 +2,8 @@
 
 use super::progress::BEGAN;
 use super::{
-    best, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare, simulate,
-    sparsify, spelling, typed, verify,
+    best, complete, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare,
+    simulate, sparsify, spelling, typed, verify,
 };
 use clap::{Parser, Subcommand};
 use std::time::Instant;
@@ -38,6 +38,10 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Compare ways of annotating on dense labels: make them sparse, train, predict, score on complete held-out labels.
     Simulate(Box<simulate::Simulate>),
+    /// Fill in what is not annotated, with a trained network: a densely labelled dataset that keeps every annotated voxel.
+    Complete(Box<complete::Complete>),
+    /// Rank the slices or blocks where annotating helps most, by what a trained network is unsure of.
+    Suggest(Box<suggest::Suggest>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
@@ -82,6 +86,8 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Import(import) => import.run(),
         Verb::Inspect(inspect) => inspect.run(),
         Verb::Simulate(simulate) => simulate.run(),
+        Verb::Complete(complete) => complete.run(),
+        Verb::Suggest(suggest) => suggest.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),

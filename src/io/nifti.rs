@@ -193,6 +193,14 @@ pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry:
     write_aside(path, name, |file| write_volume(path, file, labels, geometry, gzipped))
 }
 
+/// Writes an image of 32-bit floats onto the grid of `geometry`, as [`write_labels`] does.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_image(path: &Path, image: ArrayView3<f32>, geometry: &Geometry) -> Result<()> {
+    write_labels(path, image, geometry)
+}
+
 /// Writes a label map in the voxel type of the file that `geometry` was read from, where that type holds all labels; else
 /// in nnU-Net's, of one byte below 255 and of two from there on.
 ///

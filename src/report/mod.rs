@@ -2,6 +2,7 @@
 
 mod canvas;
 mod curves;
+mod doubt;
 mod events;
 mod inspect;
 mod montage;
@@ -12,6 +13,7 @@ mod planes;
 mod progress;
 
 pub use curves::{Curve, write_curves};
+pub use doubt::{Doubt, write_doubt};
 pub use events::EventFile;
 pub use inspect::{InspectSettings, Inspected, Inspection, Intensities, inspect};
 pub use overlay::{Overlay, write_annotation, write_overlay};

@@ -11,7 +11,7 @@ use super::panel::{Greyscale, Tint, Zoom, colour};
 use crate::error::{Error, FileError, Result};
 
 /// Longer side of a panel in pixels, roughly: voxels are scaled by whole numbers.
-const PANEL: usize = 460;
+pub(super) const PANEL: usize = 460;
 const GAP: usize = 20;
 const HEAD: usize = 64;
 const CAPTION: usize = 40;
@@ -90,46 +90,66 @@ fn write_panels(path: &Path, overlay: &Overlay, prediction: &'static str) -> Res
         panels.push(("dense reference", panel(reference)));
     }
 
-    let width = panels.len() * (zoom.width + GAP) + GAP;
+    let mut note = format!("slice {} of {}", z + 1, overlay.image.dim().0);
+    let mut sparse = false;
+    if let Some(annotation) = overlay.annotation {
+        let share = annotated_share(annotation, overlay.ignore);
+        note += &format!("  ·  {:.1} % of the volume annotated", 100.0 * share);
+        sparse = share < 1.0;
+    }
+    write_sheet(path, &Sheet { title: overlay.case, note, panels, zoom: &zoom, labels: overlay.labels, sparse })
+}
+
+/// Panels side by side, with texts around them.
+pub(super) struct Sheet<'a> {
+    /// In bold.
+    pub title: &'a str,
+    /// Behind the title.
+    pub note: String,
+    /// Captions, and pixels as `zoom` paints them.
+    pub panels: Vec<(&'static str, Vec<u8>)>,
+    /// The size of the panels.
+    pub zoom: &'a Zoom,
+    /// The legend.
+    pub labels: &'a [(i16, String)],
+    /// Whether something is dimmed because it is not annotated.
+    pub sparse: bool,
+}
+
+pub(super) fn write_sheet(path: &Path, sheet: &Sheet) -> Result<()> {
+    let zoom = sheet.zoom;
+    let width = sheet.panels.len() * (zoom.width + GAP) + GAP;
     let height = HEAD + zoom.height + CAPTION + FOOT;
     let mut canvas = Canvas::new(width, height, BACKGROUND);
-    for (index, (_, pixels)) in panels.iter().enumerate() {
+    for (index, (_, pixels)) in sheet.panels.iter().enumerate() {
         let left = GAP + index * (zoom.width + GAP);
         for (y, row) in pixels.chunks_exact(3 * zoom.width).enumerate() {
             let first = 3 * ((HEAD + y) * width + left);
             canvas.pixels[first..first + row.len()].copy_from_slice(row);
         }
     }
-    let captions: Vec<&str> = panels.iter().map(|(caption, _)| *caption).collect();
-    canvas.draw(path, |area| write_texts(area, overlay, z, &captions, &zoom))?;
+    canvas.draw(path, |area| write_texts(area, sheet))?;
     canvas.write(path)
 }
 
 fn write_texts(
     area: &DrawingArea<BitMapBackend, plotters::coord::Shift>,
-    overlay: &Overlay,
-    z: usize,
-    captions: &[&str],
-    zoom: &Zoom,
+    sheet: &Sheet,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let zoom = sheet.zoom;
     let left = GAP as i32;
     let at_left = Pos::new(HPos::Left, VPos::Center);
     let title = TextStyle::from((FONT, 24, FontStyle::Bold)).color(&TEXT).pos(at_left);
     let middle = HEAD as i32 / 2;
-    area.draw(&Text::new(overlay.case, (left, middle), title.clone()))?;
-    let (title_width, _) = area.estimate_text_size(overlay.case, &title)?;
-    let mut note = format!("slice {} of {}", z + 1, overlay.image.dim().0);
-    if let Some(annotation) = overlay.annotation {
-        let share = 100.0 * annotated_share(annotation, overlay.ignore);
-        note += &format!("  ·  {share:.1} % of the volume annotated");
-    }
+    area.draw(&Text::new(sheet.title, (left, middle), title.clone()))?;
+    let (title_width, _) = area.estimate_text_size(sheet.title, &title)?;
     let small = TextStyle::from((FONT, 17)).color(&FAINT).pos(at_left);
     let after_title = left + title_width as i32 + 18;
-    area.draw(&Text::new(note, (after_title, middle + 2), small))?;
+    area.draw(&Text::new(sheet.note.clone(), (after_title, middle + 2), small))?;
 
     let centred = Pos::new(HPos::Center, VPos::Center);
     let caption_style = TextStyle::from((FONT, 18)).color(&TEXT).pos(centred);
-    for (index, caption) in captions.iter().enumerate() {
+    for (index, (caption, _)) in sheet.panels.iter().enumerate() {
         let x = GAP + index * (zoom.width + GAP) + zoom.width / 2;
         let y = HEAD + zoom.height + CAPTION / 2 + 2;
         let at = (x as i32, y as i32);
@@ -139,17 +159,15 @@ fn write_texts(
     let legend_style = TextStyle::from((FONT, 16)).color(&FAINT).pos(at_left);
     let y = (HEAD + zoom.height + CAPTION + FOOT / 2 - 6) as i32;
     let mut x = left;
-    for (label, name) in overlay.labels {
+    for (label, name) in sheet.labels {
         let square = [(x, y - 8), (x + 16, y + 8)];
         area.draw(&Rectangle::new(square, colour(*label).filled()))?;
         area.draw(&Text::new(name.clone(), (x + 25, y), legend_style.clone()))?;
         let (width, _) = area.estimate_text_size(name, &legend_style)?;
         x += 25 + width as i32 + 26;
     }
-    let sparse = |annotation| annotated_share(annotation, overlay.ignore) < 1.0;
-    if overlay.annotation.is_some_and(sparse) {
-        let note = "dimmed: not annotated";
-        area.draw(&Text::new(note, (x + 4, y), legend_style))?;
+    if sheet.sparse {
+        area.draw(&Text::new("dimmed: not annotated", (x + 4, y), legend_style))?;
     }
     Ok(())
 }
@@ -169,7 +187,7 @@ fn telling_slice(overlay: &Overlay) -> usize {
     overlay.image.dim().0 / 2
 }
 
-fn annotated_share(annotation: ArrayView3<i16>, ignore: Option<i16>) -> f64 {
+pub(super) fn annotated_share(annotation: ArrayView3<i16>, ignore: Option<i16>) -> f64 {
     let annotated = annotation.iter().filter(|&&label| Some(label) != ignore);
     annotated.count() as f64 / annotation.len() as f64
 }

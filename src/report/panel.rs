@@ -46,7 +46,7 @@ pub(super) enum Tint {
 
 /// A slice with values in 0..=1.
 pub(super) struct Greyscale {
-    values: ndarray::Array2<f32>,
+    pub(super) values: ndarray::Array2<f32>,
 }
 
 impl Greyscale {
@@ -76,7 +76,7 @@ pub(super) fn usual_range(values: impl Iterator<Item = f32>) -> [f32; 2] {
 
 /// How many pixels a voxel covers.
 pub(super) struct Zoom {
-    voxel: [usize; 2],
+    pub(super) voxel: [usize; 2],
     /// Pixels of a panel.
     pub(super) width: usize,
     pub(super) height: usize,
@@ -131,6 +131,6 @@ impl Zoom {
     }
 }
 
-fn to_byte(share: f32) -> u8 {
+pub(super) fn to_byte(share: f32) -> u8 {
     (share * 255.0).round() as u8
 }
