@@ -124,6 +124,20 @@ fn training_without_raw_files() {
     place.refuses(&train(&[]), &["no preprocessed case", "--raw"]);
 }
 
+/// Not only once a patch shows one, perhaps after days.
+#[test]
+fn stored_labels_that_are_not_declared_are_found_before_training() {
+    let place = Place::with_spheres(NAME, 2);
+    place.succeeds(&["preprocess", "-d", "7"]);
+    let raw = place.path("raw").join(NAME);
+    let mut dataset = json(&raw.join("dataset.json"));
+    dataset["labels"] = serde_json::json!({"background": 0, "sphere": 1});
+    fs::write(prepared(&place).join("dataset.json"), dataset.to_string()).unwrap();
+    fs::remove_dir_all(&raw).unwrap();
+    place.refuses(&train(&[]), &["case case_000 holds label 2", "case case_001 holds label 2", "declares is 1"]);
+    assert!(!place.path("results").join(NAME).exists());
+}
+
 /// The folder of fold 0 has no checkpoint, that of another has: most likely that one is meant.
 #[test]
 fn continuing_by_number_names_the_folds_that_there_are() {
