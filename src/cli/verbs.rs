@@ -3,7 +3,7 @@
 use super::progress::BEGAN;
 use super::{
     best, complete, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare,
-    simulate, sparsify, spelling, typed, verify,
+    simulate, sparsify, spelling, suggest, typed, verify,
 };
 use clap::{Parser, Subcommand};
 use std::time::Instant;

@@ -15,7 +15,7 @@ use crate::dataset::plans::Plans;
 use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{CaseFiles, Dataset};
 use crate::error::{Error, FileError, Result, SimulateError};
-use crate::eval::{CaseResult, Summary, evaluate_case};
+use crate::eval::{CaseResult, Classes, Summary, evaluate_case};
 use crate::io::{self, grid_difference};
 use crate::kernels::Context;
 use crate::plan::fingerprint::Fingerprint;
@@ -226,7 +226,7 @@ impl Run<'_> {
         let (patch, _) = model.configuration.three_dimensional()?;
         // The dense dataset's rules: annotations may have brought an ignore label that references do not have.
         let labels = &self.study.dataset.labels;
-        let groups = labels.foreground();
+        let classes = Classes::of(labels);
         let mut cases = Vec::with_capacity(held_out.len());
         for (index, case) in held_out.iter().enumerate() {
             let file = folder.join(format!("{}{}", case.name, model.dataset.file_ending));
@@ -252,12 +252,14 @@ impl Run<'_> {
                 return Err(SimulateError::Grid { reference: reference_file, problem }.into());
             }
             let (found, wanted) = (prediction.data.view(), reference.data.view());
-            let counts = evaluate_case(found, wanted, &groups, labels.ignore_label());
-            cases.push(CaseResult { counts, prediction_file: file, reference_file });
+            let counts = evaluate_case(found, wanted, &classes.groups, classes.ignore);
+            let annotated = wanted.iter().filter(|&&label| Some(label) != classes.ignore).count() as f64;
+            let annotated = annotated / wanted.len() as f64;
+            cases.push(CaseResult { counts, annotated, prediction_file: file, reference_file });
             if observe(Event::Predicted(index + 1, held_out.len()))?.is_break() {
                 return Ok(None);
             }
         }
-        Ok(Some(Summary { groups, cases, warnings: Vec::new(), passed_over: Vec::new() }))
+        Ok(Some(Summary { classes, cases, warnings: Vec::new(), passed_over: Vec::new() }))
     }
 }

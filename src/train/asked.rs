@@ -4,6 +4,7 @@ use super::precision::Precision;
 use super::progress::Progress;
 use super::settings::Settings;
 use crate::augment::Recipe;
+use crate::compat::Compat;
 use crate::sample::{Oversampling, Sampling};
 
 /// What was asked for; `None` for what was not.
@@ -27,10 +28,14 @@ pub struct Asked {
     pub oversampling: Option<Oversampling>,
     /// As [`Sampling::by_annotation`].
     pub by_annotation: Option<bool>,
+    /// As [`Settings::compat`].
+    pub compat: Option<Compat>,
     /// As [`Settings::precision`].
     pub precision: Option<Precision>,
     /// As [`Settings::exact`].
     pub exact: Option<bool>,
+    /// As [`Settings::tuned`].
+    pub tuned: Option<bool>,
     /// As [`Settings::seed`].
     pub seed: Option<u64>,
 }
@@ -48,8 +53,10 @@ impl Asked {
             mirror: self.mirror.unwrap_or(default.mirror),
             augmentation: self.augmentation.unwrap_or(default.augmentation),
             sampling: self.sampling(default.sampling),
+            compat: self.compat.unwrap_or(default.compat),
             precision: self.precision.unwrap_or(default.precision),
             exact: self.exact.unwrap_or(default.exact),
+            tuned: self.tuned.unwrap_or(default.tuned),
             seed: self.seed.unwrap_or(default.seed),
         }
     }
@@ -71,8 +78,10 @@ impl Asked {
         all.of("mirror", self.mirror.map(axes), axes(begun.mirror));
         all.of("augmentation", self.augmentation, begun.augmentation);
         all.of("sampling", Some(self.sampling(begun.sampling)), begun.sampling);
+        all.of("compat", self.compat, begun.compat);
         all.of("precision", self.precision, begun.precision);
         all.of("exact", self.exact, begun.exact);
+        all.of("tune", self.tuned, begun.tuned);
         all.of("seed", self.seed, begun.seed);
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs < progress.epoch) {
             all.0.push(format!("epochs is {epochs}, {} are done already", progress.epoch));

@@ -1,6 +1,6 @@
 //! Where training stands, and what is told on the way.
 
-use crate::history::History;
+use crate::history::{EpochTimes, History};
 use serde::{Deserialize, Serialize};
 
 /// Where training stands: everything that a later continuation needs beside weights and momenta. Patches and their
@@ -19,8 +19,11 @@ pub struct Progress {
     /// Such iterations since the last usable one, of this epoch or earlier.
     #[serde(default)]
     pub not_finite_in_a_row: usize,
-    /// Start of the epoch, seconds since 1970.
+    /// Start of the epoch, seconds since 1970; where training was stopped in between, as if it had been continued at once.
     pub started: f64,
+    /// Where its time went so far, without that between a stop and a continuation.
+    #[serde(default)]
+    pub times: EpochTimes,
     /// Loss scale and usable steps since it last changed, where the precision needs one and training has begun.
     #[serde(default)]
     pub loss_scale: Option<(f32, u32)>,

@@ -2,6 +2,7 @@
 
 use super::precision::Precision;
 use crate::augment::Recipe;
+use crate::compat::Compat;
 use crate::optim::Optimizer;
 use crate::sample::Sampling;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Settings {
     /// Which cases training patches are cut from, and where.
     #[serde(default)]
     pub sampling: Sampling,
+    /// Whether patches are placed, and the pseudo Dice is averaged, as nnU-Net does it or corrected.
+    #[serde(default)]
+    pub compat: Compat,
     /// Type of activations and their gradients. nnU-Net: f16 on GPUs.
     #[serde(default)]
     pub precision: Precision,
@@ -35,6 +39,10 @@ pub struct Settings {
     /// little less.
     #[serde(default)]
     pub exact: bool,
+    /// Whether the algorithms of convolutions are those that were measured to be the fastest on the device
+    /// ([`crate::tune`]): whoever makes the trainer measures them. Steps repeat bit for bit with the same ones only.
+    #[serde(default)]
+    pub tuned: bool,
     /// Seed of initial weights, patches and mirroring.
     pub seed: u64,
 }
@@ -50,8 +58,10 @@ impl Default for Settings {
             mirror: [true; 3],
             augmentation: Recipe::default(),
             sampling: Sampling::NNUNET,
+            compat: Compat::Corrected,
             precision: Precision::F32,
             exact: false,
+            tuned: false,
             seed: 0,
         }
     }

@@ -8,7 +8,6 @@ use super::progress::{Outcome, Progress, Report};
 use super::settings::Settings;
 use super::step::Step;
 use crate::augment::Augmenter;
-use crate::compat::Compat;
 use crate::error::{Error, Result, TrainError};
 use crate::eval::PseudoDice;
 use crate::history::{EpochRecord, EpochTimes, History};
@@ -50,7 +49,6 @@ pub struct Trainer {
     loading: Loading,
     unreadable: Arc<Unreadable>,
     progress: Progress,
-    times: EpochTimes,
 }
 
 /// A batch on the device: images, and the label map.
@@ -74,6 +72,7 @@ impl Trainer {
             not_finite: 0,
             not_finite_in_a_row: 0,
             started: now(),
+            times: EpochTimes::default(),
             loss_scale: None,
             history: History::default(),
         };
@@ -116,11 +115,10 @@ impl Trainer {
         let optimizer = Optimizer { momentum: settings.momentum, ..Default::default() };
         Ok(Self {
             context: context.clone(),
-            sampler: PatchSampler { oversampling, ..PatchSampler::new(batch_size, patch) },
+            sampler: PatchSampler { oversampling, compat: settings.compat, ..PatchSampler::new(batch_size, patch) },
             augmenter: augmenter(&model, patch, &settings),
             loading: Loading::default(),
             unreadable: Arc::default(),
-            times: EpochTimes::default(),
             model,
             settings,
             step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale),
@@ -147,7 +145,7 @@ impl Trainer {
 
     /// Where the time of the current or last epoch went.
     pub fn times(&self) -> EpochTimes {
-        self.times
+        self.progress.times
     }
 
     /// Where it is trained: the device, with the settings that validation should have too.
@@ -204,19 +202,14 @@ impl Trainer {
         mut observe: impl FnMut(Report) -> ControlFlow<()>,
     ) -> Result<Outcome> {
         let began = Instant::now();
-        self.times = EpochTimes::default();
         if self.progress.iteration == 0 {
-            self.progress.started = now();
+            self.progress.times = EpochTimes::default();
             self.progress.not_finite = 0;
         }
-        let ended = self.train(training, &mut observe)?;
-        let mut validated = None;
-        if ended.is_continue() {
-            let cases = if validation.is_empty() { training } else { validation };
-            validated = self.validate(cases, &mut observe)?;
-        }
-        self.times.wall = began.elapsed().as_secs_f64();
-        let Some((val_loss, dice)) = validated else { return Ok(Outcome::Interrupted) };
+        self.progress.started = now() - self.progress.times.wall;
+        let validated = self.train_and_validate(training, validation, &mut observe);
+        self.progress.times.wall += began.elapsed().as_secs_f64();
+        let Some((val_loss, dice)) = validated? else { return Ok(Outcome::Interrupted) };
         let losses = std::mem::take(&mut self.progress.losses);
         let record = EpochRecord {
             train_loss: mean(&losses),
@@ -225,12 +218,25 @@ impl Trainer {
             learning_rate: self.learning_rate(),
             started: self.progress.started,
             ended: now(),
-            times: self.times,
+            times: self.progress.times,
         };
-        let best = self.progress.history.push(record, Compat::Corrected);
+        let best = self.progress.history.push(record, self.settings.compat);
         self.progress.epoch += 1;
         self.progress.iteration = 0;
         Ok(Outcome::Finished { best })
+    }
+
+    /// Mean loss and pseudo Dice of the validation; `None` if interrupted.
+    fn train_and_validate<S: PatchSource + Sync>(
+        &mut self,
+        training: &[S],
+        validation: &[S],
+        observe: &mut impl FnMut(Report) -> ControlFlow<()>,
+    ) -> Result<Option<(f64, Vec<f64>)>> {
+        if self.train(training, observe)?.is_break() {
+            return Ok(None);
+        }
+        self.validate(if validation.is_empty() { training } else { validation }, observe)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -300,11 +306,11 @@ impl Trainer {
     fn ready(&mut self, loader: &mut Loader) -> Result<Ready> {
         let waited = Instant::now();
         let loaded = loader.next()?;
-        self.times.idle += waited.elapsed().as_secs_f64();
-        self.times.load += loaded.seconds;
+        self.progress.times.idle += waited.elapsed().as_secs_f64();
+        self.progress.times.load += loaded.seconds;
         let began = Instant::now();
         let ready = self.augmenter.apply(&self.context, &loaded.batch, &loaded.draws)?;
-        self.times.augment += began.elapsed().as_secs_f64();
+        self.progress.times.augment += began.elapsed().as_secs_f64();
         loader.give_back(loaded.batch);
         Ok(ready)
     }
@@ -314,7 +320,7 @@ impl Trainer {
         let began = Instant::now();
         let loss = self.step.gradients(&x, &target)?;
         let norm = self.step.update(self.learning_rate() as f32)?;
-        self.times.step += began.elapsed().as_secs_f64();
+        self.progress.times.step += began.elapsed().as_secs_f64();
         Ok(Unread { loss, norm })
     }
 
@@ -337,7 +343,7 @@ impl Trainer {
                 any_not_finite = true;
             }
         }
-        self.times.step += began.elapsed().as_secs_f64();
+        self.progress.times.step += began.elapsed().as_secs_f64();
         if any_not_finite {
             self.check_divergence()?;
         }
@@ -376,11 +382,11 @@ impl Trainer {
             for iteration in 0..iterations {
                 let waited = Instant::now();
                 let loaded = loader.next()?;
-                self.times.idle += waited.elapsed().as_secs_f64();
-                self.times.load += loaded.seconds;
+                self.progress.times.idle += waited.elapsed().as_secs_f64();
+                self.progress.times.load += loaded.seconds;
                 let began = Instant::now();
                 losses.push(self.validation_loss(&loaded.batch, &mut dice)?);
-                self.times.step += began.elapsed().as_secs_f64();
+                self.progress.times.step += began.elapsed().as_secs_f64();
                 loader.give_back(loaded.batch);
                 let loss = losses.last().copied();
                 if observe(Report { epoch, iteration: iteration + 1, validation: true, loss }).is_break() {
