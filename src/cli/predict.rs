@@ -1,19 +1,19 @@
 //! `voxgrad predict`.
 
 use super::advice;
+use super::device::{DeviceArgument, ExactArgument};
 use super::model::ModelArguments;
 use super::options::Shown;
-use super::{DeviceArgument, ExactArgument};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use ndarray::Array4;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
-use voxgrad::eval::grid_difference;
 use voxgrad::exchange::{TrainedModel, write_properties};
 use voxgrad::infer::Prediction;
 use voxgrad::infer::memory::planned_probabilities;
+use voxgrad::io::grid_difference;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;

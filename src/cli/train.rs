@@ -2,11 +2,11 @@
 
 use super::interrupt::Interrupt;
 use super::job::Job;
+use super::progress::{BEGAN, print_above, progress_bar};
 use super::records::Records;
 use super::tuning::tuned;
 use super::typed::Train;
 use super::validation::{References, Validation};
-use super::{BEGAN, progress_bar};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::ops::ControlFlow;
@@ -296,11 +296,6 @@ fn left_out(Epoch { trainer, .. }: &Epoch) -> Vec<String> {
         format!("warning: left out, {} of {all} that cannot be read: {case}: {reason}", index + 1)
     };
     unreadable.into_iter().enumerate().map(line).collect()
-}
-
-/// Prints above the bar on a terminal, plainly into a file.
-fn print_above(bar: &ProgressBar, line: &str) {
-    if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
 }
 
 /// The time of the first two iterations: the first one compiles the kernels.

@@ -1,7 +1,7 @@
 //! What is typed for `voxgrad train`.
 
+use super::device::{DeviceArgument, ExactArgument};
 use super::options::FolderArguments;
-use super::{DeviceArgument, ExactArgument};
 use std::path::PathBuf;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
 use voxgrad::train::run::Saving;
@@ -131,9 +131,10 @@ pub struct Train {
 
 /// Axes that were listed.
 #[derive(Clone, Copy)]
-struct Axes([bool; 3]);
+pub struct Axes(pub [bool; 3]);
 
-fn axes(text: &str) -> Result<Axes, String> {
+/// Some of 0,1,2, or `none`.
+pub fn axes(text: &str) -> Result<Axes, String> {
     let mut axes = Axes([false; 3]);
     if text != "none" {
         for axis in text.split(',') {

@@ -6,6 +6,7 @@ mod bundle;
 pub mod checkpoint;
 mod folder;
 pub mod pickle;
+mod postprocessing;
 mod pretrained;
 mod properties;
 pub mod state;
@@ -13,5 +14,6 @@ pub mod torch;
 
 pub use bundle::{Bundle, Installed, export_zip, install_zip};
 pub use folder::{CHECKPOINTS, Format, TrainedFold, TrainedModel, folds_in};
+pub use postprocessing::{read_postprocessing, write_postprocessing};
 pub use pretrained::load_pretrained;
 pub use properties::write_properties;
