@@ -1,7 +1,7 @@
 //! Cross-validation as one: collected and scored, averaged, compared; beside what nnU-Net 2.8.1 makes of the same files.
 
 use crate::common::data;
-use crate::common::place::{Place, json};
+use crate::common::place::Place;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,11 @@ fn trained() -> (Place, PathBuf) {
         copy(&fixture("labels/predictions").join(&file), &folder.join(&file));
     }
     (place, model)
+}
+
+/// Python's NaN as null.
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap().replace("NaN", "null")).unwrap()
 }
 
 #[test]
@@ -142,7 +147,7 @@ fn probabilities_that_do_not_fit_are_named() {
     let [first, second, out, json] = [&a, &b, &output, &description].map(|path| path.to_str().unwrap());
     let base = ["ensemble", "-i", first, second, "-o", out];
     place.refuses(&base, &["no dataset.json", "--dataset-json"]);
-    let base = [&base[..], &["--dataset-json", json]].concat();
+    let base = [&base[..], &["--dataset-json", json, "--overwrite"]].concat();
     let file = b.join("case_0.npz");
     let good = read_npz_array(&file, "probabilities").unwrap();
 

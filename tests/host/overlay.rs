@@ -68,9 +68,10 @@ fn three_planes_show_errors_and_what_is_not_annotated() {
     }
     // Lines of the hatching are of one brightness where the image is dark.
     let hatching = [(0.55f32 * 255.0).round() as u8; 3];
-    assert!(exactly(&picture, hatching) > 300);
-    let without = draw(&Planes { ignore: None, annotation: None, ..all.clone() }, "prediction.png");
-    assert!(exactly(&without, hatching) < 50 && exactly(&without, [225, 70, 85]) == 0);
+    let all_annotated = draw(&Planes { ignore: None, ..all.clone() }, "annotated.png");
+    assert!(exactly(&picture, hatching) > exactly(&all_annotated, hatching) + 300);
+    let without = draw(&Planes { annotation: None, ..all.clone() }, "prediction.png");
+    assert_eq!(exactly(&without, [225, 70, 85]), 0);
     assert!(without.width() < picture.width() && without.height() == picture.height());
 
     // Everything below the window is black, everything above it white.
@@ -140,7 +141,7 @@ fn drawn_on_the_command_line() {
     refused(&["--cases", "nobody", "without"], &["nobody, without"]);
     refused(&["-channel_idx", "1"], &["--channel is 1", "1 channels"]);
     refused(&["--window", "400"], &["--level"]);
-    refused(&["--window", "-4", "--level", "0"], &["--window"]);
+    refused(&["--window", "0", "--level", "0"], &["--window is no width"]);
     place.refuses(&base, &["--predictions"]);
     // One case that does not fit does not keep the others from being drawn.
     let moved = prediction.slice(s![1.., .., ..]);

@@ -59,9 +59,10 @@ fn components_and_the_largest_by_hand() {
     equal[[1, 1, 1]] = 0;
     equal[[0, 0, 1]] = 1;
     assert_eq!(keep_largest(&mut equal, &LabelGroup::Label(1)), 0);
-    // Together they are one mask: 2 is as large as the pair of 1.
+    // Together they are one mask: the pair of 2 and the 1 that touches it are three.
     let mut together = map.clone();
-    assert_eq!(keep_largest(&mut together, &LabelGroup::Region(vec![1, 2])), 1);
+    assert_eq!(keep_largest(&mut together, &LabelGroup::Region(vec![1, 2])), 2);
+    assert_eq!(together.iter().filter(|&&label| label > 0).count(), 3);
 }
 
 #[test]
