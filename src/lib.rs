@@ -61,6 +61,9 @@ pub mod train;
 // Models of other programs.
 pub mod exchange;
 
+// Models at work on annotations.
+pub mod annotate;
+
 // Whole experiments.
 pub mod simulate;
 

@@ -25,6 +25,10 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
             "--raw, --preprocessed and --results name these folders"
         }
         Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
+        Error::Annotation(AnnotationError::NotHeldOut { .. }) => {
+            "--splits names the splits; `complete --all-folds` lets folds complete cases that they were trained on, \
+             `suggest` without --held-out looks with all folds"
+        }
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
         Error::Preprocess(PreprocessError::StoredCases { .. }) => {
             "`voxgrad preprocess` redoes what is not up to date; its --compat chooses between the two kinds of numbers"

@@ -1,8 +1,12 @@
 //! The command line: a verb a file, and what several of them share.
 
 mod advice;
+mod best;
+mod complete;
+mod crossval;
 mod device;
 mod devices;
+mod ensemble;
 mod evaluate;
 mod exchange;
 mod import;
@@ -11,15 +15,19 @@ mod interrupt;
 mod job;
 mod model;
 mod options;
+mod overlay;
+mod postprocess;
 mod predict;
 mod prepare;
 mod progress;
 mod records;
 mod schemes;
+mod scores;
 mod simulate;
 mod sparsify;
 mod spelling;
 mod steps;
+mod suggest;
 mod summary;
 mod train;
 mod tuning;

@@ -116,9 +116,9 @@ pub struct Train {
     /// Devices to train one network on: 1 only.
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_gpus: usize,
-    /// Not offered: probabilities of the validation cases.
-    #[arg(long, hide = true)]
-    npz: bool,
+    /// Write the probabilities of the validation cases beside their segmentations, as `predict --save-probabilities` does.
+    #[arg(long)]
+    pub npz: bool,
     /// Score the validation cases against these complete labels instead of labelsTr.
     #[arg(long, value_name = "FOLDER")]
     pub reference: Option<PathBuf>,
@@ -161,10 +161,6 @@ impl Train {
             self.num_gpus == 1,
             "-num_gpus is {}: a network is trained on one device; train a fold on each, with --device cuda:0, cuda:1, ...",
             self.num_gpus
-        );
-        anyhow::ensure!(
-            !self.npz,
-            "--npz: probabilities of the validation cases are not written, only segmentations; leave it out"
         );
         self.configuration = self.configuration.or(self.configuration_in_place.take());
         self.fold = self.fold.or(self.fold_in_place.take());

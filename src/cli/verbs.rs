@@ -2,7 +2,8 @@
 
 use super::progress::BEGAN;
 use super::{
-    devices, evaluate, exchange, import, inspect, predict, prepare, simulate, sparsify, spelling, typed, verify,
+    best, complete, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare,
+    simulate, sparsify, spelling, typed, verify,
 };
 use clap::{Parser, Subcommand};
 use std::time::Instant;
@@ -37,12 +38,32 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Compare ways of annotating on dense labels: make them sparse, train, predict, score on complete held-out labels.
     Simulate(Box<simulate::Simulate>),
+    /// Fill in what is not annotated, with a trained network: a densely labelled dataset that keeps every annotated voxel.
+    Complete(Box<complete::Complete>),
+    /// Rank the slices or blocks where annotating helps most, by what a trained network is unsure of.
+    Suggest(Box<suggest::Suggest>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
     /// Segment images with a trained network.
     Predict(Box<predict::Predict>),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
+    #[command(visible_alias = "evaluate-folder")]
     Evaluate(evaluate::Evaluate),
+    /// Score labels that are listed, without a dataset.json; writes nnU-Net's summary.json.
+    EvaluateSimple(evaluate::EvaluateSimple),
+    /// Draw cases: three planes through the largest lesion, each as image, annotation, prediction and errors.
+    Overlay(Box<overlay::Overlay>),
+    /// Collect the validation predictions of all folds of a model, and score them as one.
+    #[command(visible_alias = "accumulate-crossval-results")]
+    AccumulateCrossval(crossval::AccumulateCrossval),
+    /// Average the probabilities of several models.
+    Ensemble(crossval::Ensemble),
+    /// Compare the models of a dataset and their ensembles by cross-validation, and say how to predict with the best.
+    FindBestConfiguration(best::FindBestConfiguration),
+    /// Find out whether keeping only the largest component makes the predictions of a cross-validation better.
+    DeterminePostprocessing(postprocess::DeterminePostprocessing),
+    /// Keep the largest components that determine-postprocessing, or nnU-Net, has decided on.
+    ApplyPostprocessing(postprocess::ApplyPostprocessing),
     /// Write a trained model for nnU-Net, or one of nnU-Net's for voxgrad.
     Export(exchange::Export),
     /// Pack a trained model into an archive, in nnU-Net's layout.
@@ -65,9 +86,18 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Import(import) => import.run(),
         Verb::Inspect(inspect) => inspect.run(),
         Verb::Simulate(simulate) => simulate.run(),
+        Verb::Complete(complete) => complete.run(),
+        Verb::Suggest(suggest) => suggest.run(),
         Verb::Train(train) => train.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
+        Verb::EvaluateSimple(evaluate) => evaluate.run(),
+        Verb::Overlay(overlay) => overlay.run(),
+        Verb::AccumulateCrossval(accumulate) => accumulate.run(),
+        Verb::Ensemble(ensemble) => ensemble.run(),
+        Verb::FindBestConfiguration(find) => find.run(),
+        Verb::DeterminePostprocessing(determine) => determine.run(),
+        Verb::ApplyPostprocessing(apply) => apply.run(),
         Verb::Export(export) => export.run(),
         Verb::ExportZip(export) => export.run(),
         Verb::InstallZip(install) => install.run(),

@@ -156,6 +156,14 @@ pub enum FileError {
         /// What the whole file holds.
         values: ValueSummary,
     },
+    /// A numpy archive is damaged, or lacks what is asked for.
+    #[error("{path}: not a usable .npz: {problem}; copy or make the file again")]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A volume cannot be written as NIfTI.
     #[error("{path}: cannot write NIfTI: {problem}")]
     NiftiWrite {

@@ -13,6 +13,7 @@ mod parallel;
 mod prepared;
 mod raw;
 pub mod resample;
+mod stages;
 pub mod store;
 
 pub use b2nd::read_b2nd;
@@ -32,4 +33,5 @@ pub use parallel::in_parallel;
 pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
 pub use raw::{CaseHeaders, RawCase};
+pub use stages::in_stages;
 pub use store::StoredCase;

@@ -180,7 +180,11 @@ impl RawCase {
 fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i16>> {
     let map = io::read_labels(path)?.data;
     let expected = labels.expected_labels();
-    let Some((voxel, value)) = find(map.view(), |label| !expected.contains(&label)) else { return Ok(map) };
+    // A look into a table for every voxel, however many labels there are.
+    let mut is_expected = vec![false; 1 << 16];
+    expected.iter().for_each(|&label| is_expected[usize::from(label as u16)] = true);
+    let unexpected = find(map.view(), |label: i16| !is_expected[usize::from(label as u16)]);
+    let Some((voxel, value)) = unexpected else { return Ok(map) };
     let found = undeclared(map.view(), &expected);
     let (case, path) = (case.to_owned(), path.to_path_buf());
     if found.len() >= ValueSummary::FEW {

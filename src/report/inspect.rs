@@ -161,7 +161,7 @@ fn measure(
     let picture = match drawn {
         true => {
             let shown = montage::Shown { image: channel(0), labels: map.view(), spacing: raw.geometry.spacing };
-            Some(montage::draw(&path, &shown, labels, dataset.labels.ignore_label())?)
+            Some(montage::draw(&path, &shown, dataset.labels.ignore_label())?)
         }
         false => None,
     };

@@ -7,17 +7,16 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::canvas::{Canvas, FONT};
-use super::overlay::{Greyscale, Overlay, Zoom, colour};
+use super::panel::{Greyscale, Tint, Zoom, colour};
 use crate::error::{Error, FileError, Result};
 
 const GAP: usize = 12;
 const CAPTION: usize = 30;
-/// Distance of the lines of a hatch, and their width, in pixels.
-const HATCH: (usize, usize) = (9, 2);
+/// Longer side of a panel in pixels, roughly.
+const SIDE: usize = 460;
 
 const BACKGROUND: RGBColor = RGBColor(16, 18, 22);
 const TEXT: RGBColor = RGBColor(200, 205, 212);
-const HATCHED: [u8; 3] = [122, 128, 140];
 
 /// What is shown, on one grid (z, y, x).
 pub(super) struct Shown<'a> {
@@ -30,12 +29,12 @@ pub(super) struct Shown<'a> {
 }
 
 /// The picture as PNG; `path` is the label file, for errors.
-pub(super) fn draw(path: &Path, shown: &Shown, names: &[(i16, String)], ignore: Option<i16>) -> Result<Vec<u8>> {
+pub(super) fn draw(path: &Path, shown: &Shown, ignore: Option<i16>) -> Result<Vec<u8>> {
     if shown.image.dim() != shown.labels.dim() || shown.labels.is_empty() {
         let problem = "image and label map differ in shape, or are empty".into();
         return Err(Error::File(FileError::Figure { path: path.into(), problem }));
     }
-    let panels: Vec<Panel> = (0..3).map(|axis| Panel::new(axis, shown, names, ignore)).collect();
+    let panels: Vec<Panel> = (0..3).map(|axis| Panel::new(axis, shown, ignore)).collect();
     let width = GAP + panels.iter().map(|panel| panel.width + GAP).sum::<usize>();
     let height = GAP + panels.iter().map(|panel| panel.height).max().unwrap_or(0) + CAPTION;
     let mut canvas = Canvas::new(width, height, BACKGROUND);
@@ -69,7 +68,7 @@ struct Panel {
 }
 
 impl Panel {
-    fn new(axis: usize, shown: &Shown, names: &[(i16, String)], ignore: Option<i16>) -> Self {
+    fn new(axis: usize, shown: &Shown, ignore: Option<i16>) -> Self {
         let order = [[0, 1, 2], [1, 0, 2], [2, 0, 1]][axis];
         let spacing = order.map(|axis| shown.spacing[axis]);
         let (mut image, mut labels) = (shown.image.permuted_axes(order), shown.labels.permuted_axes(order));
@@ -79,27 +78,15 @@ impl Panel {
             labels.invert_axis(Axis(1));
         }
         let index = telling(labels, ignore);
-        let overlay = Overlay {
-            case: "",
-            image,
-            annotation: None,
-            prediction: labels,
-            reference: None,
-            ignore,
-            labels: names,
-            spacing,
-        };
-        let zoom = Zoom::new(image.dim(), spacing);
         let slice = labels.index_axis(Axis(0), index);
-        let mut pixels = zoom.paint(&Greyscale::new(image.index_axis(Axis(0), index)), Some(slice), &overlay);
-        for (y, row) in pixels.chunks_exact_mut(3 * zoom.width).enumerate() {
-            for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-                let ignored = Some(slice[[y / zoom.voxel[0], x / zoom.voxel[1]]]) == ignore;
-                if ignored && (x + y) % HATCH.0 < HATCH.1 {
-                    pixel.copy_from_slice(&HATCHED);
-                }
-            }
-        }
+        let (_, rows, columns) = image.dim();
+        let zoom = Zoom::new([rows, columns], [spacing[1], spacing[2]], SIDE);
+        let grey = Greyscale::new(image.index_axis(Axis(0), index));
+        let pixels = zoom.paint(&grey, &|row, column| match slice[[row, column]] {
+            label if Some(label) == ignore => Tint::Hatched,
+            label if label <= 0 => Tint::None,
+            label => Tint::Label(label),
+        });
         let caption = format!("{} = {index} of {}", ["z", "y", "x"][axis], image.dim().0);
         Panel { caption, width: zoom.width, height: zoom.height, pixels }
     }

@@ -8,10 +8,12 @@ use crate::error::{Error, FileError, Result};
 use serde_json::{Map, Value};
 
 /// Everything that is ever written into such a folder; what else lies there is somebody's work.
-const OWN: [&str; 8] = [
+const OWN: [&str; 10] = [
     "dataset.json",
     "sparsify.json",
     "import.json",
+    "complete.json",
+    "confidence",
     "imagesTr",
     "labelsTr",
     "imagesTs",
@@ -73,7 +75,8 @@ impl NewDataset {
             }
             entries.sort();
             let strangers: Vec<&String> = entries.iter().filter(|name| !OWN.contains(&name.as_str())).collect();
-            let ours = entries.iter().any(|name| name == "sparsify.json" || name == "import.json");
+            let ours =
+                entries.iter().any(|name| ["sparsify.json", "import.json", "complete.json"].contains(&name.as_str()));
             if !entries.is_empty() && !overwrite {
                 return Err(refused("it exists; name another folder, or ask for it to be replaced".into()));
             }

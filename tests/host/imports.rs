@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// Rooms of `src`, those that may see the most first. What stands on one line knows nothing of each other.
 const ORDER: &[&[&str]] = &[
     &["cli"],
-    &["exchange", "simulate"],
+    &["annotate", "simulate"],
+    &["exchange"],
     &["train"],
     &["tune"],
     &["predict"],

@@ -173,10 +173,11 @@ def predict(model):
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_final.pth")
     with tempfile.TemporaryDirectory() as output:
-        predictor.predict_from_files_sequential(str(images), output)
+        predictor.predict_from_files_sequential(str(images), output, save_probabilities=True)
         labels = nibabel.load(Path(output) / "case.nii.gz")
         print("voxels of each label:", np.bincount(np.asarray(labels.dataobj).ravel()))
         shutil.copy(Path(output) / "case.nii.gz", FOLDER / "segmentation.nii.gz")
+        shutil.copy(Path(output) / "case.npz", FOLDER / "probabilities.npz")
 
 
 def odd():
