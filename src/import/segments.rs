@@ -228,9 +228,9 @@ impl Placement {
         });
         let mut axes = [(0, 0, 0); 3];
         let mut taken = [false; 3];
-        for row in 0..3 {
-            let column = (0..3).max_by(|&a, &b| map[row][a].abs().total_cmp(&map[row][b].abs()))?;
-            let (direction, start) = (map[row][column].signum(), map[row][3].round());
+        for (row, line) in map.iter().enumerate() {
+            let column = (0..3).max_by(|&a, &b| line[a].abs().total_cmp(&line[b].abs()))?;
+            let (direction, start) = (line[column].signum(), line[3].round());
             if std::mem::replace(&mut taken[column], true) || !start.is_finite() || start.abs() > 1e9 {
                 return None;
             }
@@ -238,10 +238,10 @@ impl Placement {
             let strays: f64 = (0..3)
                 .map(|axis| {
                     let wanted = if axis == column { direction } else { 0.0 };
-                    (map[row][axis] - wanted).abs() * shape[2 - axis].saturating_sub(1) as f64
+                    (line[axis] - wanted).abs() * shape[2 - axis].saturating_sub(1) as f64
                 })
                 .sum();
-            if (map[row][3] - start).abs() + strays > TOLERANCE {
+            if (line[3] - start).abs() + strays > TOLERANCE {
                 return None;
             }
             axes[2 - row] = (2 - column, direction as i64, start as i64);
@@ -253,13 +253,8 @@ impl Placement {
     fn of(&self, voxel: (usize, usize, usize), shape: [usize; 3]) -> Option<[usize; 3]> {
         let voxel = [voxel.0, voxel.1, voxel.2];
         let mut at = [0; 3];
-        for axis in 0..3 {
-            let (from, direction, start) = self.axes[axis];
-            let index = usize::try_from(start + direction * voxel[from] as i64).ok()?;
-            if index >= shape[axis] {
-                return None;
-            }
-            at[axis] = index;
+        for ((place, &(from, direction, start)), length) in at.iter_mut().zip(&self.axes).zip(shape) {
+            *place = usize::try_from(start + direction * voxel[from] as i64).ok().filter(|&index| index < length)?;
         }
         Some(at)
     }

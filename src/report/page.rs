@@ -241,10 +241,10 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {
-        let word = three.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - three.len()));
+        let word = three.iter().fold(0u32, |word, &byte| (word << 8) | u32::from(byte)) << (8 * (3 - three.len()));
         for digit in 0..4 {
             match digit <= three.len() {
-                true => text.push(char::from(DIGITS[(word >> (18 - 6 * digit) & 63) as usize])),
+                true => text.push(char::from(DIGITS[((word >> (18 - 6 * digit)) & 63) as usize])),
                 false => text.push('='),
             }
         }

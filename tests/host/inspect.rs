@@ -62,7 +62,7 @@ fn decoded(text: &str) -> Vec<u8> {
     let digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (mut bits, mut count, mut bytes) = (0u32, 0, Vec::new());
     for digit in text.trim_end_matches('=').chars() {
-        bits = bits << 6 | digits.find(digit).unwrap() as u32;
+        bits = (bits << 6) | digits.find(digit).unwrap() as u32;
         count += 6;
         if count >= 8 {
             count -= 8;
