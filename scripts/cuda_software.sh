@@ -6,8 +6,8 @@
 #   sh scripts/cuda_software.sh FILTER...      those whose names contain one of these; each runs in a process of its own
 #   sh scripts/cuda_software.sh --selection    every kernel at small ragged shapes: what CI has time for
 #
-# Fails if a test fails, if a check of the driver finds anything, or if an error that is planted is not found; the
-# selection also if it leaves out a kernel of those that scripts/ptx_check.sh left in ${CARGO_TARGET_DIR:-target}/ptx.
+# Fails if a test fails, if a check of the driver finds anything, or if an error that is planted is not found. The
+# selection also fails if it leaves out a kernel of those that scripts/ptx_check.sh left in ${CARGO_TARGET_DIR:-target}/ptx.
 # Logs, reports and counters of each launch go to ${CARGO_TARGET_DIR:-target}/cuda_software/sm_80 and sm_90.
 # SM: one of the two alone. LIMIT: seconds for each filter (3600). TESTS: a test program that is built already.
 #
@@ -20,22 +20,20 @@ folder=$target/cuda_software
 environment=${XDG_CACHE_HOME:-$HOME/.cache}/voxgrad/ptxas
 packages='nvidia-cuda-nvcc==13.* nvidia-nvvm==13.*'
 
-# Files of device tests, without those that need no device or plant errors.
-device_files() { basename -s .rs tests/device/*.rs | sed 's/$/::/' | grep -v '^ptx::$\|^sanitizer::$'; }
+# Files of device tests, without that which plants errors.
+device_files() { basename -s .rs tests/device/*.rs | sed 's/$/::/' | grep -v '^sanitizer::$'; }
 
-# selection SM: f32 convolutions on one architecture, 16-bit ones with tensor cores on the other, all else on both. Ten
-# minutes together on two busy cores.
-selection() {
-    printf '%s\n' reduce:: vector_math:: context:: elementwise:: instance_norm:: average_pool:: residual_norm:: optimizer:: loss_edges::
-    if [ "$1" = 80 ]; then
-        printf '%s\n' conv3d::
-    else
-        printf '%s\n' conv_half:: conv_transpose3d::
-    fi
-}
+# The selection: what computes is compared with references, and `ptx` launches every kernel of whole networks.
+selection='reduce:: vector_math:: context:: elementwise:: instance_norm:: average_pool:: residual_norm:: optimizer::
+    fused_norm:: augment:: loss:: loss_edges:: conv3d:: conv_half:: conv_transpose3d:: ptx::'
+
+# Kernels that are wrong on purpose: a test, and what stands for what in PTX. A rounding, the barriers, the layout of a tile.
+broken='elementwise::f16_and_bf16_are_rounded_once|cvt.rn.f16=>cvt.rz.f16
+loss_edges::edge_06|bar.sync=>membar.cta; //
+conv_half::plain_shapes|wmma.load.b.sync.aligned.row=>wmma.load.b.sync.aligned.col'
 
 case "${1:-}" in
-    --selection) filters= ;;
+    --selection) filters=$selection ;;
     "") filters=$(device_files) ;;
     -*)
         printf 'cuda_software: unknown argument %s; the only one is: --selection\n' "$1" >&2
@@ -81,7 +79,7 @@ architecture() {
     sm=$1 status=0 out=$folder/sm_$1
     rm -rf "$out"
     mkdir -p "$out"
-    for filter in ${filters:-$(selection "$sm")}; do
+    for filter in $filters; do
         log=$out/$(printf '%s' "$filter" | sed 's/:*$//; s/::/./g').txt
         start=$(date +%s)
         verdict=passed
@@ -110,6 +108,19 @@ architecture() {
             status=1
         fi
     done
+    printf '%s\n' "$broken" | {
+        unseen=0
+        while IFS='|' read -r filter change; do
+            if CUDA_SOFTWARE_BREAK=$change on_driver "$sm" "$out/broken.txt" "$filter" >"$out/broken.log" 2>&1; then
+                printf 'sm_%s: %s passes with %s\n' "$sm" "$filter" "$change"
+                unseen=1
+            elif ! grep -q '^test result' "$out/broken.log"; then
+                printf 'sm_%s: %s does not get to its end with %s\n' "$sm" "$filter" "$change"
+            fi
+        done
+        [ "$unseen" = 1 ] || printf 'sm_%s: what is broken on purpose is found\n' "$sm"
+        exit "$unseen"
+    } || status=1
     return "$status"
 }
 
