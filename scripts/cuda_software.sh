@@ -5,6 +5,7 @@
 #   sh scripts/cuda_software.sh                all device tests, file by file; hours on two cores
 #   sh scripts/cuda_software.sh FILTER...      those whose names contain one of these; each runs in a process of its own
 #   sh scripts/cuda_software.sh --selection    every kernel at small ragged shapes: what CI has time for
+#   sh scripts/cuda_software.sh --count        a step of nnU-Net's network for BraTS and losses, and the table of their counters
 #
 # Fails if a test fails, if a check of the driver finds anything, or if an error that is planted is not found. The
 # selection also fails if it leaves out a kernel of those that scripts/ptx_check.sh left in ${CARGO_TARGET_DIR:-target}/ptx.
@@ -34,9 +35,10 @@ conv_half::plain_shapes|wmma.load.b.sync.aligned.row=>wmma.load.b.sync.aligned.c
 
 case "${1:-}" in
     --selection) filters=$selection ;;
+    --count) filters=ptx::a_step_and_losses_are_counted broken= ;;
     "") filters=$(device_files) ;;
     -*)
-        printf 'cuda_software: unknown argument %s; the only one is: --selection\n' "$1" >&2
+        printf 'cuda_software: unknown argument %s; there are: --selection, --count\n' "$1" >&2
         exit 2
         ;;
     *) filters=$(printf '%s\n' "$@") ;;
@@ -58,6 +60,7 @@ toolkit=$(dirname "$(dirname "$(find "$environment/lib" -path '*/bin/ptxas' | he
 
 # With the instructions of this machine, a fused multiply-add and vectors above all.
 (cd tests/cuda_driver && RUSTFLAGS="${RUSTFLAGS:-} -C target-cpu=native" cargo build --release --target-dir "$folder/build")
+[ "${1:-}" != --count ] || export CUDA_SOFTWARE_COUNT=yes
 tests=${TESTS:-$(cargo test --release --test tests --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\/tests-[^"]*\)".*/\1/p' | tail -n 1)}
 [ -n "$tests" ] || exit 1
@@ -108,19 +111,21 @@ architecture() {
             status=1
         fi
     done
-    printf '%s\n' "$broken" | {
-        unseen=0
-        while IFS='|' read -r filter change; do
-            if CUDA_SOFTWARE_BREAK=$change on_driver "$sm" "$out/broken.txt" "$filter" >"$out/broken.log" 2>&1; then
-                printf 'sm_%s: %s passes with %s\n' "$sm" "$filter" "$change"
-                unseen=1
-            elif ! grep -q '^test result' "$out/broken.log"; then
-                printf 'sm_%s: %s does not get to its end with %s\n' "$sm" "$filter" "$change"
-            fi
-        done
-        [ "$unseen" = 1 ] || printf 'sm_%s: what is broken on purpose is found\n' "$sm"
-        exit "$unseen"
-    } || status=1
+    unseen=0
+    while IFS='|' read -r filter change; do
+        [ -n "$filter" ] || continue
+        if CUDA_SOFTWARE_BREAK=$change on_driver "$sm" "$out/broken.txt" "$filter" >"$out/broken.log" 2>&1 </dev/null; then
+            printf 'sm_%s: %s passes with %s\n' "$sm" "$filter" "$change"
+            unseen=1
+        fi
+    done <<END
+$broken
+END
+    if [ "$unseen" = 1 ]; then
+        status=1
+    elif [ -n "$broken" ]; then
+        printf 'sm_%s: what is broken on purpose is found\n' "$sm"
+    fi
     return "$status"
 }
 
@@ -150,5 +155,11 @@ if [ "${1:-}" = --selection ] && [ -z "${SM:-}" ]; then
     else
         printf 'all %s kernels by name are launched\n' "$(wc -l <"$folder/listed.txt")"
     fi
+fi
+if [ "${1:-}" = --count ]; then
+    for sm in ${SM:-80 90}; do
+        printf '\nsm_%s\n\n' "$sm"
+        python3 scripts/cuda_counters.py "$folder/sm_$sm/counters.json" || status=1
+    done
 fi
 exit $status

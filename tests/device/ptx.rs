@@ -7,7 +7,7 @@ use std::path::Path;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
-use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale, elementwise};
+use voxgrad::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState, Scale, elementwise};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
@@ -75,18 +75,26 @@ fn hippocampus() -> Work {
     Work { network, labels, batch: configuration.batch_size, patch, batch_dice: configuration.batch_dice }
 }
 
+/// A network with its optimiser and loss, and labels.
+fn training(context: &Context, work: &Work) -> (Step, Buffer) {
+    let voxels = work.batch * work.patch.iter().product::<usize>();
+    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
+    let Work { network, labels, batch, patch, batch_dice } = work;
+    let loss = NetworkLoss::new(context, labels, network, *batch, *patch, *batch_dice).unwrap();
+    let network = Network::new(context, network.clone(), 1).unwrap();
+    (Step::new(context, network, loss, Optimizer::default()), target)
+}
+
+fn image(context: &Context, work: &Work, batch: usize) -> Tensor {
+    let shape = Shape { batch, dims: work.patch, channels: work.network.channels_in };
+    Tensor::upload(context, shape, &vec![0.0; shape.len()]).unwrap()
+}
+
 /// A training step in f32 and one in each 16-bit type with its loss scale, a validation step, and the prediction of one
 /// patch.
 fn launch(context: &Context, work: Work) {
-    let Work { network, labels, batch, patch, batch_dice } = work;
-    let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
-    let upload = |batch| Tensor::upload(context, shape(batch), &vec![0.0; shape(batch).len()]).unwrap();
-    let (x, one) = (upload(batch), upload(1));
-    let voxels = batch * patch.iter().product::<usize>();
-    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
-    let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
-    let network = Network::new(context, network.clone(), 1).unwrap();
-    let mut step = Step::new(context, network, loss, Optimizer::default());
+    let (x, one) = (image(context, &work, work.batch), image(context, &work, 1));
+    let (mut step, target) = training(context, &work);
 
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         if dtype != Dtype::F32 {
@@ -190,5 +198,35 @@ fn the_same_kernels_run_at_ragged_shapes() {
     for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
         crate::common::augmentation::launch_everything(context, channels, dtype);
     }
+    assert_no_device_panic();
+}
+
+/// What benches/RESULTS.md has counters of: a step of nnU-Net's network for BraTS in f16 at a patch that a software driver
+/// can do, and losses of 4, 14 and 118 classes.
+#[test]
+fn a_step_and_losses_are_counted() {
+    if std::env::var_os("CUDA_SOFTWARE_COUNT").is_none() {
+        return println!("skipped: this is for scripts/cuda_software.sh --count");
+    }
+    let (context, _guard) = device();
+    for channels in [4, 14, 118] {
+        let dims = [32, 32, 32];
+        let settings = LossSettings::new(Target::Labels { classes: channels }, None, true);
+        let problem = Problem::new(context, &settings, 1, dims, &[Level { dims, weight: 1.0 }]).unwrap();
+        let labels = context.upload(&vec![1u8; 32 * 32 * 32], Dtype::U8).unwrap();
+        let logits = context.empty(problem.logits_len(0), Dtype::F16).unwrap();
+        elementwise::fill(context, &logits, 0.5).unwrap();
+        let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+        let (annotation, in_place) = (Annotation::from(&labels), [Gradient::InPlace]);
+        value_and_gradient(context, &problem, &annotation, &[&logits], &in_place, Scale::ONE, &loss).unwrap();
+        context.finish([&loss]).unwrap();
+    }
+    let work = Work { patch: [64, 32, 32], batch: 1, ..brats(SPARSE_LABELS) };
+    let x = image(context, &work, 1).cast(context, Dtype::F16).unwrap();
+    let (step, target) = training(context, &work);
+    let step = step.with_loss_scale(LossScale::new(context, LossScaleState::default()).unwrap());
+    step.gradients(&x, &target).unwrap();
+    let norm = step.update(0.01).unwrap();
+    context.finish([&norm]).unwrap();
     assert_no_device_panic();
 }
