@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs what is missing, then runs all tests on the CPU and the device tests once more on Vulkan: on a GPU's driver
-# if there is one, else on a software driver.
+# Installs what is missing, then runs all tests on the CPU, the device tests once more on Vulkan (on a GPU's driver if
+# there is one, else on a software driver), and a selection of them on a software driver of CUDA (scripts/cuda_software.sh).
 #
-#   sh scripts/test.sh [FILTER]     FILTER: a part of the names of the tests to run
+#   sh scripts/test.sh [FILTER]     FILTER: a part of the names of the tests to run; none then run on CUDA
 #
-# CI in the environment makes a missing Vulkan driver a failure; elsewhere those tests are left out, and the summary
-# says so.
+# CI in the environment makes it a failure if a driver or its pieces cannot be had; elsewhere those tests are left out,
+# and the summary says so.
 set -eu
 filter=${1:-}
 cd "$(dirname "$0")/.."
@@ -77,6 +77,13 @@ if [ "$vulkan" = yes ]; then
     halves vulkan cargo test --release --test tests --
 fi
 
+# 2: a piece cannot be installed here.
+cuda=2
+if [ -z "$filter" ]; then
+    cuda=0
+    sh scripts/cuda_software.sh --selection || cuda=$?
+fi
+
 status=0
 printf '\n== summary\n'
 for device in cpu vulkan; do
@@ -93,4 +100,15 @@ for device in cpu vulkan; do
         status=1
     fi
 done
+if [ -n "$filter" ]; then
+    printf 'cuda: not run; sh scripts/cuda_software.sh %s\n' "$filter"
+elif [ "$cuda" = 2 ]; then
+    printf "cuda: not run, NVIDIA's libraries cannot be installed\n"
+    [ -z "${CI:-}" ] || status=1
+elif [ "$cuda" = 0 ]; then
+    printf 'cuda: a selection passed on a driver in software, as an A100 and as an H100\n'
+else
+    printf 'cuda: FAILED, see above\n'
+    status=1
+fi
 exit $status

@@ -1,12 +1,13 @@
 //! Every kernel that three whole networks launch, handed to `ptx/driver.c` in place of a CUDA driver: that they compile for
-//! an NVIDIA GPU, and respect its limits, needs none. `scripts/ptx_check.sh` runs this and assembles what it wrote.
+//! an NVIDIA GPU, and respect its limits, needs none. `scripts/ptx_check.sh` runs this and assembles what it wrote. The same
+//! kernels at small ragged shapes, which `scripts/cuda_software.sh` executes.
 
 use crate::common::{assert_no_device_panic, device};
 use std::path::Path;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::kernels::loss::{Annotation, Entropy, Gradient, Level, LossSettings, Problem, Target, value_and_gradient};
-use voxgrad::kernels::{Context, Dtype, LossScale, LossScaleState, Scale};
+use voxgrad::kernels::{Buffer, Context, Dtype, LossScale, LossScaleState, Scale, elementwise};
 use voxgrad::loss::NetworkLoss;
 use voxgrad::nn::{Encoder, Network, Stage, UNetShape};
 use voxgrad::optim::Optimizer;
@@ -74,18 +75,26 @@ fn hippocampus() -> Work {
     Work { network, labels, batch: configuration.batch_size, patch, batch_dice: configuration.batch_dice }
 }
 
+/// A network with its optimiser and loss, and labels.
+fn training(context: &Context, work: &Work) -> (Step, Buffer) {
+    let voxels = work.batch * work.patch.iter().product::<usize>();
+    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
+    let Work { network, labels, batch, patch, batch_dice } = work;
+    let loss = NetworkLoss::new(context, labels, network, *batch, *patch, *batch_dice).unwrap();
+    let network = Network::new(context, network.clone(), 1).unwrap();
+    (Step::new(context, network, loss, Optimizer::default()), target)
+}
+
+fn image(context: &Context, work: &Work, batch: usize) -> Tensor {
+    let shape = Shape { batch, dims: work.patch, channels: work.network.channels_in };
+    Tensor::upload(context, shape, &vec![0.0; shape.len()]).unwrap()
+}
+
 /// A training step in f32 and one in each 16-bit type with its loss scale, a validation step, and the prediction of one
 /// patch.
 fn launch(context: &Context, work: Work) {
-    let Work { network, labels, batch, patch, batch_dice } = work;
-    let shape = |batch| Shape { batch, dims: patch, channels: network.channels_in };
-    let upload = |batch| Tensor::upload(context, shape(batch), &vec![0.0; shape(batch).len()]).unwrap();
-    let (x, one) = (upload(batch), upload(1));
-    let voxels = batch * patch.iter().product::<usize>();
-    let target = context.upload(&vec![0u8; voxels], Dtype::U8).unwrap();
-    let loss = NetworkLoss::new(context, &labels, &network, batch, patch, batch_dice).unwrap();
-    let network = Network::new(context, network.clone(), 1).unwrap();
-    let mut step = Step::new(context, network, loss, Optimizer::default());
+    let (x, one) = (image(context, &work, work.batch), image(context, &work, 1));
+    let (mut step, target) = training(context, &work);
 
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         if dtype != Dtype::F32 {
@@ -113,9 +122,10 @@ fn launch(context: &Context, work: Work) {
 }
 
 /// Losses of more classes and regions than these networks have, one of them with everything that a loss may have.
-fn launch_losses(context: &Context) {
-    let dims = [64, 64, 64];
-    let levels = [Level { dims, weight: 0.75 }, Level { dims: [32; 3], weight: 0.25 }];
+/// `dims`: of the labels, and of a second level.
+fn launch_losses(context: &Context, [dims, coarse]: [[usize; 3]; 2]) {
+    let voxels = dims.iter().product();
+    let levels = [Level { dims, weight: 0.75 }, Level { dims: coarse, weight: 0.25 }];
     for channels in [14, 62, 118, 1023] {
         let regions = (0..channels).map(|region| vec![region as u16 % 7]).collect();
         for target in [Target::Labels { classes: channels }, Target::Regions { labels: 7, regions }] {
@@ -128,8 +138,8 @@ fn launch_losses(context: &Context) {
                     settings.entropy = Entropy::TopK { percent: 10.0 };
                 }
                 let problem = Problem::new(context, &settings, 1, dims, &levels).unwrap();
-                let labels = context.upload(&vec![0u16; 64 * 64 * 64], Dtype::U16).unwrap();
-                let weights = context.upload(&vec![255u8; 64 * 64 * 64], Dtype::U8).unwrap();
+                let labels = context.upload(&vec![0u16; voxels], Dtype::U16).unwrap();
+                let weights = context.upload(&vec![255u8; voxels], Dtype::U8).unwrap();
                 let mut annotation = Annotation::from(&labels);
                 if everything {
                     annotation.weights = Some(&weights);
@@ -139,6 +149,7 @@ fn launch_losses(context: &Context) {
                 for dtype in [Dtype::F32, Dtype::F16] {
                     let logits = [0, 1].map(|level| context.empty(problem.logits_len(level), dtype).unwrap());
                     let logits = [&logits[0], &logits[1]];
+                    logits.iter().for_each(|logits| elementwise::fill(context, logits, 0.5).unwrap());
                     let in_place = [Gradient::InPlace; 2];
                     value_and_gradient(context, &problem, &annotation, &logits, &in_place, Scale::ONE, &loss).unwrap();
                     context.finish([&loss]).unwrap();
@@ -159,9 +170,63 @@ fn kernels_of_whole_networks_compile_for_cuda() {
         launch(context, brats(labels));
     }
     launch(context, residual());
-    launch_losses(context);
+    launch_losses(context, [[64; 3], [32; 3]]);
     for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
         crate::common::augmentation::launch_everything(context, channels, dtype);
     }
+    assert_no_device_panic();
+}
+
+/// The networks of above with fewer stages and little patches: what is computed is tested elsewhere, here an access out of
+/// bounds, a race, or a value that nobody wrote is found by the driver.
+#[test]
+fn the_same_kernels_run_at_ragged_shapes() {
+    if std::env::var_os("CUDA_SOFTWARE_SM").is_none() {
+        return println!("skipped: this is for scripts/cuda_software.sh");
+    }
+    let (context, _guard) = device();
+    let small = |mut work: Work, patch| {
+        work.network.stages.truncate(3);
+        Work { patch, ..work }
+    };
+    launch(context, small(hippocampus(), [12, 20, 8]));
+    for labels in [REGIONS, SPARSE_REGIONS, SPARSE_LABELS] {
+        launch(context, small(brats(labels), [4, 12, 8]));
+    }
+    launch(context, small(residual(), [4, 12, 8]));
+    launch_losses(context, [[3, 9, 7], [2, 5, 4]]);
+    for (channels, dtype) in [(1, Dtype::F32), (4, Dtype::F16)] {
+        crate::common::augmentation::launch_everything(context, channels, dtype);
+    }
+    assert_no_device_panic();
+}
+
+/// What benches/RESULTS.md has counters of: a step of nnU-Net's network for BraTS in f16 at a patch that a software driver
+/// can do, and losses of 4, 14 and 118 classes.
+#[test]
+fn a_step_and_losses_are_counted() {
+    if std::env::var_os("CUDA_SOFTWARE_COUNT").is_none() {
+        return println!("skipped: this is for scripts/cuda_software.sh --count");
+    }
+    let (context, _guard) = device();
+    for channels in [4, 14, 118] {
+        let dims = [32, 32, 32];
+        let settings = LossSettings::new(Target::Labels { classes: channels }, None, true);
+        let problem = Problem::new(context, &settings, 1, dims, &[Level { dims, weight: 1.0 }]).unwrap();
+        let labels = context.upload(&vec![1u8; 32 * 32 * 32], Dtype::U8).unwrap();
+        let logits = context.empty(problem.logits_len(0), Dtype::F16).unwrap();
+        elementwise::fill(context, &logits, 0.5).unwrap();
+        let loss = context.empty(problem.loss_len(), Dtype::F32).unwrap();
+        let (annotation, in_place) = (Annotation::from(&labels), [Gradient::InPlace]);
+        value_and_gradient(context, &problem, &annotation, &[&logits], &in_place, Scale::ONE, &loss).unwrap();
+        context.finish([&loss]).unwrap();
+    }
+    let work = Work { patch: [64, 32, 32], batch: 1, ..brats(SPARSE_LABELS) };
+    let x = image(context, &work, 1).cast(context, Dtype::F16).unwrap();
+    let (step, target) = training(context, &work);
+    let step = step.with_loss_scale(LossScale::new(context, LossScaleState::default()).unwrap());
+    step.gradients(&x, &target).unwrap();
+    let norm = step.update(0.01).unwrap();
+    context.finish([&norm]).unwrap();
     assert_no_device_panic();
 }

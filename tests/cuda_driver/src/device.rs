@@ -41,6 +41,9 @@ pub struct Options {
     pub counters: Option<String>,
     /// `CUDA_SOFTWARE_PTX`: a folder that gets the PTX of each module that is loaded.
     pub ptx: Option<String>,
+    /// `CUDA_SOFTWARE_BREAK`, as `this=>that`: in each module, before it is read, that stands for this. What then still
+    /// passes proves nothing.
+    pub replaced: Option<(String, String)>,
 }
 
 /// Of a multiprocessor, and of the chip: what the architecture allows.
@@ -80,6 +83,13 @@ impl Options {
             report: text("CUDA_SOFTWARE_REPORT"),
             counters: text("CUDA_SOFTWARE_COUNTERS"),
             ptx: text("CUDA_SOFTWARE_PTX"),
+            replaced: text("CUDA_SOFTWARE_BREAK").and_then(|value| {
+                let parts = value.split_once("=>").map(|(this, that)| (this.to_string(), that.to_string()));
+                if parts.is_none() {
+                    eprintln!("cuda_driver: CUDA_SOFTWARE_BREAK={value} is not this=>that and is left out");
+                }
+                parts
+            }),
         }
     }
 
@@ -156,6 +166,10 @@ impl Device {
         let refuse = |reason: String| {
             self.say(&format!("a module is refused: {reason}"));
             code::INVALID_PTX
+        };
+        let text = match &self.options.replaced {
+            Some((this, that)) => &text.replace(this, that),
+            None => text,
         };
         let module = parse(text).map_err(|error| refuse(error.to_string()))?;
         let name = module.functions.iter().find(|function| function.is_entry).map_or("", |kernel| &kernel.name);

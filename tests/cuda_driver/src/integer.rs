@@ -33,6 +33,8 @@ impl Warp {
             Integer::Max if signed => self.two(o, mask, i32::max),
             Integer::Min => self.two(o, mask, u32::min),
             Integer::Max => self.two(o, mask, u32::max),
+            Integer::MinRelu => self.two(o, mask, |a: i32, b: i32| a.min(b).max(0)),
+            Integer::MaxRelu => self.two(o, mask, |a: i32, b: i32| a.max(b).max(0)),
             Integer::AddSaturated => self.two(o, mask, i32::saturating_add),
             Integer::SubSaturated => self.two(o, mask, i32::saturating_sub),
             Integer::MulHigh => self.two(o, mask, |a, b| (wide(a).wrapping_mul(wide(b)) as u64 >> 32) as u32),
@@ -140,7 +142,12 @@ impl Warp {
             Integer::SumOfDifferences => {
                 self.three(o, mask, |a, b, c: u64| c.wrapping_add(wide(a).abs_diff(wide(b)) as u64));
             }
-            Integer::Permute | Integer::Lop3(_) | Integer::Funnel { .. } | Integer::Dot4(..) => {
+            Integer::MinRelu
+            | Integer::MaxRelu
+            | Integer::Permute
+            | Integer::Lop3(_)
+            | Integer::Funnel { .. }
+            | Integer::Dot4(..) => {
                 unreachable!("these only exist for 32 bits, which decoding sees to")
             }
         }

@@ -44,7 +44,8 @@
 //!
 //! `CUDA_SOFTWARE_SM` (80, an A100, or 90, an H100), `CUDA_SOFTWARE_REPORT` (a file for reports instead of the standard
 //! error output), `CUDA_SOFTWARE_COUNTERS` (a file that gets a line of JSON for each launch, see [`counters`]),
-//! `CUDA_SOFTWARE_PTX` (a folder that gets each module), `CUDA_SOFTWARE_LIMIT` (instructions of a warp, 2^30 unless given),
+//! `CUDA_SOFTWARE_PTX` (a folder that gets each module), `CUDA_SOFTWARE_BREAK` (`this=>that`: a piece of text to replace in
+//! each module, so that kernels are wrong on purpose), `CUDA_SOFTWARE_LIMIT` (instructions of a warp, 2^30 unless given),
 //! `CUDA_SOFTWARE_THREADS`.
 //!
 //! # What only a GPU can show

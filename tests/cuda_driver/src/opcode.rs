@@ -204,6 +204,9 @@ fn arithmetic(d: &mut Decoder, s: &mut Suffixes, operands: &[Operand]) -> Result
     }
     let wide = wider(ty);
     let integer = match (base, size) {
+        ("min", None) if mode.relu && ty == Type::S32 => Integer::MinRelu,
+        ("max", None) if mode.relu && ty == Type::S32 => Integer::MaxRelu,
+        _ if mode.relu || mode.nan || mode.ftz => return s.unknown(),
         ("add", None) if mode.saturate => Integer::AddSaturated,
         ("sub", None) if mode.saturate => Integer::SubSaturated,
         ("add", None) => Integer::Add,

@@ -200,6 +200,10 @@ pub enum Integer {
     Neg,
     Min,
     Max,
+    /// The smaller one, or 0 if that is negative.
+    MinRelu,
+    /// The larger one, or 0 if that is negative.
+    MaxRelu,
     And,
     Or,
     Xor,

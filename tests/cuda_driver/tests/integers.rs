@@ -101,6 +101,12 @@ fn arithmetic_of_all_sizes() {
                 check(&instruction, [bits, bits, bits, 1], &values, |[a, b, _]| i128::from(holds(n(a), n(b))));
             }
         }
+        if bits == 32 {
+            for (name, of) in [("min", i128::min as fn(i128, i128) -> i128), ("max", i128::max)] {
+                let instruction = format!("{name}.relu.s32 d, a, b;");
+                check(&instruction, [32; 4], &triples(32), |[a, b, _]| of(signed(a, 32), signed(b, 32)).max(0));
+            }
+        }
         let values = triples(bits);
         check(&format!("shl.b{bits} d, a, b;"), [bits, 32, 32, bits], &values, |[a, b, _]| {
             let by = b & 0xffff_ffff;

@@ -165,6 +165,9 @@ fn what_is_not_known_is_said_with_its_line() {
     let refused = |ptx: &str| device.load(ptx).err();
     assert_eq!(refused(&kernel("frobnicate.u32 %r1, %r2;")), Some(218));
     assert_eq!(refused(&kernel("add.u32.sideways %r1, %r1, %r2;")), Some(218));
+    // Known words where they mean nothing.
+    assert_eq!(refused(&kernel("min.relu.u32 %r1, %r1, %r2;")), Some(218));
+    assert_eq!(refused(&kernel("add.ftz.s32 %r1, %r1, %r2;")), Some(218));
     assert_eq!(refused(&kernel("").replace("8.7", "99.0")), Some(218));
     assert_eq!(refused(&kernel("").replace("sm_80", "sm_90")), Some(218));
     let error = cuda::parse::parse("\n\n.version 99.0\n").unwrap_err();

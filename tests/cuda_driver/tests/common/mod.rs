@@ -9,7 +9,7 @@ use cuda::warp::Shape;
 
 pub fn device(architecture: u32) -> Device {
     let (limit, threads) = (1 << 20, 2);
-    Device::new(Options { architecture, limit, threads, report: None, counters: None, ptx: None })
+    Device::new(Options { architecture, limit, threads, report: None, counters: None, ptx: None, replaced: None })
 }
 
 /// A buffer with values in it.
