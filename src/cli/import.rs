@@ -1,6 +1,6 @@
 //! `voxgrad import`.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use super::sparsify::came_along;
 use anyhow::{Context as _, bail};
 use std::collections::BTreeSet;

@@ -1,14 +1,14 @@
 //! `voxgrad predict`.
 
 use super::advice;
+use super::device::{DeviceArgument, ExactArgument};
 use super::model::ModelArguments;
 use super::options::Shown;
-use super::{DeviceArgument, ExactArgument};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
-use voxgrad::eval::grid_difference;
 use voxgrad::exchange::TrainedModel;
+use voxgrad::io::grid_difference;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;

@@ -1,6 +1,6 @@
 //! `voxgrad sparsify`.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use anyhow::{Context as _, bail};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

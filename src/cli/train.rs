@@ -2,11 +2,11 @@
 
 use super::interrupt::Interrupt;
 use super::job::Job;
+use super::progress::{BEGAN, progress_bar};
 use super::records::{self, Records};
 use super::tuning::tuned;
 use super::typed::Train;
 use super::validation::{References, Validation};
-use super::{BEGAN, progress_bar};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::ops::ControlFlow;

@@ -1,7 +1,7 @@
 //! What is typed for `voxgrad train`.
 
+use super::device::{DeviceArgument, ExactArgument};
 use super::options::FolderArguments;
-use super::{DeviceArgument, ExactArgument};
 use std::path::PathBuf;
 use voxgrad::Compat;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};

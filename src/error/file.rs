@@ -1,6 +1,6 @@
 //! What is wrong with a single file: the operating system refuses it, or its format is not what it must be.
 
-use super::ValueSummary;
+use super::values::ValueSummary;
 use std::path::PathBuf;
 
 /// What is wrong with a single file: the operating system refuses it, or its format is not what it must be.

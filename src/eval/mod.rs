@@ -1,14 +1,12 @@
 //! Scoring segmentations against references, on annotated voxels only.
 
 pub mod confusion;
-mod grid;
 mod lesions;
 pub mod measures;
 pub mod summary;
 mod surface;
 
 pub use confusion::{Confusion, PseudoDice};
-pub use grid::grid_difference;
 pub use lesions::{Lesions, lesions};
 pub use measures::{CaseMeasures, Measures};
 pub use summary::{CaseResult, Summary, evaluate_case, evaluate_folder};

@@ -9,10 +9,10 @@ use ndarray::ArrayView3;
 use rayon::prelude::*;
 
 use super::confusion::{Confusion, nan_mean};
-use super::grid_difference;
 use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, EvaluateError, Result};
 use crate::io;
+use crate::io::grid_difference;
 
 /// Metrics of one case, parallel to the evaluated labels or regions.
 #[derive(Debug, Clone, PartialEq)]

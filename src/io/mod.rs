@@ -2,6 +2,7 @@
 
 mod atomic;
 mod geometry;
+mod grid;
 mod listing;
 mod nifti;
 mod nifti_header;
@@ -10,6 +11,7 @@ mod nifti_stream;
 pub(crate) use atomic::{in_scratch, write_aside};
 pub use atomic::{remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
+pub use grid::grid_difference;
 pub use listing::{Listing, is_file_name, list_folder};
 pub use nifti::{
     Image, LabelMap, LabelVoxel, Overview, read_channels, read_image, read_labels, read_overview, write_labels,

@@ -6,6 +6,7 @@ mod class_locations;
 mod converted;
 mod crop;
 mod folder;
+mod label_counts;
 mod normalize;
 mod npz;
 mod parallel;
@@ -23,11 +24,12 @@ pub use folder::{
     CaseReport, OWN_FOLDER, case_path, cases_folder, made_with, move_stored, preprocess_folder, remove_stored,
     stored_names,
 };
+pub use label_counts::label_counts;
+pub(crate) use label_counts::undeclared;
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
 pub use parallel::in_parallel;
 pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
-pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};
-pub use store::{StoredCase, label_counts};
+pub use store::StoredCase;

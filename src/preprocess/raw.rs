@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Array4, ArrayView3, Axis};
 use rayon::prelude::*;
 
+use super::label_counts::undeclared;
 use crate::dataset::{CaseFiles, LabelManager};
 use crate::error::{DatasetError, Error, PreprocessError, Result, ValueSummary};
 use crate::io::{self, Geometry, Overview};
@@ -194,11 +195,6 @@ fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i1
         expected: expected.into(),
         found: found.into(),
     }))
-}
-
-/// Values of a label map that are not among the `expected` ones, each with the number of its voxels.
-pub(crate) fn undeclared(map: ArrayView3<i16>, expected: &[i16]) -> Vec<(i16, u64)> {
-    super::label_counts(map).into_iter().filter(|(label, _)| !expected.contains(label)).collect()
 }
 
 /// numpy's `allclose` with its default tolerances.

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::CaseFiles;
+use crate::dataset::{CaseFiles, DatasetJson, LabelManager};
 use crate::error::{Error, FileError, Result};
+use serde_json::{Map, Value};
 
 /// Everything that is ever written into such a folder; what else lies there is somebody's work.
 const OWN: [&str; 8] = [
@@ -185,4 +186,19 @@ fn take(from: &Path, to: &Path, copy: bool) -> Result<Transfer> {
     }
     fs::copy(&from, to).map_err(Error::io(to, "write"))?;
     Ok(Transfer { linked: 0, copied: 1 })
+}
+
+/// A dataset's description with an ignore label.
+pub(crate) fn with_ignore(described: &DatasetJson, ignore: i16) -> Result<Map<String, Value>> {
+    let mut json = described.source().clone();
+    if let Some(labels) = json.get_mut("labels").and_then(Value::as_object_mut) {
+        labels.insert("ignore".into(), ignore.into());
+    }
+    // Files are where the layout has them now.
+    json.remove("dataset");
+    let path = &described.path;
+    let text =
+        serde_json::to_string(&json).map_err(|source| Error::File(FileError::Json { path: path.clone(), source }))?;
+    LabelManager::new(&DatasetJson::parse(path, &text)?)?;
+    Ok(json)
 }

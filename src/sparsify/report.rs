@@ -6,7 +6,7 @@ use std::fmt::Write;
 use ndarray::{ArrayView3, Axis};
 use serde::Serialize;
 
-use super::Annotation;
+use super::drawn::Drawn;
 use crate::dataset::LabelManager;
 
 /// The annotation of a case.
@@ -57,7 +57,7 @@ impl CaseReport {
         case: &str,
         scheme: &'static str,
         dense: ArrayView3<i16>,
-        annotation: &Annotation,
+        annotation: &Drawn,
         names: &[(i16, String)],
     ) -> Self {
         let counts = |volume: ArrayView3<i16>| {

@@ -8,8 +8,8 @@ use ndarray::{ArrayView3, Axis, Zip};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::drawn::{Drawn, strokes_of_planes};
 use super::scribbles::shuffle;
-use super::{Annotation, strokes_of_planes};
 use crate::error::{AnnotationError, Error, FileError, Result};
 use crate::numpy_random::NumpyRandom;
 
@@ -137,8 +137,8 @@ impl Slices {
 }
 
 /// Keeps whole slices and marks the rest with `ignore`.
-pub fn keep(dense: ArrayView3<i16>, ignore: i16, planes: &Planes) -> Annotation {
-    let mut kept = Annotation::none(dense.dim(), ignore);
+pub fn keep(dense: ArrayView3<i16>, ignore: i16, planes: &Planes) -> Drawn {
+    let mut kept = Drawn::none(dense.dim(), ignore);
     for (axis, planes) in planes.iter().enumerate() {
         for &index in planes.iter().collect::<BTreeSet<_>>() {
             let plane = dense.index_axis(Axis(axis), index);

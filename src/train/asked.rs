@@ -1,6 +1,8 @@
 //! Settings as a person gives them: some, and the others come from a checkpoint or are the defaults.
 
-use super::{Precision, Progress, Settings};
+use super::precision::Precision;
+use super::progress::Progress;
+use super::settings::Settings;
 use crate::augment::Recipe;
 use crate::compat::Compat;
 use crate::sample::{Oversampling, Sampling};

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use voxgrad::numpy_random::NumpyRandom;
-use voxgrad::sparsify::{Annotation, Blocks, Budget, Scheme, Scribbles, Selection, Slices, draw, slices};
+use voxgrad::sparsify::{Blocks, Budget, Drawn, Scheme, Scribbles, Selection, Slices, draw, slices};
 
 const IGNORE: i16 = 3;
 
@@ -52,7 +52,7 @@ fn parts(plane: ArrayView2<i16>) -> Array2<usize> {
 // ---- scribbles ---------------------------------------------------------------------------------------------------------
 
 /// No voxel of another label than the dense reference's, and in every slice one component of each class at most.
-fn assert_scribbles(dense: &Array3<i16>, drawn: &Annotation, axis: usize) {
+fn assert_scribbles(dense: &Array3<i16>, drawn: &Drawn, axis: usize) {
     for (plane, labels) in dense.axis_iter(Axis(axis)).zip(drawn.labels.axis_iter(Axis(axis))) {
         let part = parts(plane);
         let mut of_class: BTreeMap<i16, BTreeSet<usize>> = BTreeMap::new();
@@ -93,7 +93,7 @@ proptest! {
         (seed, fraction, side) in (any::<u64>(), 0.05..0.6_f64, 1..6_usize),
     ) {
         let dense = balls(shape, &centres);
-        let check = |drawn: &Annotation| {
+        let check = |drawn: &Drawn| {
             dense.iter().zip(&drawn.labels).all(|(dense, label)| *label == IGNORE || label == dense)
         };
         let blocks = Scheme::Blocks(Blocks { size: [side; 3], budget: Budget::Fraction(fraction), foreground: 0.5 });
