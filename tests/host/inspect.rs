@@ -84,10 +84,10 @@ fn what_is_ignored_is_hatched() {
     assert!(inspection.warnings.iter().any(|line| line.contains("nothing is annotated in 1 case: b")));
     let hatched = |case: usize| {
         let picture = image::load_from_memory(inspection.cases[case].picture.as_ref().unwrap()).unwrap().to_rgb8();
-        let pixels = picture.pixels().filter(|pixel| pixel.0 == [122, 128, 140]).count();
+        let pixels = picture.pixels().filter(|pixel| pixel.0 == [140; 3]).count();
         pixels as f64 / (picture.width() * picture.height()) as f64
     };
-    assert_eq!(hatched(0), 0.0);
+    assert!(hatched(0) < 0.01, "{}", hatched(0));
     assert!(hatched(1) > 0.1, "{}", hatched(1));
     assert!(page(&inspection).contains("nothing is annotated in 1 case: b"));
 }

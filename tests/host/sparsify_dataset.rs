@@ -287,7 +287,7 @@ fn bad_settings_are_refused() {
     refuses("blocks", &["--block", "0"], &["block"]);
     refuses("blocks", &["--count", "1", "--foreground", "2"], &["foreground share"]);
     // What would not be looked at is refused by its name.
-    refuses("slices", &["--thickness", "3", "--pool"], &["--thickness", "--pool", "slices"]);
+    refuses("slices", &["--thickness", "3", "--block", "4"], &["--thickness", "--block", "slices"]);
     refuses("mask", &["--mask-class", "Anterior", "--fraction", "0.1"], &["--fraction"]);
     refuses("scribbles", &["--mix", "dense=1"], &["--mix"]);
     refuses("scribbles", &["--fraction", "0.01", "--foreground-slices", "0.1"], &["--foreground-slices"]);
