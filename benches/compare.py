@@ -7,6 +7,7 @@
 |-----------------------------|-----------------------------------------------------------------------------------------|
 | conv, norm, step, size, all | layers, training steps, steps of growing patches and widths (benches/peers/cost_picture.py draws them), beside PyTorch |
 | loss                        | losses for several kinds of annotation and variants, with memory, beside nnU-Net eager and compiled, MONAI, exacta |
+| augment                     | augmentation of training batches, beside batchgeneratorsv2 in processes and in threads  |
 | memory                      | peak resident memory of the steps, a process each, beside PyTorch                       |
 | scaling                     | one core beside all                                                                     |
 | fusion                      | voxgrad's steps with more and more fused, with launches and memory                      |
@@ -185,6 +186,23 @@ def beside_pytorch(group, rounds):
         mine, other = own.seconds(name), theirs.seconds(name)
         rows.append([name, DEVICE, f"{mine:.5f}", peer, f"{other:.5f}", f"{other / mine:.2f}"])
     print(table("work|device |voxgrad s|peer |peer s|ratio", rows))
+
+
+def augment(rounds):
+    program, own, theirs = build("medians"), Figures(), Figures()
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        for name, seconds, (way, *_) in items(peers("augment.py", "--repeats", 3)):
+            theirs.add((name, way), seconds)
+        for name, seconds, _ in items(ours(program, "augment", 3)):
+            own.add(name, seconds)
+    rows = []
+    for name in own.keys():
+        mine, others = own.seconds(name), [theirs.seconds((name, way)) for way in ("processes", "threads")]
+        if None not in others:
+            row = [name.removeprefix("augment/"), DEVICE, f"{mine:.4f}"]
+            rows.append([*row, *(cell for other in others for cell in (f"{other:.4f}", f"{other / mine:.1f}"))])
+    print(table(f"batches|device |voxgrad s|{CORES} processes s|ratio|{CORES} threads s|ratio", rows))
 
 
 def memory(_rounds):
@@ -389,7 +407,7 @@ def main():
     group = sys.argv[1] if len(sys.argv) > 1 else "all"
     if group == "gpu" and len(sys.argv) == 3:
         return gpu(Path(sys.argv[2]))
-    beside = {"memory": memory, "scaling": scaling, "fusion": fusion, "loss": loss, "burn": burn}
+    beside = {"augment": augment, "memory": memory, "scaling": scaling, "fusion": fusion, "loss": loss, "burn": burn}
     if group not in [*beside, "conv", "norm", "step", "size", "all"] or len(sys.argv) > 3:
         sys.exit(__doc__)
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3

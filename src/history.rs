@@ -125,7 +125,7 @@ fn read_lists<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<f64>
     Ok(lists.into_iter().map(with_nan).collect())
 }
 
-/// Seconds of an epoch, validation included, as far as this process has trained it. `augment`, `step` and `idle` are
+/// Seconds of an epoch, validation included, without those between a stop and a continuation. `augment`, `step` and `idle` are
 /// those of the trainer's thread; what they lack to `wall` is the observer's. On devices that work on a queue a part's
 /// time is that of filling it, and of waiting for what is in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

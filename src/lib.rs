@@ -61,6 +61,12 @@ pub mod train;
 // Models of other programs.
 pub mod exchange;
 
+// Models at work on annotations.
+pub mod annotate;
+
+// Whole experiments.
+pub mod simulate;
+
 pub use compat::Compat;
 pub use error::{Error, Result};
 

@@ -104,20 +104,20 @@ impl Kept {
 }
 
 /// A gradient on its way back.
-pub(crate) struct Gradient {
+pub(crate) struct TensorGradient {
     pub tensor: Tensor,
     /// Of the gradient of a normalised value: what the norm's own backward begins with, if the kernel that stored the gradient
     /// has taken it.
     pub parts: Option<GradientParts>,
 }
 
-impl From<Tensor> for Gradient {
+impl From<Tensor> for TensorGradient {
     fn from(tensor: Tensor) -> Self {
         Self { tensor, parts: None }
     }
 }
 
-impl Gradient {
+impl TensorGradient {
     /// Adds another gradient of the same variable, in place. What was taken of the first alone is then of no use.
     pub fn add(&mut self, context: &Context, more: &Self) -> Result<()> {
         elementwise::add_assign(context, self.tensor.buffer(), more.tensor.buffer())?;

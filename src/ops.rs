@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::kernels::instance_norm::{self, GradientParts, Moments};
 use crate::kernels::{Context, Dtype, average_pool, conv_transpose3d, conv3d, elementwise, reduce};
-use crate::normalised::{Gradient, Kept, Normalised, Value};
+use crate::normalised::{Kept, Normalised, TensorGradient, Value};
 use crate::parameters::Parameter;
 use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -215,7 +215,7 @@ struct ConvolutionBackward {
 
 impl ConvolutionBackward {
     /// Launches the gradients of weights, bias and inputs. `sole`: nobody else reads the first input.
-    fn run(self, context: &Context, dy: Tensor, sole: bool) -> Result<Vec<Option<Gradient>>> {
+    fn run(self, context: &Context, dy: Tensor, sole: bool) -> Result<Vec<Option<TensorGradient>>> {
         let dy = dy.buffer();
         {
             // Values computed again live no longer than the weight gradient takes.
@@ -252,7 +252,7 @@ impl ConvolutionBackward {
                 None
             }
         };
-        Ok(vec![Some(Gradient { tensor: dx, parts }), second_dx.map(Gradient::from)])
+        Ok(vec![Some(TensorGradient { tensor: dx, parts }), second_dx.map(TensorGradient::from)])
     }
 }
 
@@ -346,9 +346,9 @@ fn normalise(
 }
 
 /// The gradient of a norm's input, and those of its parameters.
-fn norm_gradient(context: &Context, normalised: &Normalised, gradient: Gradient) -> Result<Tensor> {
+fn norm_gradient(context: &Context, normalised: &Normalised, gradient: TensorGradient) -> Result<Tensor> {
     let Normalised { problem, raw, .. } = normalised;
-    let Gradient { tensor: dy, parts } = gradient;
+    let TensorGradient { tensor: dy, parts } = gradient;
     let parts = match parts {
         Some(parts) => parts,
         None => instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?,

@@ -1,14 +1,18 @@
 //! Prediction of whole cases: the network over sliding windows, logits averaged with Gaussian weights and over mirrored
 //! copies and over the networks of several folds, then decoded into labels on the raw image's grid.
+//!
+//! All of that happens on the device, and what leaves it is labels (or resampled logits, where these or probabilities are
+//! wanted), if the case and a window's depth of sums fit there. Else windows are cut and added up on the host.
 
 use crate::augment::flip;
 use crate::device::host_memory;
 use crate::error::{Error, PredictError, Result};
 use crate::infer::export::Exporter;
-use crate::infer::memory::planned_host;
-use crate::infer::{Accumulator, SlidingWindow, mirror_subsets};
+use crate::infer::memory::{planned_case, planned_host, planned_probabilities};
+use crate::infer::{Accumulator, DeviceSums, Prediction, Resolved, SlidingWindow, Wanted, mirror_subsets};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{Network, planned_prediction};
+use crate::nn::{Network, PredictionMemory, planned_prediction};
+use crate::preprocess::resample::{Grid, Taps};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -45,13 +49,27 @@ pub fn logits(
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
-    let window = window(context, networks, case, patch, settings)?;
+    let job = Job { context, networks, case, patch, settings };
+    let shape = case.seg.dim().into();
     let mut logits = Vec::with_capacity(case.seg.len() * first(networks)?.shape().heads);
-    let collect = |slice: &[f32]| {
-        logits.extend_from_slice(slice);
-        Ok(())
-    };
-    slices(context, networks, case, window, settings, observe, collect)?;
+    let grid = Grid::between(shape, shape, [1.0; 3], [1.0; 3])?;
+    let taps = std::array::from_fn(|axis| grid.taps(axis));
+    let plan = job.plan(&taps, Wanted::Logits, logits.capacity() as u64 * 4)?;
+    match plan.at_once {
+        Some(at_once) => {
+            let collect = |resolved| {
+                if let Resolved::Logits(part) = resolved {
+                    logits.extend(part);
+                }
+                Ok(())
+            };
+            job.on_device(plan.window, &taps, Wanted::Logits, at_once, observe, collect)?;
+        }
+        None => job.on_host(plan.window, observe, |slice| {
+            logits.extend_from_slice(slice);
+            Ok(())
+        })?,
+    }
     Ok(logits)
 }
 
@@ -69,31 +87,35 @@ pub fn segmentation(
     settings: &Settings,
     observe: impl FnMut(usize, usize),
 ) -> Result<Array3<u16>> {
-    let window = window(context, networks, case, patch, settings)?;
-    let mut exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
-    slices(context, networks, case, window, settings, observe, |slice| exporter.push(slice))?;
-    exporter.finish()
+    let job = Job { context, networks, case, patch, settings };
+    let exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
+    job.export(exporter, Wanted::Labels(&preprocessor.labels), 0, observe)?.finish()
 }
 
-/// The windows over a case, if predicting it fits into memory.
-fn window(
+/// Labels and probabilities of a case on the grid of its raw image, `(z, y, x)` and `(head, z, y, x)`. Probabilities are
+/// held whole, 4 bytes for each head of each voxel; [`write_npz_array`](crate::io::write_npz_array) keeps them as nnU-Net
+/// does, under the name [`PROBABILITIES`].
+///
+/// # Errors
+/// As [`segmentation`].
+pub fn prediction(
     context: &Context,
     networks: &[Network],
     case: &PreprocessedCase,
+    preprocessor: &Preprocessor,
     patch: [usize; 3],
     settings: &Settings,
-) -> Result<SlidingWindow> {
-    let network = first(networks)?;
-    let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
-    let (raw, threads) = (case.properties.shape_before_cropping, rayon::current_num_threads());
-    let host = planned_host(&window, case.data.dim().0, network.shape().heads, raw, threads);
-    let mut plan = planned_prediction(context, network.shape(), patch, settings.dtype, host)?;
-    // The other folds lie on the device too: weights, and room for gradients and momenta that every network has.
-    let others = (networks.len() as u64 - 1).saturating_mul(network.parameters().count() as u64 * 3 * 4);
-    plan.device = plan.device.saturating_add(others);
-    plan.check(context.caps(), host_memory())?;
-    Ok(window)
+    observe: impl FnMut(usize, usize),
+) -> Result<Prediction> {
+    let heads = first(networks)?.shape().heads;
+    let probabilities = planned_probabilities(heads, case.properties.shape_before_cropping);
+    let job = Job { context, networks, case, patch, settings };
+    let exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
+    job.export(exporter, Wanted::Logits, probabilities, observe)?.prediction()
 }
+
+/// Name of the array in nnU-Net's files of probabilities, `CASE.npz`.
+pub const PROBABILITIES: &str = "probabilities";
 
 /// The network that stands for all in shape.
 fn first(networks: &[Network]) -> Result<&Network> {
@@ -104,55 +126,241 @@ fn first(networks: &[Network]) -> Result<&Network> {
     })
 }
 
-/// Predicts a case window by window. `consume` is given its slices of logits, `[height, width, heads]`, in order.
-fn slices(
-    context: &Context,
-    networks: &[Network],
-    case: &PreprocessedCase,
+/// Windows of one pass on a GPU, where small ones leave units idle; on a CPU one keeps all cores busy, and the caches warm.
+const MOST_AT_ONCE: usize = 4;
+
+/// A case to be predicted.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    context: &'a Context,
+    networks: &'a [Network],
+    case: &'a PreprocessedCase,
+    patch: [usize; 3],
+    settings: &'a Settings,
+}
+
+/// Where and in which windows a case is predicted.
+struct Plan {
     window: SlidingWindow,
-    settings: &Settings,
-    mut observe: impl FnMut(usize, usize),
-    mut consume: impl FnMut(&[f32]) -> Result<()>,
-) -> Result<()> {
-    let (channels, patch, heads) = (case.data.dim().0, window.patch, first(networks)?.shape().heads);
-    let subsets = mirror_subsets(settings.mirror);
-    let passes = (subsets.len() * networks.len()) as f32;
-    let mut input = vec![0.0; window.patch_voxels() * channels];
-    let mut mirrored = vec![0.0; input.len()];
-    let mut sum = vec![0.0; window.patch_voxels() * heads];
-    let shape = Shape { batch: 1, dims: patch, channels };
-    let mut accumulator = Accumulator::new(window.clone(), heads);
-    let (mut done, all) = (0, window.starts.len() * subsets.len() * networks.len());
-    for &start in &window.starts {
-        window.extract(case.data.view(), start, &mut input)?;
-        sum.fill(0.0);
-        for &axes in &subsets {
-            mirrored.copy_from_slice(&input);
-            flip(&mut mirrored, patch, channels, axes);
-            let x = Var::data(Tensor::upload(context, shape, &mirrored)?.cast(context, settings.dtype)?);
-            for network in networks {
-                let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
-                for output in &outputs {
-                    let mut logits = output.value().download(context)?;
-                    flip(&mut logits, patch, heads, axes);
-                    sum.iter_mut().zip(&logits).for_each(|(s, l)| *s += l / passes);
-                }
-                done += 1;
-                observe(done, all);
+    /// Windows of one pass if all happens on the device; `None` where they are cut and added up on the host.
+    at_once: Option<usize>,
+}
+
+impl Job<'_> {
+    fn heads(&self) -> usize {
+        self.networks.first().map_or(0, |network| network.shape().heads)
+    }
+
+    /// Chooses a plan that fits into memory with `beside` bytes more on the host.
+    fn plan(&self, taps: &[Vec<Taps>; 3], wanted: Wanted<'_>, beside: u64) -> Result<Plan> {
+        let Job { context, networks, case, patch, settings } = *self;
+        let shape = first(networks)?.shape();
+        let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
+        let (caps, raw) = (context.caps(), case.properties.shape_before_cropping);
+        // The other folds lie on the device too: weights, and room for gradients and momenta that every network has.
+        let others = (networks.len() as u64 - 1).saturating_mul(first(networks)?.parameters().count() as u64 * 3 * 4);
+        let fewest = |at_once: &usize| *at_once == 1 || *at_once < 2 * window.starts.len();
+        for at_once in if caps.cores.is_some() { vec![1] } else { vec![MOST_AT_ONCE, 2, 1] }.into_iter().filter(fewest)
+        {
+            let Ok(mut plan) = self.planned_on_device(&window, taps, wanted, at_once) else { continue };
+            let host = planned_case(window.image, case.data.dim().0, raw);
+            plan.host = plan.host.saturating_add(host).saturating_add(beside);
+            plan.device = plan.device.saturating_add(others);
+            if plan.check(caps, host_memory()).is_ok() {
+                return Ok(Plan { window, at_once: Some(at_once) });
             }
         }
-        // Infinity or NaN would lose to every number, and become background.
-        if let Some(&value) = sum.iter().find(|value| !value.is_finite()) {
-            let start = std::array::from_fn(|axis| start[axis] as isize - window.before[axis] as isize);
-            return Err(Error::Predict(PredictError::NonFiniteLogits {
-                case: case.name.clone(),
-                value,
-                start,
-                patch,
-                dtype: settings.dtype,
-            }));
-        }
-        accumulator.add(start, &sum, &mut consume)?;
+        let threads = rayon::current_num_threads();
+        let host = planned_host(&window, case.data.dim().0, shape.heads, raw, threads).saturating_add(beside);
+        let mut plan = planned_prediction(context, shape, patch, settings.dtype, host)?;
+        plan.device = plan.device.saturating_add(others);
+        plan.check(caps, host_memory())?;
+        Ok(Plan { window, at_once: None })
     }
-    accumulator.finish(consume)
+
+    /// What a pass over so many windows and all that lies beside it take, on a dry context.
+    fn planned_on_device(
+        &self,
+        window: &SlidingWindow,
+        taps: &[Vec<Taps>; 3],
+        wanted: Wanted<'_>,
+        at_once: usize,
+    ) -> Result<PredictionMemory> {
+        let dry = self.context.dry();
+        let network = Network::new(&dry, first(self.networks)?.shape().clone(), 0)?;
+        let sums = DeviceSums::new(&dry, window.clone(), self.case.data.view(), self.heads(), taps, wanted)?;
+        let starts = vec![[0; 3]; at_once];
+        self.pass(&dry, &sums, std::slice::from_ref(&network), &starts, [false; 3], 1.0)?;
+        let results = sums.result_bytes();
+        let device = dry.peak_bytes().saturating_add(results);
+        Ok(PredictionMemory { device, largest_buffer: dry.largest_bytes().max(results), host: results })
+    }
+
+    /// Adds up the logits of some windows, mirrored, of all networks.
+    fn pass(
+        &self,
+        context: &Context,
+        sums: &DeviceSums,
+        networks: &[Network],
+        starts: &[[usize; 3]],
+        mirror: [bool; 3],
+        share: f32,
+    ) -> Result<()> {
+        let shape = Shape { batch: starts.len(), dims: self.patch, channels: self.case.data.dim().0 };
+        let windows = Tensor::empty(context, shape, self.settings.dtype)?;
+        sums.cut(starts, mirror, windows.buffer())?;
+        let x = Var::data(windows);
+        for network in networks {
+            for output in network.forward(&mut Tape::inference(context), &x, 1)? {
+                sums.add(output.value().buffer(), starts, mirror, share)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Predicts onto the raw image's grid.
+    fn export<'e>(
+        &self,
+        mut exporter: Exporter<'e>,
+        wanted: Wanted<'_>,
+        probabilities: u64,
+        observe: impl FnMut(usize, usize),
+    ) -> Result<Exporter<'e>> {
+        let taps = exporter.taps();
+        let plan = self.plan(&taps, wanted, probabilities)?;
+        if matches!(wanted, Wanted::Logits) {
+            exporter = exporter.with_probabilities();
+        }
+        match plan.at_once {
+            Some(at_once) => {
+                let consume = |resolved| match resolved {
+                    Resolved::Labels(labels) => exporter.push_labels(&labels),
+                    Resolved::Logits(mut logits) => exporter.push_resampled(&mut logits),
+                };
+                self.on_device(plan.window, &taps, wanted, at_once, observe, consume)?;
+            }
+            None => self.on_host(plan.window, observe, |slice| exporter.push(slice))?,
+        }
+        Ok(exporter)
+    }
+
+    /// Predicts a case on the device, `at_once` windows a pass. `consume` is given slices of what is wanted, in order.
+    fn on_device(
+        &self,
+        window: SlidingWindow,
+        taps: &[Vec<Taps>; 3],
+        wanted: Wanted<'_>,
+        at_once: usize,
+        mut observe: impl FnMut(usize, usize),
+        mut consume: impl FnMut(Resolved) -> Result<()>,
+    ) -> Result<()> {
+        let subsets = mirror_subsets(self.settings.mirror);
+        let passes = subsets.len() * self.networks.len();
+        let (mut done, all) = (0, window.starts.len() * passes);
+        let case = self.case.data.view();
+        let mut sums = DeviceSums::new(self.context, window.clone(), case, self.heads(), taps, wanted)?;
+        // Those that begin in one slice need the same slices of sums.
+        for beginning in window.starts.chunk_by(|a, b| a[0] == b[0]) {
+            if !sums.advance(beginning[0][0], &mut consume)? {
+                return Err(self.blame(&window));
+            }
+            for starts in beginning.chunks(at_once) {
+                sums.count(starts)?;
+                for &mirror in &subsets {
+                    self.pass(self.context, &sums, self.networks, starts, mirror, 1.0 / passes as f32)?;
+                    // The queue holds no more than this, and progress is what has been done.
+                    sums.wait()?;
+                    done += starts.len() * self.networks.len();
+                    observe(done, all);
+                }
+            }
+        }
+        match sums.finish(&mut consume)? {
+            true => Ok(()),
+            false => Err(self.blame(&window)),
+        }
+    }
+
+    /// The error that a mean which is infinite or no number comes to. Its window is found by predicting them once more.
+    fn blame(&self, window: &SlidingWindow) -> Error {
+        let searched = self.each_window(
+            window,
+            |_, _| (),
+            |start, logits| match first_not_finite(logits) {
+                Some(value) => Err(self.not_finite(window, start, value)),
+                None => Ok(()),
+            },
+        );
+        searched.err().unwrap_or_else(|| self.not_finite(window, window.starts[0], f32::NAN))
+    }
+
+    fn not_finite(&self, window: &SlidingWindow, start: [usize; 3], value: f32) -> Error {
+        Error::Predict(PredictError::NonFiniteLogits {
+            case: self.case.name.clone(),
+            value,
+            start: std::array::from_fn(|axis| start[axis] as isize - window.before[axis] as isize),
+            patch: window.patch,
+            dtype: self.settings.dtype,
+        })
+    }
+
+    /// Predicts a case window by window and adds up on the host. `consume` is given its slices of logits,
+    /// `[height, width, heads]`, in order.
+    fn on_host(
+        &self,
+        window: SlidingWindow,
+        observe: impl FnMut(usize, usize),
+        mut consume: impl FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut accumulator = Accumulator::new(window.clone(), self.heads());
+        self.each_window(&window, observe, |start, logits| match first_not_finite(logits) {
+            // Infinity or NaN would lose to every number, and become background.
+            Some(value) => Err(self.not_finite(&window, start, value)),
+            None => accumulator.add(start, logits, &mut consume),
+        })?;
+        accumulator.finish(consume)
+    }
+
+    /// Gives `consume` the logits of each window, averaged over mirrored copies and networks.
+    fn each_window(
+        &self,
+        window: &SlidingWindow,
+        mut observe: impl FnMut(usize, usize),
+        mut consume: impl FnMut([usize; 3], &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Job { context, networks, case, patch, settings } = *self;
+        let (channels, heads) = (case.data.dim().0, self.heads());
+        let subsets = mirror_subsets(settings.mirror);
+        let passes = (subsets.len() * networks.len()) as f32;
+        let mut input = vec![0.0; window.patch_voxels() * channels];
+        let mut mirrored = vec![0.0; input.len()];
+        let mut sum = vec![0.0; window.patch_voxels() * heads];
+        let shape = Shape { batch: 1, dims: patch, channels };
+        let (mut done, all) = (0, window.starts.len() * subsets.len() * networks.len());
+        for &start in &window.starts {
+            window.extract(case.data.view(), start, &mut input)?;
+            sum.fill(0.0);
+            for &axes in &subsets {
+                mirrored.copy_from_slice(&input);
+                flip(&mut mirrored, patch, channels, axes);
+                let x = Var::data(Tensor::upload(context, shape, &mirrored)?.cast(context, settings.dtype)?);
+                for network in networks {
+                    let outputs = network.forward(&mut Tape::inference(context), &x, 1)?;
+                    for output in &outputs {
+                        let mut logits = output.value().download(context)?;
+                        flip(&mut logits, patch, heads, axes);
+                        sum.iter_mut().zip(&logits).for_each(|(s, l)| *s += l / passes);
+                    }
+                    done += 1;
+                    observe(done, all);
+                }
+            }
+            consume(start, &sum)?;
+        }
+        Ok(())
+    }
+}
+
+fn first_not_finite(values: &[f32]) -> Option<f32> {
+    values.iter().copied().find(|value| !value.is_finite())
 }

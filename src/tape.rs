@@ -7,14 +7,14 @@
 
 use crate::error::Result;
 use crate::kernels::{Context, Dtype};
-use crate::normalised::{Gradient, Value};
+use crate::normalised::{TensorGradient, Value};
 use crate::tensor::{Shape, Tensor};
 
 pub use crate::fusion::Fusion;
 
 /// Turns the gradient of an output into the gradients of the inputs, in the order in which they were recorded; `None`
 /// for an input that needs none. The flag says whether the first input has no other use, so that its gradient is complete.
-type Backward = Box<dyn FnOnce(Gradient, bool) -> Result<Vec<Option<Gradient>>>>;
+type Backward = Box<dyn FnOnce(TensorGradient, bool) -> Result<Vec<Option<TensorGradient>>>>;
 
 /// A tensor that takes part in differentiation.
 #[derive(Clone, Debug)]
@@ -116,9 +116,9 @@ impl Tape {
         inputs: &[&Var],
         backward: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
     ) -> Var {
-        let backward = |gradient: Gradient, _| -> Result<Vec<Option<Gradient>>> {
+        let backward = |gradient: TensorGradient, _| -> Result<Vec<Option<TensorGradient>>> {
             let gradients = backward(gradient.tensor)?;
-            Ok(gradients.into_iter().map(|gradient| gradient.map(Gradient::from)).collect())
+            Ok(gradients.into_iter().map(|gradient| gradient.map(TensorGradient::from)).collect())
         };
         self.record_value(output.into(), inputs, backward)
     }
@@ -128,7 +128,7 @@ impl Tape {
         &mut self,
         value: Value,
         inputs: &[&Var],
-        backward: impl FnOnce(Gradient, bool) -> Result<Vec<Option<Gradient>>> + 'static,
+        backward: impl FnOnce(TensorGradient, bool) -> Result<Vec<Option<TensorGradient>>> + 'static,
     ) -> Var {
         if !self.recording {
             return Var::data(value.tensor);
@@ -146,7 +146,7 @@ impl Tape {
     /// # Errors
     /// Of any operation's backward.
     pub fn backward(mut self, seeds: Vec<(Var, Tensor)>) -> Result<()> {
-        let mut gradients: Vec<Option<Gradient>> = self.uses.iter().map(|_| None).collect();
+        let mut gradients: Vec<Option<TensorGradient>> = self.uses.iter().map(|_| None).collect();
         for (output, gradient) in seeds {
             // A seed is a use: what arrives from an operation is then not all.
             output.id.into_iter().for_each(|id| self.uses[id] += 1);
@@ -169,9 +169,9 @@ impl Tape {
 /// The first gradient of a variable is moved in, later ones are added to it in place.
 fn arrive(
     context: &Context,
-    gradients: &mut [Option<Gradient>],
+    gradients: &mut [Option<TensorGradient>],
     variable: Option<usize>,
-    gradient: Gradient,
+    gradient: TensorGradient,
 ) -> Result<()> {
     if let Some(id) = variable {
         match &mut gradients[id] {

@@ -76,8 +76,14 @@ mod device {
     /// What is drawn for augmentation, and whole batches.
     mod augment_distributions;
 
+    /// Sliding windows on the device: cut, added up, resolved.
+    mod window;
+
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
+
+    /// Completing annotated cases, and suggesting what to annotate.
+    mod annotate;
 
     /// Models of nnU-Net, read and predicted with, and models for nnU-Net.
     mod exchange;
@@ -90,6 +96,9 @@ mod device {
 
     /// nnU-Net's command line for training, and the files beside the checkpoints.
     mod train_cli;
+
+    /// Ways of annotating, compared.
+    mod simulate;
 
     /// Planted errors for compute-sanitizer.
     mod sanitizer;
@@ -112,6 +121,18 @@ mod device {
 
 /// Files, rules, numbers and the command line: alike whatever the device.
 mod host {
+    /// Evaluation on the command line, beside nnU-Net's files.
+    mod evaluate_cli;
+
+    /// Folds as one, ensembles, the best configuration, beside nnU-Net's files.
+    mod crossval;
+
+    /// Pictures of cases in three planes.
+    mod overlay;
+
+    /// Connected components, and what nnU-Net decides by them.
+    mod postprocess;
+
     /// Reading and writing NIfTI, including files made to break readers.
     mod nifti;
 
@@ -181,8 +202,17 @@ mod host {
     /// Making dense datasets sparse.
     mod sparsify_dataset;
 
+    /// A page about a dataset.
+    mod inspect;
+
+    /// Segmentations of 3D Slicer.
+    mod segments;
+
     /// Annotations as people draw them.
     mod import;
+
+    /// Certainty, completed labels, and the order of suggestions.
+    mod annotate;
 
     /// Fingerprints and planned configurations, field by field against nnU-Net's.
     mod planner;
@@ -192,6 +222,12 @@ mod host {
 
     /// nnU-Net's own preprocessed cases.
     mod b2nd;
+
+    /// Items in three stages.
+    mod stages;
+
+    /// numpy's archives, which probabilities are kept in.
+    mod npz;
 
     /// Patches of cases on disk.
     mod patches;

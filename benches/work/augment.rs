@@ -7,19 +7,20 @@ use voxgrad::augment::{Augmenter, Recipe};
 use voxgrad::kernels::Dtype;
 use voxgrad::sample::Batch;
 
-/// Batches of one run: what a single one takes depends on what is drawn.
-const BATCHES: usize = 32;
 const BATCH: usize = 2;
 
+/// Channels, patch and batches of a run: what a single one takes depends on what is drawn. The last patch is the one that
+/// nnU-Net plans where memory alone limits it.
 pub fn items() -> Vec<Item> {
-    [(1, [40, 56, 40]), (4, [64, 64, 64])].map(|(channels, patch)| item(channels, patch)).into()
+    let all = [(1, [40, 56, 40], 32), (4, [64, 64, 64], 32), (1, [128, 128, 128], 4)];
+    all.map(|(channels, patch, batches)| item(channels, patch, batches)).into()
 }
 
-fn item(channels: usize, patch: [usize; 3]) -> Item {
+fn item(channels: usize, patch: [usize; 3], batches: usize) -> Item {
     let [d, h, w] = patch;
     Item {
-        id: format!("augment/{BATCHES}-batches-in{channels}-b{BATCH}-{d}x{h}x{w}"),
-        amount: Amount::Voxels((BATCHES * BATCH * d * h * w) as u64),
+        id: format!("augment/{batches}-batches-in{channels}-b{BATCH}-{d}x{h}x{w}"),
+        amount: Amount::Voxels((batches * BATCH * d * h * w) as u64),
         prepare: Box::new(move |context| {
             let context = context.clone();
             let augmenter = Augmenter::new(Recipe::NNUNET, patch, [true; 3], &vec![false; channels], 4, Dtype::F32);
@@ -40,7 +41,7 @@ fn item(channels: usize, patch: [usize; 3]) -> Item {
             };
             Box::new(move || {
                 let mut random = ChaCha8Rng::seed_from_u64(1);
-                for _ in 0..BATCHES {
+                for _ in 0..batches {
                     let (image, target) = augmenter.batch(&context, &raw, &mut random).expect("batch");
                     context.finish([image.buffer(), &target]).expect("finish");
                 }

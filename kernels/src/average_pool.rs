@@ -75,17 +75,17 @@ impl Problem {
     }
 
     /// Over what is written, an array of these extents.
-    fn plan(&self, context: &Context, written: [usize; 3]) -> Plan {
+    fn plan(&self, context: &Context, written: [usize; 3]) -> PoolPlan {
         let lanes = context.caps().widest_vector(self.channels);
         let vectors = self.channels / lanes;
         let by_row = context.caps().cores.is_some();
         let rows = self.batch * written[0] * written[1];
-        Plan { lanes, vectors, by_row, items: if by_row { rows } else { rows * written[2] * vectors } }
+        PoolPlan { lanes, vectors, by_row, items: if by_row { rows } else { rows * written[2] * vectors } }
     }
 }
 
 /// How a kernel passes over what it writes.
-struct Plan {
+struct PoolPlan {
     /// Elements of a vector, and vectors of a voxel.
     lanes: usize,
     vectors: usize,

@@ -190,13 +190,29 @@ impl Context {
         Self { client, caps, launches: Arc::new(AtomicU32::new(0)), policy: None, held: Arc::default(), dry: None }
     }
 
-    /// The same device as if it had nothing but this.
-    pub(crate) fn with_dry(&self, dry: Arc<Dry>) -> Self {
-        Self { dry: Some(dry), held: Arc::default(), launches: Arc::default(), ..self.clone() }
+    /// The same device, with the same algorithms, on which nothing happens: buffers have no memory behind them but are
+    /// counted from 0 on as if they had, also those that no device could hold; launches are counted and not made; uploads
+    /// and writes are dropped, and there is nothing to download. So code that runs on it tells what it would take.
+    pub fn dry(&self) -> Self {
+        let dry = Some(Arc::new(Dry::new(self.client.empty(1))));
+        Self { dry, held: Arc::default(), launches: Arc::default(), ..self.clone() }
     }
 
-    pub(crate) fn dry_state(&self) -> Option<&Dry> {
-        self.dry.as_deref()
+    /// Whether this is a [`Context::dry`] one.
+    pub fn is_dry(&self) -> bool {
+        self.dry.is_some()
+    }
+
+    /// On a dry context, remembers what an operation was asked for.
+    pub(crate) fn note<T: Any + Send>(&self, what: impl FnOnce() -> T) {
+        if let Some(dry) = &self.dry {
+            dry.note(Box::new(what()));
+        }
+    }
+
+    /// What was noted of a type, in order.
+    pub(crate) fn noted<T: Any + Clone>(&self) -> Vec<T> {
+        self.dry.as_ref().map_or_else(Vec::new, |dry| dry.noted())
     }
 
     /// The same device with what an operation's choices between kernels obey: see [`conv3d::Policy`](crate::conv3d::Policy).

@@ -47,6 +47,7 @@ mod loss_scale;
 pub mod optimizer;
 pub mod reduce;
 pub mod vector_math;
+pub mod window;
 
 pub use caps::{Caps, TensorCoreTile};
 pub use context::{Buffer, Context, Work};

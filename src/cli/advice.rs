@@ -2,7 +2,8 @@
 
 use voxgrad::Error;
 use voxgrad::error::{
-    AnnotationError, DatasetError, ExchangeError, FileError, PlanError, PredictError, PreprocessError, TrainError,
+    AnnotationError, DatasetError, ExchangeError, FileError, PlanError, PredictError, PreprocessError, SimulateError,
+    TrainError,
 };
 
 /// The options of the command line that an error is about, in words; of several errors each option once.
@@ -24,10 +25,20 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
             "--raw, --preprocessed and --results name these folders"
         }
         Error::Annotation(AnnotationError::BudgetUnmet { .. }) => "--fraction sets the budget",
+        Error::Annotation(AnnotationError::NotHeldOut { .. }) => {
+            "--splits names the splits; `complete --all-folds` lets folds complete cases that they were trained on, \
+             `suggest` without --held-out looks with all folds"
+        }
         Error::Plan(PlanError::ImagesTooSmall { .. }) => "--overwrite-target-spacing sets the spacing",
         Error::Preprocess(PreprocessError::StoredCases { .. }) => {
             "`voxgrad preprocess` redoes what is not up to date; its --compat chooses between the two kinds of numbers"
         }
+        Error::Annotation(AnnotationError::SegmentsUnknown { .. }) => {
+            "--map SEGMENT=LABEL says which segment is which label"
+        }
+        Error::Simulate(SimulateError::OtherSettings { .. }) => "--overwrite makes these runs again",
+        Error::Simulate(SimulateError::ShareMissed { .. }) => "--shares sets the shares",
+        Error::Simulate(SimulateError::HeldOut { .. }) => "--fold chooses whose validation cases are held out",
         Error::Train(TrainError::SplitUnknown { .. } | TrainError::FoldUnknown { .. }) => "--fold names the fold",
         Error::Train(TrainError::CaseUnreadable { .. }) => {
             "--continue goes on from the saved state, with --skip-unreadable-cases without such cases"

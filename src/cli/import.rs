@@ -1,12 +1,12 @@
 //! `voxgrad import`.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use super::sparsify::came_along;
 use anyhow::{Context as _, bail};
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use voxgrad::dataset::{DatasetJson, cases_in};
-use voxgrad::import::{Annotations, Overlap, Report, Settings, import};
+use voxgrad::import::{Annotations, Overlap, Report, Segments, Settings, import};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -16,7 +16,8 @@ pub struct Import {
     /// Folder of the new dataset.
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
-    /// Folder of label maps named as their cases (case_1.nii.gz); give it once for each annotator. The dataset's labelsTr
+    /// Folder of label maps (case_1.nii.gz) or segmentations of 3D Slicer (case_1.seg.nrrd) named as their cases; give it
+    /// once for each annotator. The dataset's labelsTr
     /// unless given. Where annotators disagree voxels are ignored.
     #[arg(long, value_name = "FOLDER")]
     labels: Vec<PathBuf>,
@@ -26,10 +27,11 @@ pub struct Import {
     /// The value of voxels that nobody labelled, which become ignored; often 0 or 255.
     #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
     unlabelled: Option<i16>,
-    /// Values that stand for another label, by its name or value, for example 4=background.
-    #[arg(long, value_name = "VALUE=LABEL,...", value_delimiter = ',', allow_hyphen_values = true)]
+    /// Values that stand for another label, by its name or value, for example 4=background; or names of segments that are no
+    /// names of labels, for example Segment_1=tumour.
+    #[arg(long, value_name = "VALUE|SEGMENT=LABEL,...", value_delimiter = ',', allow_hyphen_values = true)]
     map: Vec<String>,
-    /// Where masks of several classes overlap: ignore the voxel, or take the class that comes first or last in `labels`
+    /// Where masks or segments of several classes overlap: ignore the voxel, or take the class that comes first or last in `labels`
     /// [ignore].
     #[arg(long, value_name = "RULE", value_parser = ["ignore", "first", "last"])]
     overlap: Option<String>,
@@ -56,43 +58,51 @@ pub struct Import {
 impl Import {
     /// Makes the dataset and says what was turned into what.
     pub fn run(self) -> anyhow::Result<()> {
-        let map = self.map.iter().map(|text| {
-            let (value, label) = text.split_once('=').with_context(|| format!("--map {text}: give VALUE=LABEL"))?;
-            let value = value.parse().with_context(|| format!("--map {text}: `{value}` is not a label value"))?;
-            Ok((value, label.to_owned()))
-        });
-        let map: Vec<(i16, String)> = map.collect::<anyhow::Result<_>>()?;
-        let values: BTreeSet<i16> = map.iter().map(|(value, _)| *value).collect();
-        if values.len() < map.len() {
-            bail!("--map {}: a value is mapped twice", self.map.join(","));
+        let (mut map, mut names): (Vec<(i16, String)>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+        for text in &self.map {
+            let (from, label) =
+                text.split_once('=').with_context(|| format!("--map {text}: give VALUE=LABEL or SEGMENT=LABEL"))?;
+            match from.parse() {
+                Ok(value) => map.push((value, label.to_owned())),
+                Err(_) => names.push((from.to_owned(), label.to_owned())),
+            }
         }
-        let of_masks = [
-            ("--overlap", self.overlap.is_some()),
-            ("--outside", self.outside.is_some()),
-            ("--missing-is-empty", self.missing_is_empty),
-        ];
+        let values: BTreeSet<i16> = map.iter().map(|(value, _)| *value).collect();
+        let segments: BTreeSet<&String> = names.iter().map(|(segment, _)| segment).collect();
+        if values.len() + segments.len() < self.map.len() {
+            bail!("--map {}: a value or segment is mapped twice", self.map.join(","));
+        }
+        let of_masks = [("--outside", self.outside.is_some()), ("--missing-is-empty", self.missing_is_empty)];
         if let (None, Some((option, _))) = (&self.masks, of_masks.iter().find(|(_, given)| *given)) {
             bail!("{option} means nothing without --masks");
+        }
+        let overlap = match self.overlap.as_deref() {
+            Some("first") => Overlap::First,
+            Some("last") => Overlap::Last,
+            _ => Overlap::Ignore,
+        };
+        let folders = match self.labels.is_empty() {
+            true => vec![self.dataset.join("labelsTr")],
+            false => self.labels,
+        };
+        if self.masks.is_none() && self.overlap.is_some() && !folders.iter().any(|folder| has_segmentations(folder)) {
+            bail!("--overlap means nothing without --masks or segmentations of 3D Slicer (.seg.nrrd)");
         }
         let annotations = match self.masks {
             Some(folder) => Annotations::Masks {
                 folder,
-                overlap: match self.overlap.as_deref() {
-                    Some("first") => Overlap::First,
-                    Some("last") => Overlap::Last,
-                    _ => Overlap::Ignore,
-                },
+                overlap,
                 outside_ignored: self.outside.as_deref() == Some("ignore"),
                 missing_empty: self.missing_is_empty,
             },
-            None if self.labels.is_empty() => Annotations::LabelMaps(vec![self.dataset.join("labelsTr")]),
-            None => Annotations::LabelMaps(self.labels),
+            None => Annotations::LabelMaps(folders),
         };
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let settings = Settings {
             annotations,
             unlabelled: self.unlabelled,
             map,
+            segments: Segments { names, overlap },
             by_index: self.by_index,
             copy_images: self.copy,
             overwrite: self.overwrite,
@@ -111,6 +121,12 @@ impl Import {
         println!("wrote {} (what was done: import.json)", self.output.display());
         Ok(())
     }
+}
+
+/// Whether a folder has a segmentation of 3D Slicer.
+fn has_segmentations(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with(".seg.nrrd"))
 }
 
 fn print(report: &Report) {
@@ -135,11 +151,22 @@ fn print(report: &Report) {
         println!("  {disagreeing:>13} voxels on which annotators disagree: ignored");
     }
     if overlapping > 0 {
-        println!("  {overlapping:>13} voxels in masks of several classes (see the rule in dataset.json)");
+        println!("  {overlapping:>13} voxels in masks or segments of several classes (see the rule in dataset.json)");
     }
     for (value, label) in &report.settings.map {
         let count: u64 = report.turned.values().filter_map(|turned| turned.mapped.get(value)).sum();
         println!("  {count:>13} voxels of value {value} were turned into {label}");
+    }
+    let mut segments: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (name, (label, voxels)) in report.turned.values().flat_map(|turned| &turned.segments) {
+        *segments.entry((name.as_str(), label.as_str())).or_default() += voxels;
+    }
+    for ((name, label), count) in segments {
+        println!("  {count:>13} voxels of segment {name} were turned into {label}");
+    }
+    let outside = sum(|turned| turned.outside);
+    if outside > 0 {
+        println!("  {outside:>13} voxels of segments lie outside the images: left out");
     }
     let by_index = report.turned.values().filter(|turned| turned.placed_by_index).count();
     if by_index > 0 {
@@ -147,7 +174,7 @@ fn print(report: &Report) {
     }
     let unused: BTreeSet<&String> = report.turned.values().flat_map(|turned| &turned.unused).collect();
     if !unused.is_empty() {
-        eprintln!("warning: masks of classes that `labels` does not declare were not used: {unused:?}");
+        eprintln!("warning: masks or segments of classes that `labels` does not declare were not used: {unused:?}");
     }
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     println!("{}", came_along(report.images));

@@ -61,7 +61,7 @@ impl Job {
         let (output, shared) = output(typed, &source, &plans)?;
         let checkpoint = checkpoint(typed, &output)?;
         let (model, settings, compat) = match &checkpoint {
-            None => (begun(typed, &source, &plans)?, asked.settings(), None),
+            None => (begun(typed, &source, &plans)?, asked.settings(), typed.compat()),
             Some((path, checkpoint)) => {
                 let settings = continued(typed, &asked, &source, &plans, path, checkpoint)?;
                 (checkpoint.model.clone(), settings, checkpoint.cases.as_ref().map(|cases| cases.compat))

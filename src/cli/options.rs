@@ -1,6 +1,6 @@
 //! What several verbs that prepare a dataset are told.
 
-use super::progress_bar;
+use super::progress::progress_bar;
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use voxgrad::Compat;

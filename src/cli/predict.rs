@@ -1,21 +1,26 @@
 //! `voxgrad predict`.
 
 use super::advice;
+use super::device::{DeviceArgument, ExactArgument};
 use super::model::ModelArguments;
 use super::options::Shown;
-use super::{DeviceArgument, ExactArgument};
 use anyhow::Context as _;
+use indicatif::ProgressBar;
+use ndarray::Array4;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
-use voxgrad::eval::grid_difference;
-use voxgrad::exchange::TrainedModel;
+use voxgrad::exchange::{TrainedModel, write_properties};
+use voxgrad::infer::Prediction;
+use voxgrad::infer::memory::planned_probabilities;
+use voxgrad::io::grid_difference;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
 use voxgrad::nn::Network;
 use voxgrad::predict::{self, Settings};
-use voxgrad::preprocess::{PreprocessedCase, Preprocessor, RawCase};
+use voxgrad::preprocess::{PreprocessedCase, Preprocessor, Properties, RawCase, in_stages};
 use voxgrad::train::{Model, Precision};
-use voxgrad::{Compat, Error, io};
+use voxgrad::{Compat, Error, device, io};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -44,6 +49,10 @@ pub struct Predict {
     /// Do not average over mirrored copies: up to 8 times as fast, a little less accurate.
     #[arg(long = "disable-tta")]
     disable_tta: bool,
+    /// Write the probabilities of each case too, as nnU-Net does: CASE.npz (the array `probabilities`, one volume for each
+    /// class or region on the image's grid) and CASE.pkl (where the case lies). They are large.
+    #[arg(long)]
+    save_probabilities: bool,
     /// Number of programs that share the cases, each with another --part-id.
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_parts: usize,
@@ -78,18 +87,12 @@ struct Upstream {
     /// nnU-Net's -prev_stage_predictions.
     #[arg(long, value_name = "FOLDER", hide = true)]
     prev_stage_predictions: Option<PathBuf>,
-    /// nnU-Net's --save_probabilities.
-    #[arg(long, hide = true)]
-    save_probabilities: bool,
 }
 
 impl Upstream {
     fn check(&self) -> anyhow::Result<()> {
         if self.prev_stage_predictions.is_some() {
             anyhow::bail!("-prev_stage_predictions: cascades are not supported, only configurations of one stage");
-        }
-        if self.save_probabilities {
-            anyhow::bail!("--save_probabilities: probabilities are not written, only segmentations");
         }
         let without_use = [
             ("-npp", self.preprocessing_workers.is_some(), "one process uses all cores"),
@@ -151,9 +154,28 @@ impl Predict {
         };
         precision.check(context.caps())?;
         let settings = Settings { step_size: self.step_size, mirror, dtype: precision.dtype() };
-        let going = Going { keep_existing: self.continue_prediction, shown: self.shown };
-        predict_cases(&context, &networks, model, &cases, &self.output, &settings, &going)
+        let going = Going {
+            keep_existing: self.continue_prediction,
+            probabilities: self.save_probabilities,
+            shown: self.shown,
+        };
+        predict_cases(&context, &networks, model, &cases, &self.output, &settings, &going)?;
+        if self.save_probabilities { write_description(&self.output, model) } else { Ok(()) }
     }
+}
+
+/// What nnU-Net's ensembling looks for beside probabilities.
+fn write_description(output: &Path, model: &Model) -> anyhow::Result<()> {
+    let (plans, dataset) = (output.join("plans.json"), output.join("dataset.json"));
+    let before = [&plans, &dataset].map(|file| std::fs::read(file).ok());
+    io::write_json(&plans, &model.plans)?;
+    io::write_json(&dataset, model.dataset.source())?;
+    for (file, before) in [&plans, &dataset].into_iter().zip(before) {
+        if before.is_some_and(|before| std::fs::read(file).is_ok_and(|now| now != before)) {
+            eprintln!("note: {} was of another model, and is replaced", file.display());
+        }
+    }
+    Ok(())
 }
 
 /// How cases are gone through.
@@ -161,6 +183,8 @@ impl Predict {
 pub struct Going {
     /// Whether segmentations that are there are kept.
     pub keep_existing: bool,
+    /// Whether probabilities are written beside segmentations.
+    pub probabilities: bool,
     /// What is shown.
     pub shown: Shown,
 }
@@ -201,7 +225,7 @@ pub fn predict_prepared(
     output: &Path,
     settings: &Settings,
     going: &Going,
-    prepare: impl Fn(&CaseFiles) -> voxgrad::Result<(PreprocessedCase, Vec<String>)>,
+    prepare: impl Fn(&CaseFiles) -> voxgrad::Result<(PreprocessedCase, Vec<String>)> + Sync,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
     let unfinished = io::remove_leftovers(output)?;
@@ -212,52 +236,175 @@ pub fn predict_prepared(
     let preprocessor = preprocessor(model)?;
     let file = |case: &CaseFiles| output.join(format!("{}{}", case.name, model.dataset.file_ending));
     let places = examine(cases, file, &model.labels)?;
+    let beside = |case: &CaseFiles, ending: &str| output.join(format!("{}.{ending}", case.name));
+    if !going.probabilities {
+        warn_of_older_probabilities(cases.iter().map(|case| beside(case, "npz")));
+    }
 
     let bar = going.shown.bar("predicting", cases.len());
-    let (mut made, mut replaced, mut kept, mut failed) = (0, 0, 0, Vec::new());
-    for (case, place) in cases.iter().zip(places) {
-        bar.set_message(case.name.clone());
-        if let Place::Other(reason) = &place {
-            bar.suspend(|| eprintln!("warning: no segmentation of case {}: {reason}; it is made again", case.name));
-        }
-        if going.keep_existing && matches!(place, Place::Segmentation) {
-            kept += 1;
-            bar.inc(1);
-            continue;
-        }
-        let segment = || -> voxgrad::Result<()> {
-            let (prepared, warnings) = prepare(case)?;
-            warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
-            let observe = |_, _| bar.tick();
-            let labels = predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
-            io::write_segmentation(&file(case), labels.view(), &prepared.geometry)
-        };
-        match segment() {
-            Ok(()) => {
-                made += 1;
-                replaced += usize::from(!matches!(place, Place::Empty));
+    let wanted = left_to_do(cases, places, going, &bar, beside);
+    let mut tally = Tally { kept: cases.len() - wanted.len(), ..Tally::default() };
+    let predict = |case: &CaseFiles, prepared: PreprocessedCase| -> voxgrad::Result<Made> {
+        let progress = Windows::new(&bar, &case.name);
+        let observe = |done, all| progress.show(done, all);
+        let found = match going.probabilities {
+            false => {
+                let labels =
+                    predict::segmentation(context, networks, &prepared, &preprocessor, patch, settings, observe)?;
+                Prediction { labels, probabilities: Array4::zeros((0, 0, 0, 0)) }
             }
-            // Of the device: no other case would fare better.
-            Err(error @ Error::Kernel(_)) => return Err(error).with_context(|| format!("predicting {}", case.name)),
+            true => predict::prediction(context, networks, &prepared, &preprocessor, patch, settings, observe)?,
+        };
+        let PreprocessedCase { properties, geometry, .. } = prepared;
+        Ok(Made { found, properties, geometry })
+    };
+    let memory = device::host_memory().unwrap_or(u64::MAX);
+    let heads = if going.probabilities { model.labels.num_segmentation_heads() } else { 0 };
+    let went = in_stages(
+        &wanted,
+        |(case, _)| prepare(case),
+        |prepared| prepared.as_ref().map_or(true, |(case, _)| bytes_of_three(case, heads) <= memory),
+        |(case, _), prepared| {
+            bar.set_message(case.name.clone());
+            let predicted = prepared.and_then(|(prepared, warnings)| {
+                warnings.iter().for_each(|warning| bar.suspend(|| eprintln!("warning: {warning}")));
+                predict(case, prepared)
+            });
+            match predicted {
+                // Of the device: no other case would fare better.
+                Err(error @ Error::Kernel(_)) => {
+                    Err(anyhow::Error::from(error).context(format!("predicting {}", case.name)))
+                }
+                predicted => Ok(predicted),
+            }
+        },
+        |&(case, replaces), predicted| match predicted
+            .and_then(|made: Made| made.write(&file(case), |ending| beside(case, ending)))
+        {
+            Ok(()) => {
+                tally.made += 1;
+                tally.replaced += usize::from(replaces);
+                going.shown.done(&bar, "predicted", &case.name);
+            }
             Err(error) => {
                 bar.suspend(|| eprintln!("error: predicting {}: {error}", case.name));
                 if let Some(options) = advice(&error.into()) {
                     bar.suspend(|| eprintln!("options: {options}"));
                 }
-                failed.push(case.name.as_str());
+                tally.failed.push(case.name.clone());
                 bar.inc(1);
-                continue;
             }
-        }
-        going.shown.done(&bar, "predicted", &case.name);
-    }
+        },
+    );
     bar.finish_and_clear();
-    let older = if replaced > 0 { format!(" ({replaced} in the place of an older file)") } else { String::new() };
-    println!("segmentations in {}: {made} made{older}, {kept} kept", output.display());
-    if !failed.is_empty() {
-        anyhow::bail!("{} of {} cases could not be predicted: {}", failed.len(), cases.len(), failed.join(", "));
-    }
+    tally.tell(output);
+    went?;
+    let failed = &tally.failed;
+    anyhow::ensure!(
+        failed.is_empty(),
+        "{} of {} cases could not be predicted: {}",
+        failed.len(),
+        cases.len(),
+        failed.join(", ")
+    );
     Ok(())
+}
+
+/// The cases that are to be predicted, and whether something is in the place of their segmentation.
+fn left_to_do<'a>(
+    cases: &'a [CaseFiles],
+    places: Vec<Place>,
+    going: &Going,
+    bar: &ProgressBar,
+    beside: impl Fn(&CaseFiles, &str) -> PathBuf,
+) -> Vec<(&'a CaseFiles, bool)> {
+    let mut wanted = Vec::with_capacity(cases.len());
+    for (case, place) in cases.iter().zip(places) {
+        if let Place::Other(reason) = &place {
+            bar.suspend(|| eprintln!("warning: no segmentation of case {}: {reason}; it is made again", case.name));
+        }
+        // They are written before the segmentation: where it is, they are whole.
+        let is_complete = !going.probabilities || ["npz", "pkl"].iter().all(|ending| beside(case, ending).is_file());
+        if going.keep_existing && matches!(place, Place::Segmentation) && is_complete {
+            bar.inc(1);
+        } else {
+            wanted.push((case, !matches!(place, Place::Empty)));
+        }
+    }
+    wanted
+}
+
+/// How many cases came to what.
+#[derive(Default)]
+struct Tally {
+    made: usize,
+    replaced: usize,
+    kept: usize,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn tell(&self, output: &Path) {
+        let Tally { made, replaced, kept, .. } = self;
+        let older = if *replaced > 0 { format!(" ({replaced} in the place of an older file)") } else { String::new() };
+        println!("segmentations in {}: {made} made{older}, {kept} kept", output.display());
+    }
+}
+
+/// Bytes that three cases like this one take at most, one preprocessed, one predicted, one written: copies of the image, as
+/// read, cropped and resampled, and of the probabilities of `heads` heads.
+fn bytes_of_three(case: &PreprocessedCase, heads: usize) -> u64 {
+    let image = (case.data.len() as u64).saturating_mul(4 * 8);
+    image.saturating_add(planned_probabilities(heads, case.properties.shape_before_cropping).saturating_mul(3))
+}
+
+/// A predicted case, to be written.
+struct Made {
+    found: Prediction,
+    properties: Properties,
+    geometry: io::Geometry,
+}
+
+impl Made {
+    /// Writes the segmentation, and before it the probabilities if there are any.
+    fn write(&self, segmentation: &Path, beside: impl Fn(&str) -> PathBuf) -> voxgrad::Result<()> {
+        if !self.found.probabilities.is_empty() {
+            io::write_npz_array(&beside("npz"), predict::PROBABILITIES, self.found.probabilities.view())?;
+            write_properties(&beside("pkl"), &self.properties, &self.geometry)?;
+        }
+        io::write_segmentation(segmentation, self.found.labels.view(), &self.geometry)
+    }
+}
+
+/// How far a case is, beside its name.
+struct Windows<'a> {
+    bar: &'a ProgressBar,
+    case: &'a str,
+    began: Instant,
+}
+
+impl<'a> Windows<'a> {
+    fn new(bar: &'a ProgressBar, case: &'a str) -> Self {
+        Self { bar, case, began: Instant::now() }
+    }
+
+    fn show(&self, done: usize, all: usize) {
+        let left = self.began.elapsed().as_secs_f64() * (all - done) as f64 / done.max(1) as f64;
+        self.bar.set_message(format!("{} {} %, {left:.0} s left of it", self.case, 100 * done / all.max(1)));
+        self.bar.tick();
+    }
+}
+
+/// Probabilities of an earlier prediction would be taken for those of the new one.
+fn warn_of_older_probabilities(files: impl Iterator<Item = PathBuf>) {
+    let older: Vec<String> = files.filter(|file| file.exists()).map(|file| file.display().to_string()).collect();
+    if !older.is_empty() {
+        eprintln!(
+            "warning: these probabilities are of an earlier prediction, and are not made again; remove them, or predict with \
+             --save-probabilities: {}",
+            older.join(", ")
+        );
+    }
 }
 
 /// What is where a segmentation is to go.

@@ -1,6 +1,6 @@
 //! `voxgrad fingerprint`, `plan`, `preprocess` and `plan-and-preprocess`.
 
-use super::DeviceArgument;
+use super::device::DeviceArgument;
 use super::options::{Configurations, Measuring, Planning, Reading, Which};
 use super::steps::{Target, check_if, fingerprint, plan, preprocess, print_memory};
 use anyhow::Context as _;

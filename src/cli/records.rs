@@ -12,6 +12,9 @@ use voxgrad::train::Trainer;
 use voxgrad::train::run::Epoch;
 use voxgrad::{Error, Result, io};
 
+/// What a person wants to know who asks later how a network was trained.
+pub const ABOUT: &str = "debug.json";
+
 /// A file that lines are added to.
 struct Lines {
     path: PathBuf,
@@ -45,7 +48,7 @@ impl Records {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         let [year, month, day, hour, minute, second] = utc(now as u64);
         let name = format!("training_log_{year}_{month}_{day}_{hour:02}_{minute:02}_{second:02}.txt");
-        io::write_json(&output.join("debug.json"), &about)?;
+        io::write_json(&output.join(ABOUT), &about)?;
         let history = &trainer.progress().history;
         let epochs = output.join("epochs.jsonl");
         let known: String = (0..history.epochs()).map(|epoch| json_line(history, epoch)).collect();

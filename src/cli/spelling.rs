@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// nnU-Net's spelling and this program's.
-const SPELLINGS: [(&str, &str); 30] = [
+const SPELLINGS: &[(&str, &str)] = &[
     ("-np", "--workers"),
     ("-npfp", "--workers"),
     ("-pl", "--planner"),
@@ -34,6 +34,18 @@ const SPELLINGS: [(&str, &str); 30] = [
     ("-num_gpus", "--num-gpus"),
     ("--val_best", "--val-best"),
     ("--disable_checkpointing", "--disable-checkpointing"),
+    ("-djfile", "--dataset-json"),
+    ("-pfile", "--plans"),
+    ("-il", "--ignore-label"),
+    ("-ref", "--references"),
+    ("-channel_idx", "--channel"),
+    ("-plans_json", "--plans"),
+    ("-dataset_json", "--dataset-json"),
+    ("--remove_postprocessed", "--remove-postprocessed"),
+    ("-pp_pkl_file", "--postprocessing"),
+    ("--save_npz", "--save-npz"),
+    ("--disable_ensembling", "--disable-ensembling"),
+    ("--no_overwrite", "--no-overwrite"),
 ];
 
 /// The arguments with nnU-Net's spellings replaced; all others are passed on as they are.

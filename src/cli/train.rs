@@ -2,11 +2,11 @@
 
 use super::interrupt::Interrupt;
 use super::job::Job;
-use super::records::Records;
+use super::progress::{BEGAN, print_above, progress_bar};
+use super::records::{self, Records};
 use super::tuning::tuned;
 use super::typed::Train;
 use super::validation::{References, Validation};
-use super::{BEGAN, progress_bar};
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use std::ops::ControlFlow;
@@ -37,7 +37,7 @@ impl Train {
         }
         let loading = self.loading();
         let data = open(&job, loading.skip_unreadable)?;
-        let context = match self.tune && !job.settings.exact {
+        let context = match job.settings.tuned {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
@@ -123,8 +123,18 @@ impl Train {
             "annotated": data.annotated,
             "settings": job.settings,
             "continued_from_epoch": job.checkpoint.as_ref().map(|checkpoint| checkpoint.progress.epoch),
-            "pretrained_weights": self.pretrained_weights.as_ref().map(|path| path.display().to_string()),
+            "pretrained_weights": self.begun_with(job),
         })
+    }
+
+    /// The file whose weights the training began with; of one that goes on, what was written down then.
+    fn begun_with(&self, job: &Job) -> serde_json::Value {
+        if job.checkpoint.is_none() {
+            return self.pretrained_weights.as_ref().map(|path| path.display().to_string()).into();
+        }
+        let before = std::fs::read(job.output.join(records::ABOUT)).ok();
+        let mut before: Option<serde_json::Value> = before.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        before.as_mut().and_then(|about| about.get_mut("pretrained_weights")).map(std::mem::take).unwrap_or_default()
     }
 
     /// Trains all remaining epochs.
@@ -296,11 +306,6 @@ fn left_out(Epoch { trainer, .. }: &Epoch) -> Vec<String> {
         format!("warning: left out, {} of {all} that cannot be read: {case}: {reason}", index + 1)
     };
     unreadable.into_iter().enumerate().map(line).collect()
-}
-
-/// Prints above the bar on a terminal, plainly into a file.
-fn print_above(bar: &ProgressBar, line: &str) {
-    if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
 }
 
 /// The time of the first two iterations: the first one compiles the kernels.

@@ -1,8 +1,9 @@
 //! What is typed for `voxgrad train`.
 
+use super::device::{DeviceArgument, ExactArgument};
 use super::options::FolderArguments;
-use super::{DeviceArgument, ExactArgument};
 use std::path::PathBuf;
+use voxgrad::Compat;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
 use voxgrad::train::run::Saving;
 use voxgrad::train::{Asked, Loading, Precision};
@@ -69,6 +70,11 @@ pub struct Train {
     /// cases are annotated completely and others hardly.
     #[arg(long)]
     sample_by_annotation: bool,
+    /// What to do where nnU-Net 2.8 has what looks like a defect: `corrected`, or `nnunet` for patches that hang over the
+    /// image's far border and a moving average that an epoch without foreground ends; cases must then have been
+    /// preprocessed with --compat nnunet too. corrected unless given.
+    #[arg(long, value_name = "WAY", value_parser = ["corrected", "nnunet"])]
+    compat: Option<String>,
     /// Threads that read and cut patches ahead of training; one for every four processor cores, up to eight, unless given.
     /// Results do not depend on them.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -87,9 +93,9 @@ pub struct Train {
     exact: ExactArgument,
     /// Before training, measure which algorithm is the fastest for each convolution on this device, unless an earlier run
     /// has: the measurements are kept in the user's cache folder. Results then repeat bit for bit with the same
-    /// measurements only; by default a fixed rule chooses.
+    /// measurements only; by default a fixed rule chooses. --continue does as the training did that it goes on with.
     #[arg(long, conflicts_with = "exact")]
-    pub tune: bool,
+    tune: bool,
     /// Seed of weights and patches; 0 unless given.
     #[arg(long)]
     seed: Option<u64>,
@@ -116,9 +122,9 @@ pub struct Train {
     /// Devices to train one network on: 1 only.
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_gpus: usize,
-    /// Not offered: probabilities of the validation cases.
-    #[arg(long, hide = true)]
-    npz: bool,
+    /// Write the probabilities of the validation cases beside their segmentations, as `predict --save-probabilities` does.
+    #[arg(long)]
+    pub npz: bool,
     /// Score the validation cases against these complete labels instead of labelsTr.
     #[arg(long, value_name = "FOLDER")]
     pub reference: Option<PathBuf>,
@@ -131,9 +137,10 @@ pub struct Train {
 
 /// Axes that were listed.
 #[derive(Clone, Copy)]
-struct Axes([bool; 3]);
+pub struct Axes(pub [bool; 3]);
 
-fn axes(text: &str) -> Result<Axes, String> {
+/// Some of 0,1,2, or `none`.
+pub fn axes(text: &str) -> Result<Axes, String> {
     let mut axes = Axes([false; 3]);
     if text != "none" {
         for axis in text.split(',') {
@@ -161,10 +168,6 @@ impl Train {
             "-num_gpus is {}: a network is trained on one device; train a fold on each, with --device cuda:0, cuda:1, ...",
             self.num_gpus
         );
-        anyhow::ensure!(
-            !self.npz,
-            "--npz: probabilities of the validation cases are not written, only segmentations; leave it out"
-        );
         self.configuration = self.configuration.or(self.configuration_in_place.take());
         self.fold = self.fold.or(self.fold_in_place.take());
         // Only with an output folder of its own is a folder trained on as it is.
@@ -172,6 +175,11 @@ impl Train {
             self.id = Some(dataset.to_string_lossy().into_owned());
         }
         Ok(self)
+    }
+
+    /// What to do where nnU-Net has what looks like a defect, if that was typed.
+    pub fn compat(&self) -> Option<Compat> {
+        self.compat.as_deref().map(|way| if way == "nnunet" { Compat::Nnunet } else { Compat::Corrected })
     }
 
     /// Which checkpoints to write.
@@ -213,8 +221,10 @@ impl Train {
             oversampling: trainer.as_ref().map(|trainer| trainer.oversampling),
             // A flag can be typed in one way only.
             by_annotation: self.sample_by_annotation.then_some(true),
+            compat: self.compat(),
             precision: self.precision,
             exact: self.exact.exact.then_some(true),
+            tuned: self.tune.then_some(true),
             seed: self.seed,
         })
     }

@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use super::typed::Train;
-use super::{evaluate, predict};
+use super::{evaluate, predict, scores};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{CaseFiles, LabelManager};
@@ -114,7 +114,8 @@ impl Validation<'_> {
         let dtype = trainer.settings().precision.dtype();
         let settings = inference::Settings { mirror, dtype, ..Default::default() };
         let networks = std::slice::from_ref(trainer.network());
-        let (context, model, going) = (trainer.context(), trainer.model(), predict::Going::default());
+        let going = predict::Going { probabilities: self.typed.npz, ..Default::default() };
+        let (context, model) = (trainer.context(), trainer.model());
         let raw_gone = files.iter().all(|case| case.images.is_empty());
         match raw_gone {
             false => predict::predict_cases(context, networks, model, &files, &folder, &settings, &going)?,
@@ -131,7 +132,7 @@ impl Validation<'_> {
         let summary = if self.typed.output.is_some() { &job.output } else { &folder }.join("summary.json");
         // The references may hold more cases than this fold's.
         let result = evaluate::score(&references, &folder, ending, labels, true, &summary)?;
-        evaluate::print(&result, labels);
+        scores::print(&result, None);
         if raw_gone {
             println!("scores in {}; no pictures: the raw images are not there", summary.display());
             return Ok(result.foreground_dice());
@@ -177,7 +178,7 @@ impl Validation<'_> {
 }
 
 /// What the label values of a segmentation mean: for regions, the region that is decoded to the value.
-fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
+pub fn legend(labels: &LabelManager) -> Vec<(i16, String)> {
     let names = labels.foreground_names();
     let values: Vec<i16> = match labels.regions_class_order() {
         Some(order) => order.to_vec(),

@@ -1,22 +1,12 @@
 //! Which files of a folder belong to which case, and which to none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::DatasetJson;
+use super::case_files::CaseFiles;
+use super::json::DatasetJson;
 use crate::error::{DatasetError, Error, Result};
 use crate::io::{self, Listing};
-
-/// Files of one case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaseFiles {
-    /// Case identifier: the file name without channel number and ending.
-    pub name: String,
-    /// One image per channel, in channel order.
-    pub images: Vec<PathBuf>,
-    /// The label map; absent for test cases.
-    pub label: Option<PathBuf>,
-}
 
 /// What was found in a folder of images.
 #[derive(Debug, Default)]
@@ -62,7 +52,7 @@ pub fn list_cases(images: &Path, labels: Option<&Path>, json: &DatasetJson) -> R
     }
     let label_names = labels.filter(|folder| folder.is_dir()).map(io::list_folder).transpose()?;
     let label_files = label_names.as_ref().map(|names| ByEnding::new(names, ending)).unwrap_or_default();
-    let numbers = Numbers::read(&image_files, &label_files.stems, declared);
+    let numbers = CaseNumbers::read(&image_files, &label_files.stems, declared);
     let faults = LabelFaults::find(&label_files.stems, &numbers);
 
     let mut found = Cases { meant: numbers.cases(), ..Cases::default() };
@@ -181,7 +171,7 @@ fn other_ending(ending: &str) -> &'static str {
 
 /// What the four digits at the end of image names say.
 #[derive(Default)]
-struct Numbers<'a> {
+struct CaseNumbers<'a> {
     /// Channels of each case.
     channels: BTreeMap<&'a str, BTreeSet<usize>>,
     /// Whole names of cases, as the labels show, without a channel number.
@@ -192,7 +182,7 @@ struct Numbers<'a> {
     elsewhere: BTreeSet<&'a str>,
 }
 
-impl<'a> Numbers<'a> {
+impl<'a> CaseNumbers<'a> {
     /// How many cases somebody meant.
     fn cases(&self) -> usize {
         self.channels.len() + self.missing.len() + self.nameless.len() + self.elsewhere.len()
@@ -205,7 +195,7 @@ impl<'a> Numbers<'a> {
     }
 
     fn read(images: &ByEnding<'a>, labels: &BTreeSet<&str>, declared: usize) -> Self {
-        let mut numbers = Numbers::default();
+        let mut numbers = CaseNumbers::default();
         for &stem in &images.stems {
             match channel_of(stem) {
                 Some((case, channel)) => _ = numbers.channels.entry(case).or_default().insert(channel),
@@ -245,7 +235,7 @@ struct LabelFaults<'a> {
 }
 
 impl<'a> LabelFaults<'a> {
-    fn find(labels: &BTreeSet<&'a str>, numbers: &Numbers) -> Self {
+    fn find(labels: &BTreeSet<&'a str>, numbers: &CaseNumbers) -> Self {
         let mut faults = LabelFaults::default();
         for &stem in labels {
             match channel_of(stem) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::CaseFiles;
+use super::case_files::CaseFiles;
 use crate::error::{DatasetError, Error, FileError, Result};
 use crate::io;
 

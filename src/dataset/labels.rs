@@ -264,15 +264,38 @@ impl LabelManager {
         self.segmentation(probabilities, 0.5)
     }
 
+    /// Turns logits `[..., heads]` into probabilities in place: softmax over classes, or the sigmoid of each region.
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] if the buffer does not hold whole voxels.
+    pub fn probabilities_from_logits(&self, logits: &mut [f32]) -> Result<()> {
+        let heads = self.num_segmentation_heads();
+        self.check_whole_voxels(logits.len())?;
+        if self.has_regions() {
+            logits.iter_mut().for_each(|logit| *logit = (1.0 / (1.0 + (-f64::from(*logit)).exp())) as f32);
+            return Ok(());
+        }
+        for voxel in logits.chunks_exact_mut(heads) {
+            let largest = f64::from(voxel[first_maximum(voxel)]);
+            let exponential = |logit: f32| (f64::from(logit) - largest).exp();
+            let sum: f64 = voxel.iter().map(|&logit| exponential(logit)).sum();
+            voxel.iter_mut().for_each(|logit| *logit = (exponential(*logit) / sum) as f32);
+        }
+        Ok(())
+    }
+
+    fn check_whole_voxels(&self, scores: usize) -> Result<()> {
+        let heads = self.num_segmentation_heads();
+        if scores.is_multiple_of(heads) {
+            return Ok(());
+        }
+        let expected = scores.next_multiple_of(heads);
+        Err(Error::BufferLength { what: "scores of whole voxels", found: scores, expected })
+    }
+
     fn segmentation(&self, scores: &[f32], threshold: f32) -> Result<Vec<u16>> {
         let heads = self.num_segmentation_heads();
-        if !scores.len().is_multiple_of(heads) {
-            return Err(Error::BufferLength {
-                what: "scores of whole voxels",
-                found: scores.len(),
-                expected: scores.len().next_multiple_of(heads),
-            });
-        }
+        self.check_whole_voxels(scores.len())?;
         let voxels = scores.chunks_exact(heads);
         Ok(match &self.class_order {
             // Later regions overwrite earlier ones.

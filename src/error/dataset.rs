@@ -1,6 +1,6 @@
 //! What is wrong with a raw dataset: its description, the names of its files, its volumes and labels.
 
-use super::ValueSummary;
+use super::values::ValueSummary;
 use std::path::PathBuf;
 
 /// What is wrong with a raw dataset: its description, the names of its files, its volumes and labels.

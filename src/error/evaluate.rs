@@ -28,6 +28,54 @@ pub enum EvaluateError {
         /// The file ending looked for.
         ending: String,
     },
+    /// Folds without predictions of their validation cases.
+    #[error("{path}: no files ending in {ending} in the validation folder of fold {}; train and validate it", .folds.join(", "))]
+    FoldsMissing {
+        /// The model folder.
+        path: PathBuf,
+        /// The folds.
+        folds: Vec<String>,
+        /// The file ending looked for.
+        ending: String,
+    },
+    /// Cases that more than one fold has predicted.
+    #[error("{path}: more than one fold has predicted {}; a case belongs to one fold: remove the outdated predictions", .files.join(", "))]
+    PredictedTwice {
+        /// The model folder.
+        path: PathBuf,
+        /// Names of the files.
+        files: Vec<String>,
+    },
+    /// The references of a dataset are nowhere.
+    #[error("{dataset}: its labels are not known: there is neither {}", .searched.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" nor "))]
+    ReferencesUnknown {
+        /// Name of the dataset.
+        dataset: String,
+        /// Where they were looked for.
+        searched: Vec<PathBuf>,
+    },
+    /// Probabilities cannot be averaged.
+    #[error("{path}: {problem}")]
+    Probabilities {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what helps.
+        problem: String,
+    },
+    /// A label map does not lie on its image's grid.
+    #[error("{path}: does not lie on the grid of its image: {problem}")]
+    ImageGrid {
+        /// The label map.
+        path: PathBuf,
+        /// What differs.
+        problem: String,
+    },
+    /// Files of two kinds, so that it is not clear which are meant.
+    #[error("{path}: files ending in .nii.gz and in .nii; move one kind elsewhere")]
+    TwoEndings {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Prediction and reference do not lie on one grid.
     #[error(
         "{path}: prediction and reference lie on different grids: {problem}; export predictions on the raw image's grid"

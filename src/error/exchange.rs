@@ -33,6 +33,16 @@ pub enum ExchangeError {
         /// Module and name of what is asked for.
         name: String,
     },
+    /// A file is no postprocessing as nnU-Net pickles it.
+    #[error(
+        "{path}: not a postprocessing.pkl of nnU-Net, or damaged: {problem}; postprocessing.json beside it says the same"
+    )]
+    Postprocessing {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// Tensors are missing, misshapen, unknown, or disagree with their aliases.
     #[error("{path}: {} tensors do not fit the network of the plans:\n  {}", .faults.len(), .faults.join("\n  "))]
     StateDict {

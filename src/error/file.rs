@@ -1,6 +1,6 @@
 //! What is wrong with a single file: the operating system refuses it, or its format is not what it must be.
 
-use super::ValueSummary;
+use super::values::ValueSummary;
 use std::path::PathBuf;
 
 /// What is wrong with a single file: the operating system refuses it, or its format is not what it must be.
@@ -102,6 +102,24 @@ pub enum FileError {
         /// Where reading was given up.
         limit: u64,
     },
+    /// A file is no NRRD file.
+    #[error("{path}: not an NRRD file: {problem}; save the segmentation again")]
+    NotNrrd {
+        /// The file.
+        path: PathBuf,
+        /// What gave it away.
+        problem: String,
+    },
+    /// A field of an NRRD file that is missing, or that cannot be used.
+    #[error("{path}: NRRD field `{field}`: {problem}")]
+    NrrdField {
+        /// The file.
+        path: PathBuf,
+        /// The field, or the key of a pair.
+        field: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// The gzip stream is damaged: checksum, length or deflate data.
     #[error("{path}: damaged gzip stream: {source}; copy or compress the file again")]
     Gzip {
@@ -137,6 +155,14 @@ pub enum FileError {
         voxels: usize,
         /// What the whole file holds.
         values: ValueSummary,
+    },
+    /// A numpy archive is damaged, or lacks what is asked for.
+    #[error("{path}: not a usable .npz: {problem}; copy or make the file again")]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A volume cannot be written as NIfTI.
     #[error("{path}: cannot write NIfTI: {problem}")]

@@ -1,6 +1,6 @@
 //! Why training cannot begin, go on or be continued.
 
-use super::Error;
+use super::network::NetworkError;
 use std::path::PathBuf;
 
 /// Why training cannot begin, go on or be continued.
@@ -92,7 +92,7 @@ pub enum TrainError {
         /// Case identifier.
         case: String,
         /// What reading it gave, the file's name in it.
-        source: Box<super::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Training goes on without cases that cannot be read, and none is left.
     #[error("no case is left that can be read: {}", reasons.join("; "))]
@@ -120,7 +120,7 @@ pub enum TrainError {
     #[error("{problem}{}", what_fits(.fits))]
     TrainingMemory {
         /// What does not fit.
-        problem: Box<Error>,
+        problem: Box<NetworkError>,
         /// The largest patch (depth, height, width) and batch found that would; `None` if not even a small one does.
         fits: Option<([usize; 3], usize)>,
     },

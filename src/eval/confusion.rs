@@ -1,5 +1,7 @@
 //! Counting agreement, and the Dice that training shows after each epoch.
 
+use std::collections::HashMap;
+
 use ndarray::ArrayView3;
 
 use crate::dataset::labels::first_maximum;
@@ -27,16 +29,7 @@ impl Confusion {
         group: &LabelGroup,
         ignore: Option<i16>,
     ) -> Self {
-        // Joint histogram of the two masks: index 2 * predicted + true.
-        let mut counts = [0u64; 4];
-        for (&predicted, &truth) in prediction.iter().zip(reference) {
-            if Some(truth) != ignore {
-                let index = 2 * usize::from(group.contains(predicted));
-                counts[index + usize::from(group.contains(truth))] += 1;
-            }
-        }
-        let [true_negatives, false_negatives, false_positives, true_positives] = counts;
-        Confusion { true_positives, false_positives, false_negatives, true_negatives }
+        JointHistogram::count(prediction, reference).confusion(group, ignore)
     }
 
     /// `2 TP / (2 TP + FP + FN)`; NaN if there is neither prediction nor truth.
@@ -59,6 +52,67 @@ impl std::ops::AddAssign for Confusion {
         self.false_positives += other.false_positives;
         self.false_negatives += other.false_negatives;
         self.true_negatives += other.true_negatives;
+    }
+}
+
+/// How many voxels hold each pair of a predicted and a true label: one pass over both maps, whatever number of labels and
+/// regions is then counted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JointHistogram {
+    /// Predicted label, true label, voxels; sorted.
+    pairs: Vec<(i16, i16, u64)>,
+}
+
+impl JointHistogram {
+    /// Counts all voxels. Shapes must agree.
+    pub fn count(prediction: ArrayView3<i16>, reference: ArrayView3<i16>) -> Self {
+        let (prediction, reference) = (prediction.as_standard_layout(), reference.as_standard_layout());
+        // Both are in standard layout now.
+        let predicted = prediction.as_slice().unwrap_or_default();
+        let truth = reference.as_slice().unwrap_or_default();
+        let mut counts: HashMap<(i16, i16), u64> = HashMap::new();
+        let mut last = (predicted.first().copied().unwrap_or(0), truth.first().copied().unwrap_or(0));
+        let mut run = 0;
+        // Label maps are runs of equal labels, mostly: a whole piece is compared with the last pair at once.
+        for (predicted, truth) in predicted.chunks(32).zip(truth.chunks(32)) {
+            let both = predicted.iter().zip(truth);
+            if both.clone().fold(0, |differs, (p, t)| differs | (p ^ last.0) | (t ^ last.1)) == 0 {
+                run += predicted.len() as u64;
+                continue;
+            }
+            for (&p, &t) in both {
+                if (p, t) != last {
+                    *counts.entry(last).or_default() += run;
+                    (last, run) = ((p, t), 0);
+                }
+                run += 1;
+            }
+        }
+        *counts.entry(last).or_default() += run;
+        let mut pairs: Vec<_> =
+            counts.into_iter().filter(|(_, n)| *n > 0).map(|((predicted, truth), n)| (predicted, truth, n)).collect();
+        pairs.sort_unstable();
+        JointHistogram { pairs }
+    }
+
+    /// The counts of one label or region over all voxels whose reference is not `ignore`.
+    pub fn confusion(&self, group: &LabelGroup, ignore: Option<i16>) -> Confusion {
+        let mut counts = Confusion::default();
+        for &(predicted, truth, voxels) in self.pairs.iter().filter(|(_, truth, _)| Some(*truth) != ignore) {
+            let count = match (group.contains(predicted), group.contains(truth)) {
+                (true, true) => &mut counts.true_positives,
+                (true, false) => &mut counts.false_positives,
+                (false, true) => &mut counts.false_negatives,
+                (false, false) => &mut counts.true_negatives,
+            };
+            *count += voxels;
+        }
+        counts
+    }
+
+    /// Predicted label, true label and voxels of every pair that occurs.
+    pub fn pairs(&self) -> &[(i16, i16, u64)] {
+        &self.pairs
     }
 }
 

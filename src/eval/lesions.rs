@@ -2,6 +2,7 @@
 
 use ndarray::{Array3, ArrayView3};
 
+use super::components::Components;
 use crate::dataset::LabelGroup;
 
 /// Connected components of one label or region in one case. Voxels are connected through faces, edges and corners (26
@@ -38,32 +39,11 @@ pub fn lesions(
 
 /// Number of connected components, and how many of them share a voxel with the other mask.
 fn components(mask: &Array3<bool>, other: &Array3<bool>) -> (usize, usize) {
-    let (depth, height, width) = mask.dim();
-    let mut open = mask.clone();
-    let (mut count, mut touching) = (0, 0);
-    let mut pending = Vec::new();
-    for seed in ndarray::indices(mask.dim()) {
-        if !open[seed] {
-            continue;
-        }
-        let mut touches = false;
-        open[seed] = false;
-        pending.push(seed);
-        while let Some((z, y, x)) = pending.pop() {
-            touches |= other[(z, y, x)];
-            let around = |at: usize, length: usize| at.saturating_sub(1)..(at + 2).min(length);
-            for z in around(z, depth) {
-                for y in around(y, height) {
-                    for x in around(x, width) {
-                        if std::mem::take(&mut open[(z, y, x)]) {
-                            pending.push((z, y, x));
-                        }
-                    }
-                }
-            }
-        }
-        count += 1;
-        touching += usize::from(touches);
+    let components = Components::of(mask.view());
+    let mut touching = vec![false; components.sizes.len() + 1];
+    for (&number, &other) in components.numbers.iter().zip(other) {
+        touching[number as usize] |= other;
     }
-    (count, touching)
+    // Number 0 is outside.
+    (components.sizes.len(), touching.iter().skip(1).filter(|touches| **touches).count())
 }

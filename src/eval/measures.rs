@@ -6,11 +6,9 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::lesions::{Lesions, lesions};
-use super::summary::{CaseResult, Summary};
-use super::surface::{SurfaceDistances, surface_distances};
-use crate::dataset::LabelManager;
+use super::summary::{CaseResult, Summary, read_pair};
+use super::surface::{SurfaceDistances, SurfaceSettings, surface_distances};
 use crate::error::{Error, Result};
-use crate::io;
 
 /// Measures of one label or region in one case.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,28 +28,32 @@ pub struct Measures {
 /// Measures of one case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaseMeasures {
-    /// Share of the voxels that the reference annotates: all measures look at these only. Where it is small, no measure
-    /// says much about the whole image.
-    pub annotated: f64,
     /// One entry for each evaluated label or region.
     pub groups: Vec<Measures>,
 }
 
 impl Summary {
-    /// Measures every case again, beyond its counts. `tolerance` is that of the normalised surface Dice in millimetres.
+    /// Measures every case again, beyond its counts. `observe` is called after each case with the number of cases.
     ///
     /// # Errors
     /// Those of reading NIfTI, all of them together; [`Error::Setting`] for a tolerance that is no distance.
-    pub fn measure(&self, labels: &LabelManager, tolerance: f64) -> Result<Vec<CaseMeasures>> {
-        if !(tolerance >= 0.0 && tolerance.is_finite()) {
+    pub fn measure(&self, settings: SurfaceSettings, observe: &(dyn Fn(usize) + Sync)) -> Result<Vec<CaseMeasures>> {
+        if !(settings.tolerance >= 0.0 && settings.tolerance.is_finite()) {
             return Err(Error::Setting {
                 setting: "tolerance",
-                value: tolerance.to_string(),
+                value: settings.tolerance.to_string(),
                 expected: "expected a distance in millimetres, 0 or larger",
             });
         }
-        let measured: Vec<Result<CaseMeasures>> =
-            self.cases.par_iter().map(|case| self.measure_case(case, labels.ignore_label(), tolerance)).collect();
+        let measured: Vec<Result<CaseMeasures>> = self
+            .cases
+            .par_iter()
+            .map(|case| {
+                let measures = self.measure_case(case, self.classes.ignore, settings);
+                observe(self.cases.len());
+                measures
+            })
+            .collect();
         let (mut cases, mut faults) = (Vec::with_capacity(measured.len()), Vec::new());
         for case in measured {
             match case {
@@ -62,40 +64,39 @@ impl Summary {
         Error::several(faults).map_or(Ok(cases), Err)
     }
 
-    fn measure_case(&self, case: &CaseResult, ignore: Option<i16>, tolerance: f64) -> Result<CaseMeasures> {
-        let prediction = io::read_labels(&case.prediction_file)?;
-        let reference = io::read_labels(&case.reference_file)?;
+    fn measure_case(&self, case: &CaseResult, ignore: Option<i16>, settings: SurfaceSettings) -> Result<CaseMeasures> {
+        let [prediction, reference] = read_pair(&case.prediction_file, &case.reference_file)?;
         let spacing = reference.geometry.spacing;
         let millilitres = spacing.iter().product::<f64>() / 1000.0;
         let (predicted, truth) = (prediction.data.view(), reference.data.view());
-        let ignored = truth.iter().filter(|&&label| Some(label) == ignore).count();
-        let groups = self.groups.iter().zip(&case.counts).map(|(group, counts)| {
+        let groups = self.classes.groups.iter().zip(&case.counts).map(|(group, counts)| {
             let voxels = predicted.iter().filter(|&&label| group.contains(label)).count() as u64;
             Measures {
-                surfaces: surface_distances(predicted, truth, group, ignore, spacing, tolerance),
+                surfaces: surface_distances(predicted, truth, group, ignore, spacing, settings),
                 lesions: lesions(predicted, truth, group, ignore),
                 predicted_volume: voxels as f64 * millilitres,
                 predicted_volume_annotated: (counts.true_positives + counts.false_positives) as f64 * millilitres,
                 reference_volume: (counts.true_positives + counts.false_negatives) as f64 * millilitres,
             }
         });
-        Ok(CaseMeasures { annotated: 1.0 - ignored as f64 / truth.len() as f64, groups: groups.collect() })
+        Ok(CaseMeasures { groups: groups.collect() })
     }
 
     /// A table in CSV, a line for each case and each label or region. Numbers that do not exist are `NaN`, distances to
     /// nothing `inf`.
-    pub fn csv(&self, labels: &LabelManager, measures: &[CaseMeasures], tolerance: f64) -> String {
+    pub fn csv(&self, measures: &[CaseMeasures], settings: SurfaceSettings) -> String {
+        let (tolerance, kind) = (settings.tolerance, settings.kind.name());
         let mut text = format!(
             "case,class,annotated_share,dice,iou,hd95_mm,assd_mm,nsd_{tolerance}mm,predicted_ml,predicted_annotated_ml,\
-             reference_ml,reference_lesions,found_lesions,predicted_lesions,invented_lesions\n"
+             reference_ml,reference_lesions,found_lesions,predicted_lesions,invented_lesions,surfaces\n"
         );
         for (case, measured) in self.cases.iter().zip(measures) {
             let name = case.prediction_file.file_name().map(Path::new).unwrap_or(&case.prediction_file);
             let name = quoted(&name.to_string_lossy());
-            for ((class, counts), group) in labels.foreground_names().iter().zip(&case.counts).zip(&measured.groups) {
+            for ((class, counts), group) in self.classes.names.iter().zip(&case.counts).zip(&measured.groups) {
                 let Measures { surfaces, lesions, .. } = group;
                 let numbers = [
-                    measured.annotated,
+                    case.annotated,
                     counts.dice(),
                     counts.iou(),
                     surfaces.hausdorff_95,
@@ -110,7 +111,7 @@ impl Summary {
                 let _ = write!(text, "{name},{}", quoted(class));
                 numbers.iter().for_each(|number| _ = write!(text, ",{number}"));
                 counted.iter().for_each(|count| _ = write!(text, ",{count}"));
-                text.push('\n');
+                let _ = writeln!(text, ",{kind}");
             }
         }
         text

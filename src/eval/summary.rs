@@ -1,24 +1,28 @@
 //! `summary.json`: metrics of a folder of segmentations, byte for byte in nnU-Net's layout.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::ArrayView3;
 use rayon::prelude::*;
 
-use super::confusion::{Confusion, nan_mean};
-use super::grid_difference;
+use super::classes::Classes;
+use super::confusion::{Confusion, JointHistogram, nan_mean};
+use super::json::Json;
 use crate::dataset::{LabelGroup, LabelManager};
 use crate::error::{Error, EvaluateError, Result};
 use crate::io;
+use crate::io::grid_difference;
 
 /// Metrics of one case, parallel to the evaluated labels or regions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaseResult {
     /// Counts over annotated voxels.
     pub counts: Vec<Confusion>,
+    /// Share of the voxels that the reference annotates, all of them without an ignore label. Metrics look at these only:
+    /// where it is small, they say little about the whole image.
+    pub annotated: f64,
     /// The prediction.
     pub prediction_file: PathBuf,
     /// What it was compared with.
@@ -29,7 +33,7 @@ pub struct CaseResult {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// The evaluated labels or regions.
-    pub groups: Vec<LabelGroup>,
+    pub classes: Classes,
     /// One entry per case.
     pub cases: Vec<CaseResult>,
     /// What looks odd but does not stop anything, such as labels that nobody declared.
@@ -55,21 +59,38 @@ pub fn evaluate_case(
     groups: &[LabelGroup],
     ignore: Option<i16>,
 ) -> Vec<Confusion> {
-    groups.iter().map(|group| Confusion::count(prediction, reference, group, ignore)).collect()
+    let joint = JointHistogram::count(prediction, reference);
+    groups.iter().map(|group| joint.confusion(group, ignore)).collect()
 }
 
-/// Compares all segmentations of a folder with the references of the same names. Names that begin with `._`, which macOS
-/// leaves on foreign disks, are passed over.
+/// Compares all segmentations of a folder with the references of the same names, for the foreground of a dataset; as
+/// [`evaluate_classes`].
 ///
 /// # Errors
-/// [`EvaluateError::NothingToEvaluate`]; [`EvaluateError::ReferenceMissing`]; [`EvaluateError::PredictionMissing`] unless `allow_missing`;
-/// [`EvaluateError::EvaluationGrid`]; the errors of reading NIfTI; [`Error::Several`] with all of them.
+/// As [`evaluate_classes`].
 pub fn evaluate_folder(
     references: &Path,
     predictions: &Path,
     file_ending: &str,
     labels: &LabelManager,
     allow_missing: bool,
+) -> Result<Summary> {
+    evaluate_classes(references, predictions, file_ending, &Classes::of(labels), allow_missing, &|_| ())
+}
+
+/// Compares all segmentations of a folder with the references of the same names. Names that begin with `._`, which macOS
+/// leaves on foreign disks, are passed over. `observe` is called after each case with the number of cases.
+///
+/// # Errors
+/// [`EvaluateError::NothingToEvaluate`]; [`EvaluateError::ReferenceMissing`]; [`EvaluateError::PredictionMissing`] unless `allow_missing`;
+/// [`EvaluateError::EvaluationGrid`]; the errors of reading NIfTI; [`Error::Several`] with all of them.
+pub fn evaluate_classes(
+    references: &Path,
+    predictions: &Path,
+    file_ending: &str,
+    classes: &Classes,
+    allow_missing: bool,
+    observe: &(dyn Fn(usize) + Sync),
 ) -> Result<Summary> {
     let (predicted, mut passed_over) = files(predictions, file_ending)?;
     if predicted.is_empty() {
@@ -90,11 +111,28 @@ pub fn evaluate_folder(
             missing.map(|file| Error::Evaluate(EvaluateError::PredictionMissing { path: predictions.join(file) })),
         );
     }
-    let groups = labels.foreground();
-    let both: Vec<&String> = predicted.intersection(&known).collect();
-    let compared: Vec<Result<(CaseResult, Vec<String>)>> =
-        both.par_iter().map(|file| compare(&predictions.join(file), &references.join(file), &groups, labels)).collect();
-    let (mut cases, mut warnings) = (Vec::with_capacity(both.len()), Vec::new());
+    let both = predicted.intersection(&known).map(|file| (predictions.join(file), references.join(file)));
+    let summary = evaluate_pairs(&both.collect::<Vec<_>>(), classes, faults, observe)?;
+    Ok(Summary { passed_over, ..summary })
+}
+
+/// Compares predictions with their references. What is wrong with others, `faults`, is told together with what is wrong
+/// with these.
+pub(super) fn evaluate_pairs(
+    pairs: &[(PathBuf, PathBuf)],
+    classes: &Classes,
+    mut faults: Vec<Error>,
+    observe: &(dyn Fn(usize) + Sync),
+) -> Result<Summary> {
+    let compared: Vec<Result<(CaseResult, Vec<String>)>> = pairs
+        .par_iter()
+        .map(|(prediction, reference)| {
+            let case = compare(prediction, reference, classes);
+            observe(pairs.len());
+            case
+        })
+        .collect();
+    let (mut cases, mut warnings) = (Vec::with_capacity(pairs.len()), Vec::new());
     for result in compared {
         match result {
             Ok((case, found)) => {
@@ -106,54 +144,72 @@ pub fn evaluate_folder(
     }
     match Error::several(faults) {
         Some(error) => Err(error),
-        None => Ok(Summary { groups, cases, warnings, passed_over }),
+        None => Ok(Summary { classes: classes.clone(), cases, warnings, passed_over: Vec::new() }),
     }
 }
 
-/// Scores a case, and says which labels are in it that nobody declared.
-fn compare(
-    prediction_file: &Path,
-    reference_file: &Path,
-    groups: &[LabelGroup],
-    labels: &LabelManager,
-) -> Result<(CaseResult, Vec<String>)> {
+/// Reads a prediction and its reference, which must lie on one grid.
+pub(super) fn read_pair(prediction_file: &Path, reference_file: &Path) -> Result<[io::LabelMap; 2]> {
     let prediction = io::read_labels(prediction_file)?;
     let reference = io::read_labels(reference_file)?;
     let grid = |map: &io::LabelMap| map.data.dim().into();
     let (found, expected) = (grid(&prediction), grid(&reference));
-    if let Some(problem) = grid_difference((&prediction.geometry, found), (&reference.geometry, expected)) {
-        return Err(Error::Evaluate(EvaluateError::EvaluationGrid { path: prediction_file.into(), problem }));
+    match grid_difference((&prediction.geometry, found), (&reference.geometry, expected)) {
+        None => Ok([prediction, reference]),
+        Some(problem) => Err(EvaluateError::EvaluationGrid { path: prediction_file.into(), problem }.into()),
     }
-    let ignore = labels.ignore_label();
-    let mut warnings = Vec::new();
-    // The ignore label is for annotations: nothing predicts it.
-    for (file, map, ignore) in [(prediction_file, &prediction, None), (reference_file, &reference, ignore)] {
-        let known: Vec<i16> = labels.all_labels().iter().copied().chain(ignore).collect();
-        for (label, voxels) in undeclared(map.data.view(), &known) {
-            warnings.push(format!(
-                "{}: {voxels} voxels hold label {label}, which is none of {known:?}: they count as no class",
-                file.display()
-            ));
-        }
-    }
-    let counts = evaluate_case(prediction.data.view(), reference.data.view(), groups, ignore);
-    let (prediction_file, reference_file) = (prediction_file.into(), reference_file.into());
-    Ok((CaseResult { counts, prediction_file, reference_file }, warnings))
 }
 
-/// Voxels of every label that is not among the known ones.
-fn undeclared(map: ArrayView3<i16>, known: &[i16]) -> BTreeMap<i16, u64> {
-    let mut unknown = vec![true; 1 << 16];
-    known.iter().for_each(|&label| unknown[usize::from(label as u16)] = false);
-    let mut counts = BTreeMap::new();
-    for &label in map.iter().filter(|&&label| unknown[usize::from(label as u16)]) {
-        *counts.entry(label).or_insert(0) += 1;
+/// Scores a case, and says which labels are in it that nobody declared.
+fn compare(prediction_file: &Path, reference_file: &Path, classes: &Classes) -> Result<(CaseResult, Vec<String>)> {
+    let [prediction, reference] = read_pair(prediction_file, reference_file)?;
+    let joint = JointHistogram::count(prediction.data.view(), reference.data.view());
+    let (mut predicted, mut truth) = (BTreeMap::new(), BTreeMap::new());
+    for &(p, t, voxels) in joint.pairs() {
+        *predicted.entry(p).or_insert(0) += voxels;
+        *truth.entry(t).or_insert(0) += voxels;
     }
-    counts
+    let declared = |file: &Path, counts: &BTreeMap<i16, u64>, known: &[i16], may_be: &dyn Fn(i16) -> bool| {
+        let undeclared = counts.iter().filter(|(label, _)| !may_be(**label));
+        let told = |(label, voxels): (&i16, &u64)| {
+            let file = file.display();
+            format!("{file}: {voxels} voxels hold label {label}, which is none of {known:?}: they count as no class")
+        };
+        undeclared.map(told).collect::<Vec<String>>()
+    };
+    let mut warnings =
+        declared(prediction_file, &predicted, classes.declared(), &|label| classes.may_be_predicted(label));
+    let known: Vec<i16> = classes.declared().iter().copied().chain(classes.ignore).collect();
+    warnings.extend(declared(reference_file, &truth, &known, &|label| classes.may_be_true(label)));
+    let all: u64 = truth.values().sum();
+    let ignored = classes.ignore.and_then(|ignore| truth.get(&ignore)).copied().unwrap_or(0);
+    let case = CaseResult {
+        counts: classes.groups.iter().map(|group| joint.confusion(group, classes.ignore)).collect(),
+        annotated: (all - ignored) as f64 / all as f64,
+        prediction_file: prediction_file.into(),
+        reference_file: reference_file.into(),
+    };
+    Ok((case, warnings))
+}
+
+/// The ending of the label maps in a folder.
+///
+/// # Errors
+/// [`EvaluateError::TwoEndings`], [`EvaluateError::NothingToEvaluate`], [`FileError::Io`](crate::error::FileError::Io).
+pub fn file_ending_of(folder: &Path) -> Result<&'static str> {
+    let has = |ending| -> Result<bool> { Ok(!files(folder, ending)?.0.is_empty()) };
+    match (has(".nii.gz")?, has(".nii")?) {
+        (true, false) => Ok(".nii.gz"),
+        (false, true) => Ok(".nii"),
+        (true, true) => Err(EvaluateError::TwoEndings { path: folder.into() }.into()),
+        (false, false) => {
+            Err(EvaluateError::NothingToEvaluate { path: folder.into(), ending: ".nii.gz or .nii".into() }.into())
+        }
+    }
 }
 
 /// Names of a folder's files with this ending, and the files that are passed over.
-fn files(folder: &Path, ending: &str) -> Result<(BTreeSet<String>, Vec<PathBuf>)> {
+pub(super) fn files(folder: &Path, ending: &str) -> Result<(BTreeSet<String>, Vec<PathBuf>)> {
     let (mut names, mut passed_over) = (BTreeSet::new(), Vec::new());
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
         let entry = entry.map_err(Error::io(folder, "list"))?;
@@ -183,8 +239,8 @@ impl Summary {
 
     /// Mean of [`mean`](Self::mean) over the foreground; NaN as soon as one label is NaN in every case, as upstream.
     pub fn foreground_mean(&self) -> [f64; 8] {
-        let means: Vec<[f64; 8]> = (0..self.groups.len())
-            .filter(|&group| self.groups[group] != LabelGroup::Label(0))
+        let means: Vec<[f64; 8]> = (0..self.classes.groups.len())
+            .filter(|&group| self.classes.groups[group] != LabelGroup::Label(0))
             .map(|group| self.mean(group))
             .collect();
         std::array::from_fn(|metric| means.iter().map(|mean| mean[metric]).sum::<f64>() / means.len() as f64)
@@ -197,29 +253,32 @@ impl Summary {
 
     /// The text of `summary.json`: keys sorted, four spaces, NaN bare (which strict JSON readers refuse).
     pub fn to_json(&self) -> String {
-        let mut order: Vec<(String, usize)> =
-            self.groups.iter().enumerate().map(|(index, group)| (group.to_string(), index)).collect();
-        order.sort();
-        let by_group = |values: &dyn Fn(usize) -> Json<'static>| {
-            let entries = order.iter().map(|(key, index)| (key.as_str(), values(*index)));
-            Json::Object(entries.collect())
-        };
         let cases = self.cases.iter().map(|case| {
             let file = |path: &Path| Json::Text(path.to_string_lossy().into_owned());
-            Json::Object(vec![
-                ("metrics", by_group(&|group| integer_metrics(&case.counts[group]))),
+            Json::object([
+                ("metrics", self.by_class(|group| integer_metrics(&case.counts[group]))),
                 ("prediction_file", file(&case.prediction_file)),
                 ("reference_file", file(&case.reference_file)),
             ])
         });
-        let summary = Json::Object(vec![
-            ("foreground_mean", float_metrics(self.foreground_mean())),
-            ("mean", by_group(&|group| float_metrics(self.mean(group)))),
-            ("metric_per_case", Json::List(cases.collect())),
-        ]);
-        let mut text = String::new();
-        summary.write(&mut text, 0);
-        text
+        let mut summary = self.means();
+        summary.push(("metric_per_case", Json::List(cases.collect())));
+        Json::object(summary).to_text()
+    }
+
+    /// The means of all cases, as `summary.json` begins with them.
+    pub(super) fn means(&self) -> Vec<(&'static str, Json)> {
+        let mean = self.by_class(|group| float_metrics(self.mean(group)));
+        vec![("foreground_mean", float_metrics(self.foreground_mean())), ("mean", mean)]
+    }
+
+    /// Values of every class under its key, sorted by that.
+    fn by_class(&self, values: impl Fn(usize) -> Json) -> Json {
+        let entries = self.classes.groups.iter().enumerate();
+        let mut entries: Vec<(String, Json)> =
+            entries.map(|(index, group)| (group.to_string(), values(index))).collect();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        Json::Object(entries)
     }
 
     /// Writes `summary.json`.
@@ -231,84 +290,15 @@ impl Summary {
     }
 }
 
-fn float_metrics(values: [f64; 8]) -> Json<'static> {
-    let entries = METRICS.into_iter().zip(values.map(Json::Float));
-    Json::Object(entries.collect())
+fn float_metrics(values: [f64; 8]) -> Json {
+    Json::object(METRICS.into_iter().zip(values.map(Json::Float)))
 }
 
 /// Counts of a single case are integers, only their means are not.
-fn integer_metrics(counts: &Confusion) -> Json<'static> {
+fn integer_metrics(counts: &Confusion) -> Json {
     let entries = METRICS.into_iter().zip(metrics(counts));
-    let typed = entries.map(|(name, value)| match name {
+    Json::object(entries.map(|(name, value)| match name {
         "Dice" | "IoU" => (name, Json::Float(value)),
         _ => (name, Json::Integer(value as u64)),
-    });
-    Json::Object(typed.collect())
-}
-
-/// What `serde_json` cannot write: bare NaN, and Python's way to print floats.
-enum Json<'a> {
-    Object(Vec<(&'a str, Json<'a>)>),
-    List(Vec<Json<'a>>),
-    Text(String),
-    Integer(u64),
-    Float(f64),
-}
-
-impl Json<'_> {
-    fn write(&self, out: &mut String, depth: usize) {
-        let line = |out: &mut String, depth: usize| {
-            out.push('\n');
-            out.extend(std::iter::repeat_n("    ", depth));
-        };
-        match self {
-            Json::Object(entries) => {
-                out.push('{');
-                for (index, (key, value)) in entries.iter().enumerate() {
-                    out.push_str(if index == 0 { "" } else { "," });
-                    line(out, depth + 1);
-                    write_text(out, key);
-                    out.push_str(": ");
-                    value.write(out, depth + 1);
-                }
-                line(out, depth);
-                out.push('}');
-            }
-            Json::List(values) => {
-                out.push('[');
-                for (index, value) in values.iter().enumerate() {
-                    out.push_str(if index == 0 { "" } else { "," });
-                    line(out, depth + 1);
-                    value.write(out, depth + 1);
-                }
-                line(out, depth);
-                out.push(']');
-            }
-            Json::Text(text) => write_text(out, text),
-            // Writing to a String cannot fail.
-            Json::Integer(value) => _ = write!(out, "{value}"),
-            Json::Float(value) => write_float(out, *value),
-        }
-    }
-}
-
-fn write_text(out: &mut String, text: &str) {
-    out.push_str(&serde_json::Value::from(text).to_string());
-}
-
-/// As Python's `repr`: shortest digits that read back equal, exponents of at least two digits.
-fn write_float(out: &mut String, value: f64) {
-    if value.is_nan() {
-        out.push_str("NaN");
-        return;
-    }
-    let text = format!("{value:?}");
-    match text.split_once("e-") {
-        Some((digits, exponent)) if exponent.len() == 1 => {
-            out.push_str(digits.trim_end_matches(".0"));
-            out.push_str("e-0");
-            out.push_str(exponent);
-        }
-        _ => out.push_str(&text),
-    }
+    }))
 }

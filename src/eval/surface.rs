@@ -1,16 +1,23 @@
-//! Distances between the surfaces of a prediction and its reference, in millimetres.
+//! Distances between the surfaces of a prediction and its reference, in millimetres, by either of two definitions.
 //!
-//! Definitions are MONAI's. A voxel of a mask belongs to its surface if one of its six face neighbours does not belong to
-//! the mask; beyond the image's border nothing does. The distance of a surface voxel to the other surface is that of its
-//! centre to the nearest centre there. With the ignore label, ignored voxels belong to no mask, and neighbours that are
-//! ignored make no surface: where the annotation ends is not where the object ends.
+//! *Voxels*, MONAI's. A voxel of a mask belongs to its surface if one of its six face neighbours does not belong to the
+//! mask; beyond the image's border nothing does. The distance of a surface voxel to the other surface is that of its centre
+//! to the nearest centre there. All surface voxels count alike. With the ignore label, ignored voxels belong to no mask, and
+//! neighbours that are ignored make no surface: where the annotation ends is not where the object ends.
 //!
-//! - Hausdorff distance, 95th percentile: the larger of both directions' percentiles, interpolated as numpy does.
-//! - Average symmetric surface distance: the mean over the voxels of both surfaces.
-//! - Normalised surface Dice: the share of the voxels of both surfaces that lie within a tolerance of the other one.
+//! *Elements*, those of DeepMind's surface-distance. The surface passes every corner of voxels around which some of the eight
+//! voxels belong to the mask and some do not, with the area that marching cubes give it there; distances are between such
+//! corners, and count by area. A corner beside an ignored voxel belongs to no surface.
+//!
+//! - Hausdorff distance, 95th percentile: the larger of both directions' percentiles; among voxels interpolated as numpy
+//!   does, among elements the first distance up to which lie 95 % of the area.
+//! - Average symmetric surface distance: the mean over both surfaces.
+//! - Normalised surface Dice: the share of both surfaces that lies within a tolerance of the other one.
 
 use ndarray::{Array3, ArrayView3, Axis, s};
 
+use super::elements;
+use super::estimate::percentile;
 use crate::dataset::LabelGroup;
 
 /// Distances of one label or region in one case. NaN where there is neither prediction nor truth. Where only one of them
@@ -25,15 +32,44 @@ pub struct SurfaceDistances {
     pub within_tolerance: f64,
 }
 
-/// Measures one label or region over all voxels whose reference is not `ignore`. `spacing` is that of the axes (z, y, x),
-/// `tolerance` that of the normalised surface Dice, both in millimetres. Shapes must agree.
+/// What a surface is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SurfaceKind {
+    /// Voxels of the mask at its border, as in MONAI.
+    #[default]
+    Voxels,
+    /// Pieces of the surface between the voxels, weighted by their area, as in surface-distance.
+    Elements,
+}
+
+impl SurfaceKind {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            SurfaceKind::Voxels => "voxels",
+            SurfaceKind::Elements => "elements",
+        }
+    }
+}
+
+/// How surfaces are measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SurfaceSettings {
+    /// What they are made of.
+    pub kind: SurfaceKind,
+    /// Tolerance of the normalised surface Dice in millimetres.
+    pub tolerance: f64,
+}
+
+/// Measures one label or region over all voxels whose reference is not `ignore`. `spacing` is that of the axes (z, y, x) in
+/// millimetres. Shapes must agree.
 pub fn surface_distances(
     prediction: ArrayView3<i16>,
     reference: ArrayView3<i16>,
     group: &LabelGroup,
     ignore: Option<i16>,
     spacing: [f64; 3],
-    tolerance: f64,
+    settings: SurfaceSettings,
 ) -> SurfaceDistances {
     let all = |value| SurfaceDistances { hausdorff_95: value, average: value, within_tolerance: value };
     let member = |map: ArrayView3<i16>| {
@@ -45,35 +81,53 @@ pub fn surface_distances(
     let Some(surrounding) = surrounding(&masks) else {
         return all(f64::NAN);
     };
-    let [z, y, x] = surrounding.map(|[start, end]| start..end);
-    let part = s![z, y, x];
-    let surfaces = masks.each_ref().map(|mask| {
-        let mut surface = Array3::from_elem(mask.slice(part).dim(), false);
-        for ((at, inside), target) in mask.slice(part).indexed_iter().zip(&mut surface) {
-            *target = *inside && is_surface(mask, reference, ignore, [at.0, at.1, at.2], surrounding);
-        }
-        surface
+    let is_ignored = |at: [usize; 3]| Some(reference[at]) == ignore;
+    let surfaces = masks.each_ref().map(|mask| match settings.kind {
+        SurfaceKind::Voxels => surface_voxels(mask, &is_ignored, surrounding),
+        SurfaceKind::Elements => elements::areas(mask, &is_ignored, surrounding, spacing),
     });
+    // Distance and area of every piece, by distance.
     let [predicted, truth] = [(&surfaces[0], &surfaces[1]), (&surfaces[1], &surfaces[0])].map(|(from, to)| {
         let squares = squared_distances(to, spacing);
-        let mut distances: Vec<f64> =
-            from.iter().zip(&squares).filter(|(on, _)| **on).map(|(_, square)| square.sqrt()).collect();
-        distances.sort_unstable_by(f64::total_cmp);
-        distances
+        let pieces = from.iter().zip(&squares).filter(|(area, _)| **area > 0.0);
+        let mut pieces: Vec<(f64, f64)> = pieces.map(|(&area, square)| (square.sqrt(), area)).collect();
+        pieces.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        pieces
     });
-    let count = (predicted.len() + truth.len()) as f64;
-    if count == 0.0 {
+    if predicted.is_empty() && truth.is_empty() {
         return all(f64::NAN);
     }
     if predicted.is_empty() || truth.is_empty() {
         return SurfaceDistances { within_tolerance: 0.0, ..all(f64::INFINITY) };
     }
-    let near = [&predicted, &truth].map(|sorted| sorted.partition_point(|&distance| distance <= tolerance));
+    let both = || predicted.iter().chain(&truth);
+    let area: f64 = both().map(|(_, area)| area).sum();
+    let hausdorff_95 = |pieces: &[(f64, f64)]| match settings.kind {
+        SurfaceKind::Voxels => percentile(&pieces.iter().map(|(distance, _)| *distance).collect::<Vec<f64>>(), 0.95),
+        SurfaceKind::Elements => elements::percentile_by_area(pieces, 0.95),
+    };
     SurfaceDistances {
-        hausdorff_95: percentile(&predicted, 0.95).max(percentile(&truth, 0.95)),
-        average: (predicted.iter().sum::<f64>() + truth.iter().sum::<f64>()) / count,
-        within_tolerance: (near[0] + near[1]) as f64 / count,
+        hausdorff_95: hausdorff_95(&predicted).max(hausdorff_95(&truth)),
+        average: both().map(|(distance, area)| distance * area).sum::<f64>() / area,
+        within_tolerance: both().filter(|piece| piece.0 <= settings.tolerance).map(|piece| piece.1).sum::<f64>() / area,
     }
+}
+
+/// The surface voxels of a mask in the part that surrounds it: 1 for each, 0 elsewhere.
+fn surface_voxels(
+    mask: &Array3<bool>,
+    is_ignored: &impl Fn([usize; 3]) -> bool,
+    surrounding: [[usize; 2]; 3],
+) -> Array3<f64> {
+    let [z, y, x] = surrounding.map(|[start, end]| start..end);
+    let part = mask.slice(s![z, y, x]);
+    let mut surface = Array3::zeros(part.dim());
+    for ((at, inside), target) in part.indexed_iter().zip(&mut surface) {
+        if *inside && is_surface(mask, is_ignored, [at.0, at.1, at.2], surrounding) {
+            *target = 1.0;
+        }
+    }
+    surface
 }
 
 /// The smallest box around all masks; `None` if they are empty.
@@ -90,8 +144,7 @@ fn surrounding(masks: &[Array3<bool>; 2]) -> Option<[[usize; 2]; 3]> {
 /// Whether a voxel of the mask, given by its place in the part, has a face neighbour that is known to be outside.
 fn is_surface(
     mask: &Array3<bool>,
-    reference: ArrayView3<i16>,
-    ignore: Option<i16>,
+    is_ignored: &impl Fn([usize; 3]) -> bool,
     at: [usize; 3],
     part: [[usize; 2]; 3],
 ) -> bool {
@@ -103,15 +156,15 @@ fn is_surface(
             };
             let mut neighbour = at;
             neighbour[axis] = place;
-            !mask[neighbour] && Some(reference[neighbour]) != ignore
+            !mask[neighbour] && !is_ignored(neighbour)
         })
     })
 }
 
-/// Squared distance of every voxel to the nearest one that is set, in square millimetres; infinite if none is. Exact:
+/// Squared distance of every place to the nearest one of a surface, in square millimetres; infinite if there is none. Exact:
 /// the lower envelope of parabolas along one axis after the other (Felzenszwalb and Huttenlocher, 2012).
-fn squared_distances(set: &Array3<bool>, spacing: [f64; 3]) -> Array3<f64> {
-    let mut squares = set.mapv(|on| if on { 0.0 } else { f64::INFINITY });
+fn squared_distances(surface: &Array3<f64>, spacing: [f64; 3]) -> Array3<f64> {
+    let mut squares = surface.mapv(|area| if area > 0.0 { 0.0 } else { f64::INFINITY });
     for (axis, spacing) in spacing.into_iter().enumerate() {
         let mut envelope = Envelope::default();
         let mut line = Vec::new();
@@ -168,11 +221,4 @@ impl Envelope {
         let distance = spacing * (at - place);
         value + distance * distance
     }
-}
-
-/// A quantile of sorted values, linear between neighbours.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let position = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[position.floor() as usize], sorted[position.ceil() as usize]);
-    below + (above - below) * position.fract()
 }

@@ -99,6 +99,7 @@ pub fn read(path: &Path, folder: Option<(Plans, DatasetJson)>, momenta: bool) ->
         not_finite: 0,
         not_finite_in_a_row: 0,
         started: 0.0,
+        times: Default::default(),
         loss_scale: None,
         history: fields.history(),
     };

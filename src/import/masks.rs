@@ -3,41 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array3, Zip};
-use serde::Serialize;
 
-use super::{Grid, Turned, Work};
+use super::grid::{ImageGrid, Turned};
+use super::rules::{Overlap, Rules};
 use crate::error::{AnnotationError, Error, Result};
-
-/// What happens where masks of different classes overlap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Overlap {
-    /// The voxel is ignored.
-    Ignore,
-    /// The class that comes first in `labels` has it.
-    First,
-    /// The class that comes last in `labels` has it.
-    Last,
-}
-
-impl Overlap {
-    /// In words.
-    pub(super) fn rule(self) -> &'static str {
-        match self {
-            Overlap::Ignore => "voxels in masks of several classes are ignored",
-            Overlap::First => "where masks overlap the class that comes first in `labels` counts",
-            Overlap::Last => "where masks overlap the class that comes last in `labels` counts",
-        }
-    }
-}
 
 /// Reads the masks of a case onto one label map that begins as `outside` everywhere.
 ///
 /// Where the dataset has regions a mask is a region's: regions are painted in the order of `labels`, each with its label of
 /// `regions_class_order`, which is how nnU-Net writes predicted regions; their overlaps are meant.
 pub(super) fn paint(
-    work: &Work,
-    grid: &Grid,
+    rules: &Rules,
+    grid: &ImageGrid,
     folder: &Path,
     overlap: Overlap,
     outside: i16,
@@ -46,16 +23,16 @@ pub(super) fn paint(
 ) -> Result<Array3<i16>> {
     let nested = folder.join("segmentations");
     let folder = if nested.is_dir() { nested } else { folder.to_owned() };
-    let ending = &work.json.file_ending;
-    let names = work.labels.foreground_names();
-    let order = work.labels.regions_class_order();
-    let groups = work.labels.foreground();
+    let ending = &rules.json.file_ending;
+    let names = rules.labels.foreground_names();
+    let order = rules.labels.regions_class_order();
+    let groups = rules.labels.foreground();
     let mut classes: Vec<(&str, i16)> = (0..names.len())
         .map(|index| (names[index], order.map_or_else(|| groups[index].members()[0], |order| order[index])))
         .collect();
     if order.is_none() {
         // Labels come sorted by value; "first" and "last" are meant as the file has them.
-        let position = |name: &str| work.json.labels.iter().position(|(known, _)| known == name);
+        let position = |name: &str| rules.json.labels.iter().position(|(known, _)| known == name);
         classes.sort_by_key(|(name, _)| position(name));
     }
     turned.unused = unused(&folder, ending, &names)?;
@@ -103,12 +80,12 @@ pub(super) fn paint(
         if overlap == Overlap::Ignore {
             Zip::from(&mut labels).and(&overlapping).for_each(|label, &overlapping| {
                 if overlapping {
-                    *label = work.ignore;
+                    *label = rules.ignore;
                 }
             });
         }
     }
-    if outside == work.ignore {
+    if outside == rules.ignore {
         turned.unlabelled = painted.iter().filter(|&&voxel| !voxel).count() as u64;
     }
     Ok(labels)

@@ -1,11 +1,14 @@
 //! Predicting whole volumes from patches.
 
 mod accumulate;
+mod device_sums;
 pub mod export;
 pub mod memory;
 mod mirror;
 pub mod window;
 
 pub use accumulate::Accumulator;
+pub use device_sums::{DeviceSums, Resolved, Wanted};
+pub use export::Prediction;
 pub use mirror::mirror_subsets;
 pub use window::SlidingWindow;

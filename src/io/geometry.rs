@@ -145,7 +145,7 @@ impl Geometry {
 }
 
 /// Relative difference of spacings that rounding does not explain.
-const SPACING_TOLERANCE: f64 = 1e-3;
+pub(super) const SPACING_TOLERANCE: f64 = 1e-3;
 
 fn rounded(spacing: [f64; 3]) -> String {
     format!("{:?}", spacing.map(|s| (s * 1e4).round() / 1e4))

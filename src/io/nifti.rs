@@ -134,6 +134,10 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
         return Err(not_three_dimensional(path, &header.axes));
     }
     let shape = header.shape();
+    if let Some(data) = unscaled_labels(&header, &bytes) {
+        let geometry = Geometry::from_header(header.spacing, header.fields);
+        return Ok(LabelMap { data: array(path, shape, data)?, geometry });
+    }
     let mut data = Vec::with_capacity(shape.iter().product());
     let mut wrong: Option<(usize, f64, usize)> = None;
     for (index, value) in values(&header, &bytes).enumerate() {
@@ -158,6 +162,24 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
     Ok(LabelMap { data: array(path, shape, data)?, geometry: Geometry::from_header(header.spacing, header.fields) })
 }
 
+/// Labels in the types that label maps usually have, without the detour through a call for every voxel; `None` where
+/// values are scaled, or might be no labels.
+fn unscaled_labels(header: &Header, bytes: &[u8]) -> Option<Vec<i16>> {
+    if (header.slope, header.intercept) != (1.0, 0.0) {
+        return None;
+    }
+    let words = || bytes.as_chunks::<2>().0.iter();
+    match header.scalar {
+        Scalar::U8 => Some(bytes.iter().map(|&label| label.into()).collect()),
+        Scalar::I8 => Some(bytes.iter().map(|&label| (label as i8).into()).collect()),
+        Scalar::I16 if !header.big_endian => Some(words().map(|&word| i16::from_le_bytes(word)).collect()),
+        Scalar::U16 if !header.big_endian && words().all(|&word| u16::from_le_bytes(word) <= i16::MAX as u16) => {
+            Some(words().map(|&word| i16::from_le_bytes(word)).collect())
+        }
+        _ => None,
+    }
+}
+
 /// Writes a label map onto the grid of `geometry`, gzipped if the name ends in `.gz`.
 ///
 /// The file appears under its name only when it is complete: it is written elsewhere in the folder first and renamed.
@@ -169,6 +191,14 @@ pub fn write_labels<T: LabelVoxel>(path: &Path, labels: ArrayView3<T>, geometry:
     // A name without further dots: the writer cuts names at their last dots.
     let name = if gzipped { "volume.nii.gz" } else { "volume.nii" };
     write_aside(path, name, |file| write_volume(path, file, labels, geometry, gzipped))
+}
+
+/// Writes an image of 32-bit floats onto the grid of `geometry`, as [`write_labels`] does.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_image(path: &Path, image: ArrayView3<f32>, geometry: &Geometry) -> Result<()> {
+    write_labels(path, image, geometry)
 }
 
 /// Writes a label map in the voxel type of the file that `geometry` was read from, where that type holds all labels; else

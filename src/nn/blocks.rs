@@ -1,6 +1,6 @@
 //! The layers that networks are made of: each is built by asking for its parameters, and computes with them later.
 
-use super::Stage;
+use super::shape::Stage;
 use crate::error::Result;
 use crate::ops::{self, ConvShape};
 use crate::parameters::{Parameter, ParameterId, ParameterKind, Parameters, Scope};

@@ -2,7 +2,7 @@
 //! segmentation head follows.
 
 use super::blocks::{Block, Head, Upsampling};
-use super::{Stage, UNetShape};
+use super::shape::{Stage, UNetShape};
 use crate::error::Result;
 use crate::parameters::{Parameters, Scope};
 use crate::tape::{Tape, Var};

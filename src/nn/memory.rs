@@ -1,6 +1,7 @@
 //! The memory of a prediction, as a pass over a window on a dry context counts it, and what PyTorch keeps for training.
 
-use super::{Encoder, Network, UNetShape};
+use super::network::Network;
+use super::shape::{Encoder, UNetShape};
 use crate::error::{Error, PredictError, Result};
 use crate::kernels::{Caps, Context, Dtype};
 use crate::tape::{Tape, Var};

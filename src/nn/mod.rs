@@ -6,9 +6,11 @@ mod init;
 mod memory;
 mod network;
 mod residual;
+mod shape;
 mod unet;
 
 pub use memory::{PredictionMemory, planned_prediction, pytorch_kept_bytes};
 pub use network::Network;
 pub use residual::ResidualEncoderUNet;
-pub use unet::{Encoder, PlainConvUNet, Stage, UNetShape};
+pub use shape::{Encoder, Stage, UNetShape};
+pub use unet::PlainConvUNet;

@@ -1,6 +1,8 @@
 //! A network of any architecture, as training, prediction and checkpoints see it.
 
-use super::{Encoder, PlainConvUNet, ResidualEncoderUNet, UNetShape};
+use super::residual::ResidualEncoderUNet;
+use super::shape::{Encoder, UNetShape};
+use super::unet::PlainConvUNet;
 use crate::error::Result;
 use crate::kernels::Context;
 use crate::parameters::Parameters;

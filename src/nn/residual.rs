@@ -6,7 +6,8 @@
 
 use super::blocks::Block;
 use super::decoder::Decoder;
-use super::{Stage, UNetShape, init};
+use super::init;
+use super::shape::{Stage, UNetShape};
 use crate::error::Result;
 use crate::kernels::Context;
 use crate::ops::{self, ConvShape};

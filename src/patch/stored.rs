@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{PatchSource, overlap};
+use super::source::{PatchSource, overlap};
 use crate::error::Result;
 use crate::preprocess::{ClassLocations, PreparedCase, StoredCase};
 
@@ -171,7 +171,7 @@ impl PatchSource for StoredPatches {
         let offset = parts.map(|(to, from, _)| to as isize - from as isize);
         let channels = self.channels();
         for chunk in self.case.touching(&wanted) {
-            let rows = Rows::new(&chunk.range, &wanted, offset, patch);
+            let rows = ChunkRows::new(&chunk.range, &wanted, offset, patch);
             for channel in 0..channels {
                 let bytes = self.chunk::<4>(&chunk, channel)?;
                 rows.copy(bytes.as_chunks().0, |at, word| image[at * channels + channel] = f32::from_le_bytes(word));
@@ -191,19 +191,19 @@ impl StoredPatches {
 }
 
 /// The rows that a chunk and a patch have in common.
-struct Rows {
+struct ChunkRows {
     common: [Range<usize>; 3],
     chunk: [Range<usize>; 3],
     offset: [isize; 3],
     patch: [usize; 3],
 }
 
-impl Rows {
+impl ChunkRows {
     fn new(chunk: &[Range<usize>; 3], wanted: &[Range<usize>; 3], offset: [isize; 3], patch: [usize; 3]) -> Self {
         let common = std::array::from_fn(|axis| {
             chunk[axis].start.max(wanted[axis].start)..chunk[axis].end.min(wanted[axis].end)
         });
-        Rows { common, chunk: chunk.clone(), offset, patch }
+        ChunkRows { common, chunk: chunk.clone(), offset, patch }
     }
 
     /// Calls `put` with the patch's linear index of every common voxel, and its value.

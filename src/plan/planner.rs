@@ -80,7 +80,7 @@ impl Planner {
             .clone()
             .zip(&fingerprint.spacings)
             .map(|(shape, from)| std::array::from_fn(|a| (from[a] / spacing[a] * shape[a]).round_ties_even()));
-        let work = Work {
+        let work = Planning {
             planner: self,
             budget: self.kind.budget(),
             json,
@@ -150,7 +150,7 @@ fn medians(values: impl Iterator<Item = [f64; 3]>) -> [f64; 3] {
 }
 
 /// One planning run; axes are transposed.
-struct Work<'a> {
+struct Planning<'a> {
     planner: &'a Planner,
     budget: Budget,
     json: &'a DatasetJson,
@@ -169,7 +169,7 @@ struct Decision {
     batch_size: usize,
 }
 
-impl Work<'_> {
+impl Planning<'_> {
     fn plans_name(&self) -> &str {
         let name = self.planner.plans_name.as_deref();
         name.unwrap_or(self.budget.plans)

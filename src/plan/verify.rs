@@ -23,12 +23,12 @@ pub struct Verification {
     /// Number of cases with nothing wrong.
     pub sound: usize,
     /// What is annotated in each of these, sorted by name; empty after a [`quick`] look.
-    pub annotations: Vec<Annotation>,
+    pub annotations: Vec<CaseLabels>,
 }
 
 /// The labels of one case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Annotation {
+pub struct CaseLabels {
     /// Case identifier.
     pub case: String,
     /// How many voxels of the raw label map have each label that occurs.
@@ -100,7 +100,7 @@ fn look(folder: &Path, workers: usize, at: impl Fn(&CaseFiles, &Dataset) -> Look
         warnings.append(&mut case.warnings);
         shapes.extend(case.shape);
         annotations
-            .extend(case.label_counts.map(|counts| Annotation { case: files.name.clone(), label_counts: counts }));
+            .extend(case.label_counts.map(|counts| CaseLabels { case: files.name.clone(), label_counts: counts }));
     }
     failures.extend(two_dimensional(folder, &shapes));
     if !annotations.is_empty() && failures.is_empty() {
@@ -127,7 +127,7 @@ fn not_rgb(raw: &RawCase, files: &CaseFiles, json: &DatasetJson) -> Vec<Error> {
 }
 
 /// A dataset without a voxel of any class teaches nothing, and has no intensities to measure.
-fn nothing_annotated(folder: &Path, labels: &LabelManager, annotations: &[Annotation]) -> Option<Error> {
+fn nothing_annotated(folder: &Path, labels: &LabelManager, annotations: &[CaseLabels]) -> Option<Error> {
     let foreground = labels.foreground();
     let occurs = |label: &i16| foreground.iter().any(|group| group.contains(*label));
     let found = annotations.iter().any(|annotation| annotation.label_counts.keys().any(occurs));
@@ -146,11 +146,11 @@ fn two_dimensional(folder: &Path, shapes: &[[usize; 3]]) -> Option<Error> {
 
 /// Classes that no training case of a fold has, and cannot be learned there, or no validation case, so that nothing can be
 /// said about them there. What no case has at all is not repeated for every fold.
-pub fn fold_warnings(splits: &[Split], annotations: &[Annotation], labels: &LabelManager) -> Vec<String> {
+pub fn fold_warnings(splits: &[Split], annotations: &[CaseLabels], labels: &LabelManager) -> Vec<String> {
     let groups = labels.foreground();
     let mut warnings = Vec::new();
     for (name, group) in labels.foreground_names().into_iter().zip(&groups) {
-        let occurs = |annotation: &&Annotation| annotation.label_counts.keys().any(|&label| group.contains(label));
+        let occurs = |annotation: &&CaseLabels| annotation.label_counts.keys().any(|&label| group.contains(label));
         let with: Vec<&str> = annotations.iter().filter(occurs).map(|annotation| annotation.case.as_str()).collect();
         if with.is_empty() {
             continue;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use super::label_counts::label_counts;
 use super::parallel::in_parallel;
 use super::store::{self, StoredCase};
 use super::{PreprocessedCase, Preprocessor, RawCase};
@@ -92,7 +93,7 @@ fn preprocess_case(
     }
     let (case, warnings) = preprocess_raw(files, &dataset.labels, preprocessor)?;
     store::write(&path, &case, &recipe)?;
-    Ok(CaseReport { name: case.name, label_counts: store::label_counts(case.seg.view()), resumed: false, warnings })
+    Ok(CaseReport { name: case.name, label_counts: label_counts(case.seg.view()), resumed: false, warnings })
 }
 
 /// Reads and preprocesses a case, with what looks odd about it and which classes it loses.
@@ -103,10 +104,10 @@ pub(super) fn preprocess_raw(
 ) -> Result<(PreprocessedCase, Vec<String>)> {
     let raw = RawCase::read(files, labels)?;
     let mut warnings = raw.warnings.clone();
-    let before = raw.labels.as_ref().map(|labels| store::label_counts(labels.view()));
+    let before = raw.labels.as_ref().map(|labels| label_counts(labels.view()));
     let case = preprocessor.run(raw)?;
     if let Some(before) = before {
-        let after = store::label_counts(case.seg.view());
+        let after = label_counts(case.seg.view());
         let spacing = preprocessor.transpose_forward.map(|axis| case.properties.spacing[axis]);
         let resampling = format!("resampling from {spacing:?} to {:?} mm", preprocessor.spacing);
         warnings.extend(lost_classes(&case.name, labels, &before, &after, &resampling));

@@ -6,12 +6,14 @@ mod class_locations;
 mod converted;
 mod crop;
 mod folder;
+mod label_counts;
 mod normalize;
 mod npz;
 mod parallel;
 mod prepared;
 mod raw;
 pub mod resample;
+mod stages;
 pub mod store;
 
 pub use b2nd::read_b2nd;
@@ -23,11 +25,13 @@ pub use folder::{
     CaseReport, OWN_FOLDER, case_path, cases_folder, made_with, move_stored, preprocess_folder, remove_stored,
     stored_names,
 };
+pub use label_counts::label_counts;
+pub(crate) use label_counts::undeclared;
 pub use normalize::{ChannelNormalization, Normalization};
 pub use npz::read_npz;
 pub use parallel::in_parallel;
 pub(crate) use prepared::left_out;
 pub use prepared::{Opened, Opening, PreparedCase};
-pub(crate) use raw::undeclared;
 pub use raw::{CaseHeaders, RawCase};
-pub use store::{StoredCase, label_counts};
+pub use stages::in_stages;
+pub use store::StoredCase;

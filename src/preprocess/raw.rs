@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Array4, ArrayView3, Axis};
 use rayon::prelude::*;
 
+use super::label_counts::undeclared;
 use crate::dataset::{CaseFiles, LabelManager};
 use crate::error::{DatasetError, Error, PreprocessError, Result, ValueSummary};
 use crate::io::{self, Geometry, Overview};
@@ -179,7 +180,11 @@ impl RawCase {
 fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i16>> {
     let map = io::read_labels(path)?.data;
     let expected = labels.expected_labels();
-    let Some((voxel, value)) = find(map.view(), |label| !expected.contains(&label)) else { return Ok(map) };
+    // A look into a table for every voxel, however many labels there are.
+    let mut is_expected = vec![false; 1 << 16];
+    expected.iter().for_each(|&label| is_expected[usize::from(label as u16)] = true);
+    let unexpected = find(map.view(), |label: i16| !is_expected[usize::from(label as u16)]);
+    let Some((voxel, value)) = unexpected else { return Ok(map) };
     let found = undeclared(map.view(), &expected);
     let (case, path) = (case.to_owned(), path.to_path_buf());
     if found.len() >= ValueSummary::FEW {
@@ -194,11 +199,6 @@ fn label_map(case: &str, path: &Path, labels: &LabelManager) -> Result<Array3<i1
         expected: expected.into(),
         found: found.into(),
     }))
-}
-
-/// Values of a label map that are not among the `expected` ones, each with the number of its voxels.
-pub(crate) fn undeclared(map: ArrayView3<i16>, expected: &[i16]) -> Vec<(i16, u64)> {
-    super::label_counts(map).into_iter().filter(|(label, _)| !expected.contains(label)).collect()
 }
 
 /// numpy's `allclose` with its default tolerances.

@@ -109,6 +109,11 @@ impl Taps {
         self.second_weight == 0.0
     }
 
+    /// Both neighbours and the share of each, the second of which may be 0.
+    pub fn neighbours(&self) -> [(usize, f32); 2] {
+        [(self.first, self.first_weight as f32), (self.second, self.second_weight as f32)]
+    }
+
     pub fn mean(&self, first: f64, second: f64) -> f64 {
         if self.is_exact() { first } else { self.first_weight * first + self.second_weight * second }
     }

@@ -27,6 +27,7 @@ use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis, Slice, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::label_counts::label_counts;
 use super::{BoundingBox, ClassLocations, PreprocessedCase, Properties};
 use crate::dataset::LabelGroup;
 use crate::error::{Error, FileError, PreprocessError, Result};
@@ -491,15 +492,6 @@ fn size_in(case: &StoredCase, start: [usize; 3], size: [usize; 3]) -> Result<[us
         true => Ok(size),
         false => Err(Error::Preprocess(PreprocessError::StoredBox { path: case.path.clone(), start, size, shape })),
     }
-}
-
-/// How many voxels have each label that occurs.
-pub fn label_counts(seg: ArrayView3<i16>) -> BTreeMap<i16, u64> {
-    let mut counts = BTreeMap::new();
-    for &label in seg {
-        *counts.entry(label).or_insert(0) += 1;
-    }
-    counts
 }
 
 /// Regroups the bytes of `N`-byte values and compresses them.

@@ -74,6 +74,11 @@ impl Canvas {
 
     /// Writes a PNG that appears under its name only when it is complete.
     pub(super) fn write(self, path: &Path) -> Result<()> {
+        write_atomically(path, &self.encode(path)?)
+    }
+
+    /// The bytes of a PNG; `path` is for errors.
+    pub(super) fn encode(self, path: &Path) -> Result<Vec<u8>> {
         let failed = |problem: String| Error::File(FileError::Figure { path: path.into(), problem });
         let (width, height) = (self.width as u32, self.height as u32);
         let picture = RgbImage::from_raw(width, height, self.pixels)
@@ -82,6 +87,6 @@ impl Canvas {
         PngEncoder::new(&mut png)
             .write_image(&picture, width, height, ExtendedColorType::Rgb8)
             .map_err(|error| failed(error.to_string()))?;
-        write_atomically(path, &png)
+        Ok(png)
     }
 }

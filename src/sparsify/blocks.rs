@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::{Annotation, strokes_of_planes};
+use super::drawn::{Drawn, strokes_of_planes};
 use crate::error::{AnnotationError, Error, Result};
 
 /// Places tried for every block; the one that repeats least of what is annotated is taken.
@@ -58,13 +58,7 @@ impl Blocks {
     }
 
     /// Keeps blocks and marks the rest with `ignore`; `pooled` is the case's part of a pooled budget.
-    pub(super) fn draw(
-        &self,
-        dense: ArrayView3<i16>,
-        ignore: i16,
-        pooled: usize,
-        random: &mut ChaCha8Rng,
-    ) -> Annotation {
+    pub(super) fn draw(&self, dense: ArrayView3<i16>, ignore: i16, pooled: usize, random: &mut ChaCha8Rng) -> Drawn {
         let shape: [usize; 3] = dense.dim().into();
         let size = self.fitted(shape);
         let volume: usize = size.iter().product();
@@ -80,7 +74,7 @@ impl Blocks {
         };
         let mut taken = Array3::from_elem(dense.dim(), false);
         let mut covered = 0;
-        let mut annotation = Annotation::none(dense.dim(), ignore);
+        let mut annotation = Drawn::none(dense.dim(), ignore);
         let mut blocks = 0;
         while blocks < most && covered < dense.len() {
             let mut best: Option<([usize; 3], usize)> = None;

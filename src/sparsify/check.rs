@@ -1,6 +1,7 @@
 //! Whether settings make sense, before any file is read.
 
-use super::{Budget, Scheme};
+use super::blocks::Budget;
+use super::scheme::Scheme;
 use crate::error::{Error, Result};
 
 /// Whether all settings of a scheme are in range.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{ArrayView3, Zip};
 use serde::{Deserialize, Serialize};
 
-use super::Annotation;
+use super::drawn::Drawn;
 use crate::dataset::{CaseFiles, LabelManager};
 use crate::error::{AnnotationError, DatasetError, Error, FileError, Result};
 use crate::io::{self, Geometry};
@@ -113,7 +113,7 @@ impl Mask {
         labels: &LabelManager,
         classes: &[(String, Vec<i16>)],
         ignore: i16,
-    ) -> Result<Annotation> {
+    ) -> Result<Drawn> {
         let mut sparse = dense.to_owned();
         for rule in self.rules.iter().filter(|rule| rule.cases.is_empty() || rule.cases.contains(&case.name)) {
             let taken: Vec<i16> = match rule.classes.is_empty() {
@@ -152,7 +152,7 @@ impl Mask {
                 }
             });
         }
-        Ok(Annotation::whole(sparse, ignore))
+        Ok(Drawn::whole(sparse, ignore))
     }
 }
 

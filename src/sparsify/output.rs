@@ -3,14 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::CaseFiles;
+use crate::dataset::{CaseFiles, DatasetJson, LabelManager};
 use crate::error::{Error, FileError, Result};
+use serde_json::{Map, Value};
 
 /// Everything that is ever written into such a folder; what else lies there is somebody's work.
-const OWN: [&str; 8] = [
+const OWN: [&str; 10] = [
     "dataset.json",
     "sparsify.json",
     "import.json",
+    "complete.json",
+    "confidence",
     "imagesTr",
     "labelsTr",
     "imagesTs",
@@ -72,7 +75,8 @@ impl NewDataset {
             }
             entries.sort();
             let strangers: Vec<&String> = entries.iter().filter(|name| !OWN.contains(&name.as_str())).collect();
-            let ours = entries.iter().any(|name| name == "sparsify.json" || name == "import.json");
+            let ours =
+                entries.iter().any(|name| ["sparsify.json", "import.json", "complete.json"].contains(&name.as_str()));
             if !entries.is_empty() && !overwrite {
                 return Err(refused("it exists; name another folder, or ask for it to be replaced".into()));
             }
@@ -185,4 +189,19 @@ fn take(from: &Path, to: &Path, copy: bool) -> Result<Transfer> {
     }
     fs::copy(&from, to).map_err(Error::io(to, "write"))?;
     Ok(Transfer { linked: 0, copied: 1 })
+}
+
+/// A dataset's description with an ignore label.
+pub(crate) fn with_ignore(described: &DatasetJson, ignore: i16) -> Result<Map<String, Value>> {
+    let mut json = described.source().clone();
+    if let Some(labels) = json.get_mut("labels").and_then(Value::as_object_mut) {
+        labels.insert("ignore".into(), ignore.into());
+    }
+    // Files are where the layout has them now.
+    json.remove("dataset");
+    let path = &described.path;
+    let text =
+        serde_json::to_string(&json).map_err(|source| Error::File(FileError::Json { path: path.clone(), source }))?;
+    LabelManager::new(&DatasetJson::parse(path, &text)?)?;
+    Ok(json)
 }

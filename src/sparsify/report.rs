@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::path::Path;
 
 use ndarray::{ArrayView3, Axis};
 use serde::Serialize;
 
-use super::Annotation;
-use crate::dataset::LabelManager;
+use super::drawn::Drawn;
+use crate::dataset::{Dataset, LabelManager};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::preprocess::in_parallel;
 
 /// The annotation of a case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -57,7 +61,7 @@ impl CaseReport {
         case: &str,
         scheme: &'static str,
         dense: ArrayView3<i16>,
-        annotation: &Annotation,
+        annotation: &Drawn,
         names: &[(i16, String)],
     ) -> Self {
         let counts = |volume: ArrayView3<i16>| {
@@ -91,6 +95,32 @@ impl CaseReport {
             classes,
         }
     }
+}
+
+/// What a dense dataset has annotated, as [`sparsify_dataset`](super::sparsify_dataset) reports it of a sparse one.
+///
+/// # Errors
+/// Those of reading label files, all of them.
+pub fn report_dense(dataset: &Dataset, workers: usize) -> Result<Vec<CaseReport>> {
+    let names = label_names(&dataset.labels);
+    let ignore =
+        dataset.labels.ignore_label().or_else(|| dataset.labels.all_labels().last().map(|highest| highest + 1));
+    let ignore = ignore.unwrap_or(0);
+    let reports = in_parallel(&dataset.cases, workers, |case| -> Result<CaseReport> {
+        let path = case.label.as_deref().unwrap_or(Path::new(""));
+        let dense = io::read_labels(path)?.data;
+        let annotation = Drawn::whole(dense.clone(), ignore);
+        Ok(CaseReport::new(&case.name, "dense", dense.view(), &annotation, &names))
+    });
+    let (mut cases, mut failures) = (Vec::with_capacity(reports.len()), Vec::new());
+    for report in reports {
+        match report {
+            Ok(case) => cases.push(case),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    Error::all(failures)?;
+    Ok(cases)
 }
 
 /// Names for label values, background included; where there are regions, of the regions that hold each label.

@@ -16,7 +16,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::Annotation;
+use super::drawn::Drawn;
 use super::plane::{Component, Components, Mask, Outline, OutlinePoint};
 
 /// Parameters along the interior curve; the released code evaluates it at steps of a thousandth.
@@ -47,6 +47,8 @@ pub struct Scribbles {
     pub background_slices: [f64; 2],
     /// Slices are drawn until this share of the voxels is annotated, instead of the two shares above.
     pub fraction: Option<f64>,
+    /// Whether a case may stay below that share once every slice has scribbles, instead of being refused.
+    pub saturate: bool,
 }
 
 impl Default for Scribbles {
@@ -63,14 +65,15 @@ impl Default for Scribbles {
             foreground_slices: [1.0; 2],
             background_slices: [1.0; 2],
             fraction: None,
+            saturate: false,
         }
     }
 }
 
 impl Scribbles {
     /// Draws scribbles on a case; everything else becomes `ignore`, and what is `ignore` already stays so.
-    pub fn draw(&self, dense: ArrayView3<i16>, ignore: i16, random: &mut ChaCha8Rng) -> Annotation {
-        let mut annotation = Annotation::none(dense.dim(), ignore);
+    pub fn draw(&self, dense: ArrayView3<i16>, ignore: i16, random: &mut ChaCha8Rng) -> Drawn {
+        let mut annotation = Drawn::none(dense.dim(), ignore);
         let target = self.fraction.map(|fraction| fraction * dense.len() as f64);
         let mut annotated = 0;
         for index in self.slices(dense, ignore, random) {

@@ -8,8 +8,8 @@ use ndarray::{ArrayView3, Axis, Zip};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::drawn::{Drawn, strokes_of_planes};
 use super::scribbles::shuffle;
-use super::{Annotation, strokes_of_planes};
 use crate::error::{AnnotationError, Error, FileError, Result};
 use crate::numpy_random::NumpyRandom;
 
@@ -22,7 +22,7 @@ pub struct Slices {
     /// Axes across which slices are taken: (z, y, x).
     pub axes: [bool; 3],
     /// Share of the slices, shared among the axes: of 36 x 50 x 35 voxels, at a tenth and along all axes, 1 + 2 + 1
-    /// slices. At least one along each axis. Not used with a list.
+    /// slices. At least one along each axis. Not used with a list; where slices are pooled, a share of all voxels.
     pub fraction: f64,
     /// How slices are chosen.
     pub selection: Selection,
@@ -42,6 +42,9 @@ pub enum Selection {
     /// As nnU-Net's integration test makes its dataset 996: numpy's draws, from one stream over all cases in the order of
     /// their names. Its seed is 1234, its share a tenth, along all axes.
     Nnunet,
+    /// At random over the whole dataset, as many as come nearest to the share of all its voxels: some cases get several,
+    /// some none.
+    Pooled,
     /// From a list; `*` stands for cases that are not named.
     List(BTreeMap<String, PlaneList>),
 }
@@ -114,6 +117,31 @@ impl Slices {
         })
     }
 
+    /// The slices of every case, drawn from those of all cases until their voxels come nearest to the share of all.
+    pub(super) fn pool(&self, shapes: &[[usize; 3]], random: &mut ChaCha8Rng) -> Vec<Planes> {
+        let mut all: Vec<(usize, usize, usize)> = Vec::new();
+        for (case, shape) in shapes.iter().enumerate() {
+            for axis in (0..3).filter(|&axis| self.axes[axis]) {
+                all.extend((0..shape[axis]).map(|index| (case, axis, index)));
+            }
+        }
+        shuffle(&mut all, random);
+        let voxels = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+        let mut rest = self.fraction * voxels as f64;
+        let mut chosen: Vec<Planes> = vec![Planes::default(); shapes.len()];
+        for (case, axis, index) in all {
+            // Slices across other axes have lines of this one already.
+            let sides = (0..3).filter(|&other| other != axis);
+            let gained: usize = sides.map(|other| shapes[case][other] - chosen[case][other].len()).product();
+            if rest < 0.5 * gained as f64 {
+                break;
+            }
+            rest -= gained as f64;
+            chosen[case][axis].push(index);
+        }
+        chosen
+    }
+
     /// The slices of a case, where they depend on nothing but the case.
     pub(super) fn choose(&self, dense: ArrayView3<i16>, random: &mut ChaCha8Rng) -> Planes {
         std::array::from_fn(|axis| {
@@ -137,8 +165,8 @@ impl Slices {
 }
 
 /// Keeps whole slices and marks the rest with `ignore`.
-pub fn keep(dense: ArrayView3<i16>, ignore: i16, planes: &Planes) -> Annotation {
-    let mut kept = Annotation::none(dense.dim(), ignore);
+pub fn keep(dense: ArrayView3<i16>, ignore: i16, planes: &Planes) -> Drawn {
+    let mut kept = Drawn::none(dense.dim(), ignore);
     for (axis, planes) in planes.iter().enumerate() {
         for &index in planes.iter().collect::<BTreeSet<_>>() {
             let plane = dense.index_axis(Axis(axis), index);

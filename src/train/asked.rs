@@ -1,7 +1,10 @@
 //! Settings as a person gives them: some, and the others come from a checkpoint or are the defaults.
 
-use super::{Precision, Progress, Settings};
+use super::precision::Precision;
+use super::progress::Progress;
+use super::settings::Settings;
 use crate::augment::Recipe;
+use crate::compat::Compat;
 use crate::sample::{Oversampling, Sampling};
 
 /// What was asked for; `None` for what was not.
@@ -25,10 +28,14 @@ pub struct Asked {
     pub oversampling: Option<Oversampling>,
     /// As [`Sampling::by_annotation`].
     pub by_annotation: Option<bool>,
+    /// As [`Settings::compat`].
+    pub compat: Option<Compat>,
     /// As [`Settings::precision`].
     pub precision: Option<Precision>,
     /// As [`Settings::exact`].
     pub exact: Option<bool>,
+    /// As [`Settings::tuned`].
+    pub tuned: Option<bool>,
     /// As [`Settings::seed`].
     pub seed: Option<u64>,
 }
@@ -46,8 +53,10 @@ impl Asked {
             mirror: self.mirror.unwrap_or(default.mirror),
             augmentation: self.augmentation.unwrap_or(default.augmentation),
             sampling: self.sampling(default.sampling),
+            compat: self.compat.unwrap_or(default.compat),
             precision: self.precision.unwrap_or(default.precision),
             exact: self.exact.unwrap_or(default.exact),
+            tuned: self.tuned.unwrap_or(default.tuned),
             seed: self.seed.unwrap_or(default.seed),
         }
     }
@@ -69,8 +78,10 @@ impl Asked {
         all.of("mirror", self.mirror.map(axes), axes(begun.mirror));
         all.of("augmentation", self.augmentation, begun.augmentation);
         all.of("sampling", Some(self.sampling(begun.sampling)), begun.sampling);
+        all.of("compat", self.compat, begun.compat);
         all.of("precision", self.precision, begun.precision);
         all.of("exact", self.exact, begun.exact);
+        all.of("tune", self.tuned, begun.tuned);
         all.of("seed", self.seed, begun.seed);
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs < progress.epoch) {
             all.0.push(format!("epochs is {epochs}, {} are done already", progress.epoch));

@@ -1,7 +1,8 @@
 //! Checkpoints: one safetensors file with the network under nnU-Net's state-dict names and PyTorch's layout, the
 //! optimiser's momenta, and in its metadata everything else that training or prediction needs, a checksum among it.
 
-use super::{Progress, Settings};
+use super::progress::Progress;
+use super::settings::Settings;
 use crate::compat::Compat;
 use crate::dataset::plans::{Configuration, Plans};
 use crate::dataset::splits::{Fold, Split};

@@ -1,6 +1,6 @@
 //! The cases that a network trains on and is validated with, opened for patches to be cut from.
 
-use super::{Model, TrainingCases};
+use super::checkpoint::{Model, TrainingCases};
 use crate::compat::Compat;
 use crate::dataset::splits::{Fold, Split};
 use crate::dataset::{CaseFiles, Dataset};

@@ -67,7 +67,7 @@ fn generator(seed: u64, purpose: Purpose, epoch: usize, iteration: usize) -> Cha
 }
 
 /// What is to be cut.
-pub(super) struct Work<'a, S> {
+pub(super) struct LoaderWork<'a, S> {
     pub pool: Pool<'a, S>,
     pub sampler: PatchSampler,
     /// Draws how patches are augmented, if they are.
@@ -85,7 +85,7 @@ pub(super) struct Loaded {
     pub seconds: f64,
 }
 
-impl<S: PatchSource> Work<'_, S> {
+impl<S: PatchSource> LoaderWork<'_, S> {
     /// The batch of an iteration, in the buffers of an earlier one.
     fn load(&self, iteration: usize, mut batch: Batch) -> Result<Loaded> {
         let began = Instant::now();
@@ -107,7 +107,7 @@ impl Loader {
     /// Starts threads that cut the batches of these iterations.
     pub fn start<'scope, 'env, S: PatchSource + Sync>(
         scope: &'scope Scope<'scope, 'env>,
-        work: &'env Work<'env, S>,
+        work: &'env LoaderWork<'env, S>,
         iterations: Range<usize>,
         threads: usize,
     ) -> Result<Self> {
@@ -148,7 +148,7 @@ impl Loader {
 
 /// Cuts one batch after the other, as soon as the one before was taken.
 fn cut<S: PatchSource>(
-    work: &Work<S>,
+    work: &LoaderWork<S>,
     iterations: impl Iterator<Item = usize>,
     loaded: &SyncSender<Result<Loaded>>,
     spare: &Receiver<Batch>,

@@ -1,8 +1,12 @@
 //! The memory of a training step, as a step on a dry context counts it.
 
-use super::Step;
+use super::checkpoint::Model;
+use super::settings::Settings;
+use super::step::Step;
+use crate::augment::Augmenter;
 use crate::dataset::LabelManager;
-use crate::error::{Error, NetworkError, Result};
+use crate::error::{Error, NetworkError, Result, TrainError};
+use crate::kernels::conv3d::Policy;
 use crate::kernels::{Caps, Context, Dtype, LossScale, LossScaleState};
 use crate::loss::NetworkLoss;
 use crate::nn::{Network, UNetShape};
@@ -109,4 +113,41 @@ fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -
     let outputs = step.network().forward(&mut tape, &Var::data(image.clone()), step.loss().levels())?;
     let logits: usize = outputs.iter().map(|output| output.shape().len() * output.dtype().size()).sum();
     Ok(dry.held_bytes() - before - logits as u64)
+}
+
+/// Refuses a patch or batch that the device cannot train on, before anything is launched, and says what would fit.
+pub(super) fn check_memory(
+    context: &Context,
+    model: &Model,
+    architecture: &UNetShape,
+    settings: &Settings,
+) -> Result<()> {
+    let (patch, _) = model.configuration.three_dimensional()?;
+    let batch = model.configuration.batch_size;
+    let policy = Policy::of(context).clone();
+    let exact = settings.exact || policy.is_exact();
+    let context = &policy.with_exact(exact).on(context);
+    let dtype = settings.precision.dtype();
+    let check = |patch, batch| -> Result<()> {
+        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
+        // Augmentation is over before the step begins.
+        let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
+        let before = plan.parameters + plan.batch + augmentation;
+        MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+    };
+    match check(patch, batch) {
+        Err(Error::Network(problem @ NetworkError::DeviceMemory { .. })) => {
+            let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
+            Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
+        }
+        checked => checked,
+    }
+}
+
+/// What a training augments its patches with.
+pub(super) fn augmenter(model: &Model, patch: [usize; 3], settings: &Settings) -> Augmenter {
+    let masked = &model.configuration.use_mask_for_norm;
+    let largest_label = model.labels.expected_labels().into_iter().max().unwrap_or(0);
+    let dtype = settings.precision.dtype();
+    Augmenter::new(settings.augmentation, patch, settings.mirror, masked, largest_label, dtype)
 }

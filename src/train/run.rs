@@ -1,7 +1,8 @@
 //! A training from its first epoch to its last, with its checkpoints in a folder.
 
-use super::checkpoint::is_whole;
-use super::{Checkpoint, Outcome, Report, Trainer, TrainingCases};
+use super::checkpoint::{Checkpoint, TrainingCases, is_whole};
+use super::progress::{Outcome, Report};
+use super::trainer::Trainer;
 use crate::error::{Error, NetworkError, Result, TrainError};
 use crate::io::write_atomically;
 use crate::sample::PatchSource;

@@ -1,6 +1,6 @@
 //! Models of nnU-Net, read and predicted with, and models for nnU-Net.
 
-use crate::common::{data, device, phantom};
+use crate::common::{data, device, phantom, pickles};
 use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::fs;
@@ -115,14 +115,39 @@ fn a_model_folder_of_nnunet_predicts_as_nnunet() {
     let different = found.0.iter().zip(&expected.0).filter(|(a, b)| a != b).count();
     assert!(different <= found.0.len() / 1000, "{different} of {} voxels", found.0.len());
 
+    // Probabilities too; what was predicted without them is made again.
+    let again = ["--save_probabilities", "--continue_prediction"];
+    let done = run(&[&common[..], &from[..], &again].concat(), &[("nnUNet_results", results.path())]);
+    assert!(done.status.success() && text(&done).contains("1 made (1 in the place"), "{}", text(&done));
+    let read = |path: &Path| io::read_npz_array(path, predict::PROBABILITIES).unwrap();
+    let (ours, theirs) = (read(&output.join("case.npz")), read(&data("exchange/probabilities.npz")));
+    assert_eq!(ours.dim(), theirs.dim());
+    let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart < 2e-3, "{apart}");
+    let properties = results.path().join("properties.pth");
+    pickles::torch(&properties, &fs::read(output.join("case.pkl")).unwrap(), &[]);
+    let properties = TorchFile::open(&properties).unwrap().content.to_json().unwrap();
+    let placed = serde_json::json!({
+        "spacing": [1.0, 1.0, 2.0], "origin": [0.0, 0.0, 0.0],
+        "direction": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
+    });
+    assert_eq!(properties["sitk_stuff"], placed);
+    assert_eq!(properties["spacing"], serde_json::json!([2.0, 1.0, 1.0]));
+    assert_eq!(properties["shape_before_cropping"], serde_json::json!([9, 20, 18]));
+    assert_eq!(properties["bbox_used_for_cropping"], serde_json::json!([[0, 9], [0, 20], [0, 18]]));
+    let done = run(&[&common[..], &from[..], &again].concat(), &[("nnUNet_results", results.path())]);
+    assert!(text(&done).contains("0 made, 1 kept"), "{}", text(&done));
+    // Without the option they would be those of an earlier prediction.
+    let done = run(&[&common[..], &from[..]].concat(), &[("nnUNet_results", results.path())]);
+    assert!(done.status.success() && text(&done).contains("case.npz"), "{}", text(&done));
+
     // Without -f the folds that are there, which is said.
     let done = run(&[&common[..], &["-m", path(&model), "-step_size", "1"]].concat(), &[]);
     assert!(done.status.success() && text(&done).contains("folds 0, 1"), "{}", text(&done));
-    let refusals: [(&[&str], &[&str]); 9] = [
+    let refusals: [(&[&str], &[&str]); 8] = [
         (&["-m", path(&model), "-f", "0", "3", "all"], &["fold 3, all", "folds 0, 1 are here"]),
         (&["-m", path(&model), "-f", "1", "1"], &["twice"]),
         (&["-m", path(&model), "-chk", "checkpoint_best.pth"], &["checkpoint_best.pth", "-chk"]),
-        (&["-m", path(&model), "--save_probabilities"], &["--save_probabilities"]),
         (&["-m", path(&model), "-prev_stage_predictions", "x"], &["-prev_stage_predictions", "cascade"]),
         (&["-m", path(&model), "-num_parts", "2", "-part_id", "2"], &["-part_id is 2"]),
         (&["-m", path(&model), "-d", "7"], &["--model"]),

@@ -27,8 +27,10 @@ const SETTINGS: Settings = Settings {
     mirror: [true; 3],
     augmentation: Recipe::MIRROR,
     sampling: Sampling::NNUNET,
+    compat: voxgrad::Compat::Corrected,
     precision: voxgrad::train::Precision::F32,
     exact: false,
+    tuned: false,
     seed: 0,
 };
 

@@ -7,11 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+use voxgrad::augment::flip;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson};
 use voxgrad::error::PredictError;
+use voxgrad::infer::{Accumulator, SlidingWindow, mirror_subsets};
 use voxgrad::io::{self, Geometry};
+use voxgrad::nn::Network;
 use voxgrad::preprocess::{Preprocessor, RawCase};
+use voxgrad::tape::{Tape, Var};
+use voxgrad::tensor::{Shape, Tensor};
 use voxgrad::train::{Model, Settings, Trainer};
 use voxgrad::{Compat, Error, predict};
 
@@ -167,6 +172,65 @@ fn an_error_of_the_system_is_told_once() {
     let (_, told) = texts(&result);
     assert_eq!(result.status.code(), Some(2), "{told}");
     assert_eq!(told.matches("No such file").count(), 1, "{told}");
+}
+
+/// Windows on the device, several at once, mirrored, of two networks, against the same by hand on the host.
+#[test]
+fn the_device_adds_up_what_the_host_does() {
+    let folder = tempfile::tempdir().unwrap();
+    phantom::write(folder.path(), 1);
+    let (context, _guard) = device();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    let plans = Plans::read(&folder.path().join("nnUNetPlans.json")).unwrap();
+    let model = Model::new(plans, "3d_fullres", dataset.json.clone()).unwrap();
+    let networks: Vec<Network> =
+        [1, 2].map(|seed| Network::new(context, model.architecture().unwrap(), seed).unwrap()).into();
+    let preprocessor =
+        Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected).unwrap();
+    let files = CaseFiles { label: None, ..dataset.cases[0].clone() };
+    let mut case = preprocessor.run(RawCase::read(&files, &model.labels).unwrap()).unwrap();
+    // Deeper than a window, and narrower.
+    let part = ndarray::s![.., .., ..13, ..5];
+    case.data = case.data.slice(part).to_owned();
+    case.seg = case.seg.slice(ndarray::s![.., ..13, ..5]).to_owned();
+    let (patch, mirror) = ([8; 3], [true, false, true]);
+    let heads = networks[0].shape().heads;
+
+    let window = SlidingWindow::new(case.seg.dim().into(), patch, 0.5).unwrap();
+    let mut sums = Accumulator::new(window.clone(), heads);
+    let mut expected = Vec::new();
+    let mut collect = |slice: &[f32]| {
+        expected.extend(slice.iter().map(|&logit| f64::from(logit)));
+        Ok(())
+    };
+    let shape = Shape { batch: 1, dims: patch, channels: 1 };
+    for &start in &window.starts {
+        let (mut input, mut mean) = (vec![0.0; 512], vec![0.0; 512 * heads]);
+        window.extract(case.data.view(), start, &mut input).unwrap();
+        for axes in mirror_subsets(mirror) {
+            let mut mirrored = input.clone();
+            flip(&mut mirrored, patch, 1, axes);
+            let x = Var::data(Tensor::upload(context, shape, &mirrored).unwrap());
+            for network in &networks {
+                let outputs = network.forward(&mut Tape::inference(context), &x, 1).unwrap();
+                let mut logits = outputs[0].value().download(context).unwrap();
+                flip(&mut logits, patch, heads, axes);
+                mean.iter_mut().zip(&logits).for_each(|(mean, logit)| *mean += logit / 8.0);
+            }
+        }
+        sums.add(start, &mean, &mut collect).unwrap();
+    }
+    sums.finish(collect).unwrap();
+
+    let settings = predict::Settings { mirror, ..Default::default() };
+    let before = context.launches();
+    let mut passes = (0, 0);
+    let found = predict::logits(context, &networks, &case, patch, &settings, |done, all| passes = (done, all)).unwrap();
+    eprintln!("{} launches for {} windows", context.launches() - before, window.starts.len());
+    assert_eq!(passes, (window.starts.len() * 8, window.starts.len() * 8));
+    crate::common::assert_close("mean logits", &found, &expected, 1e-5);
+    let again = predict::logits(context, &networks, &case, patch, &settings, |_, _| ()).unwrap();
+    assert_eq!(found, again, "to the bit");
 }
 
 /// Infinity or NaN must not become background.

@@ -2,6 +2,7 @@
 
 use crate::common::{device, phantom};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 use voxgrad::augment::Recipe;
 use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
@@ -23,8 +24,10 @@ const SETTINGS: Settings = Settings {
     mirror: [true; 3],
     augmentation: Recipe::MIRROR,
     sampling: Sampling::NNUNET,
+    compat: Compat::Corrected,
     precision: Precision::F32,
     exact: false,
+    tuned: false,
     seed: 5,
 };
 
@@ -92,6 +95,45 @@ fn check_continuation(settings: Settings, stops: &[usize]) {
 fn interrupted_anywhere_and_continued_from_the_file_ends_in_the_same_bits() {
     // In the middle of the first epoch's training, at its end, and in the second epoch's validation.
     check_continuation(Settings { augmentation: Recipe::NNUNET, ..SETTINGS }, &[3, 6, 15]);
+}
+
+/// The time of an epoch is that of training it, however long it was stopped.
+#[test]
+fn time_between_a_stop_and_a_continuation_is_no_part_of_an_epoch() {
+    let (context, _guard) = device();
+    let (_folder, model, cases, _) = phantom();
+    let began = Instant::now();
+    let mut first = Trainer::new(context, model, SETTINGS).unwrap();
+    first.epoch(&cases, &cases, |_| ControlFlow::Break(())).unwrap();
+    let before = first.times();
+    assert!(before.wall > 0.0 && before.step > 0.0);
+    let saved = first.checkpoint().unwrap();
+    let gap = Duration::from_secs(2);
+    std::thread::sleep(gap);
+    let mut second = Trainer::resume(context, saved).unwrap();
+    second.epoch(&cases, &cases, |_| ControlFlow::Continue(())).unwrap();
+    let trained = (began.elapsed() - gap).as_secs_f64();
+    let history = &second.progress().history;
+    let recorded = history.epoch_end_timestamps[0] - history.epoch_start_timestamps[0];
+    let times = history.times[0].unwrap();
+    assert!((recorded - times.wall).abs() < 0.5, "{recorded} s recorded, {} s counted", times.wall);
+    assert!(before.wall < recorded && recorded < trained + 0.5, "{recorded} s of {trained} s");
+    assert!(before.step < times.step && times.step <= times.wall, "{before:?}, then {times:?}");
+}
+
+/// nnU-Net lets patches hang over the far border of the image: others are learned from.
+#[test]
+fn patches_lie_where_nnunet_has_them_when_asked() {
+    let (context, _guard) = device();
+    let (_folder, model, cases, _) = phantom();
+    let [corrected, again, nnunet] = [Compat::Corrected, Compat::Corrected, Compat::Nnunet].map(|compat| {
+        let settings = Settings { compat, epochs: 1, ..SETTINGS };
+        let mut trainer = Trainer::new(context, model.clone(), settings).unwrap();
+        finish(&mut trainer, &cases);
+        weights(context, &trainer)
+    });
+    assert!(corrected == again);
+    assert!(corrected != nnunet);
 }
 
 #[test]

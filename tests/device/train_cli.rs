@@ -9,7 +9,9 @@ use voxgrad::dataset::Dataset;
 use voxgrad::dataset::plans::Plans;
 use voxgrad::error::{ExchangeError, TrainError};
 use voxgrad::exchange::load_pretrained;
+use voxgrad::io;
 use voxgrad::parameters::Slot;
+use voxgrad::predict::PROBABILITIES;
 use voxgrad::report::EventFile;
 use voxgrad::train::{Model, Settings, Trainer};
 
@@ -68,7 +70,17 @@ fn places_and_files_as_nnunets() {
     assert_eq!(again["foreground_mean"], summary["foreground_mean"]);
     assert!(!again["foreground_mean"]["Dice"].is_null());
     let before = fs::metadata(folder.join("checkpoint_final.safetensors")).unwrap().modified().unwrap();
-    place.succeeds(&train(&["--val"]));
+    place.succeeds(&train(&["--val", "--npz"]));
+    let of = |ending: &str| -> Vec<String> {
+        let files = names(&folder.join("validation"));
+        files.iter().filter_map(|name| name.strip_suffix(ending)).map(String::from).collect()
+    };
+    let cases = of(".nii.gz");
+    assert!(!cases.is_empty() && of(".npz") == cases && of(".pkl") == cases, "{cases:?}");
+    let probabilities =
+        io::read_npz_array(&folder.join("validation").join(format!("{}.npz", cases[0])), PROBABILITIES).unwrap();
+    let [background, sphere] = [0, 1].map(|head| probabilities.index_axis(ndarray::Axis(0), head));
+    assert!(background.iter().zip(sphere).all(|(a, b)| (a + b - 1.0).abs() < 1e-6));
     assert_eq!(fs::metadata(folder.join("checkpoint_final.safetensors")).unwrap().modified().unwrap(), before);
 
     // Another fold begins with its weights, and keeps none of its own.
@@ -87,7 +99,6 @@ fn what_is_not_offered_is_refused_by_name() {
         place.refuses(&[&["train", "7", "3d_fullres"], more, &["--device", "cpu"]].concat(), words);
     };
     refuse(&["0", "-num_gpus", "2"], &["-num_gpus is 2", "cuda:0"]);
-    refuse(&["0", "--npz"], &["--npz", "leave it out"]);
     refuse(&["5"], &["fold 5", "folds 0 to 4, and `all`"]);
     refuse(&["five"], &["five", "`all` or a number"]);
     refuse(&["0", "--val"], &["--val needs", "checkpoint_final"]);

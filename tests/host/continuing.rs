@@ -6,6 +6,7 @@ use ndarray::Array3;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use voxgrad::Compat;
 use voxgrad::dataset::splits::{self, Fold, Split};
 use voxgrad::io::{self, Geometry};
 use voxgrad::train::Checkpoint;
@@ -141,6 +142,51 @@ fn what_is_not_typed_comes_from_the_checkpoint() {
     place.refuses(&["--continue", "--plans", plans.to_str().unwrap()], &["--plans", "differ"]);
     place.edit("dataset.json", |json| json["labels"] = serde_json::json!({"background": 0, "sphere": 1, "other": 2}));
     place.refuses(&["--continue"], &["`labels` in", "dataset.json"]);
+}
+
+#[test]
+fn measured_algorithms_are_used_again() {
+    let place = Place::new(6);
+    let said = place.trains(&[&SHORT[..], &["--tune"]].concat());
+    assert!(said.contains("tuning: "), "{said}");
+    assert!(place.checkpoint().settings.tuned);
+    // Not typed again.
+    let said = place.trains(&["--continue", "--epochs", "2"]);
+    assert!(said.contains("tuning: "), "{said}");
+    place.refuses(&["--continue", "--exact"], &["exact is true, it was false"]);
+
+    let untuned = Place::new(6);
+    untuned.trains(&SHORT);
+    untuned.refuses(&["--continue", "--tune"], &["tune is true, it was false"]);
+}
+
+#[test]
+fn cases_and_patches_as_nnunets_when_asked() {
+    let place = Place::new(6);
+    place.trains(&[&SHORT[..], &["--compat", "nnunet"]].concat());
+    let kept = place.checkpoint();
+    assert_eq!((kept.settings.compat, kept.cases.unwrap().compat), (Compat::Nnunet, Compat::Nnunet));
+    place.refuses(&["--continue", "--compat", "corrected"], &["compat is corrected, it was nnunet"]);
+    place.trains(&["--continue", "--epochs", "2"]);
+    assert_eq!(place.checkpoint().settings.compat, Compat::Nnunet);
+}
+
+#[test]
+fn the_weights_that_training_began_with_stay_on_record() {
+    let (other, place) = (Place::new(6), Place::new(6));
+    other.trains(&SHORT);
+    let weights = other.output().join("checkpoint_final.safetensors");
+    let begun_with = || {
+        let about = fs::read_to_string(place.output().join("debug.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&about).unwrap()["pretrained_weights"].clone()
+    };
+    place.trains(&[&SHORT[..], &["-pretrained_weights", weights.to_str().unwrap()]].concat());
+    assert_eq!(begun_with(), weights.to_str().unwrap());
+    place.trains(&["--continue", "--epochs", "2"]);
+    assert_eq!(begun_with(), weights.to_str().unwrap());
+    // What is given to a training that goes on is not what it began with.
+    place.trains(&["--continue", "--epochs", "3", "-pretrained_weights", "elsewhere.safetensors"]);
+    assert_eq!(begun_with(), weights.to_str().unwrap());
 }
 
 #[test]

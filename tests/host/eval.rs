@@ -8,7 +8,7 @@ use approx::assert_relative_eq;
 use ndarray::Array3;
 use voxgrad::Error;
 use voxgrad::dataset::{Dataset, DatasetJson, LabelGroup, LabelManager};
-use voxgrad::eval::{Confusion, PseudoDice, Summary, evaluate_case, evaluate_folder};
+use voxgrad::eval::{Classes, Confusion, PseudoDice, Summary, evaluate_case, evaluate_folder};
 use voxgrad::io::{Geometry, write_labels};
 
 use crate::common::data;
@@ -68,11 +68,12 @@ fn undefined_dice_in_means() {
     let groups = [LabelGroup::Label(1), LabelGroup::Region(vec![2])];
     let case = |prediction: [i16; 8], reference: [i16; 8]| voxgrad::eval::CaseResult {
         counts: evaluate_case(volume(prediction).view(), volume(reference).view(), &groups, None),
+        annotated: 1.0,
         prediction_file: "a".into(),
         reference_file: "b\"c".into(),
     };
     let mut summary = Summary {
-        groups: groups.to_vec(),
+        classes: Classes::listed(groups.to_vec(), None).unwrap(),
         cases: vec![case([1; 8], [1; 8]), case([0; 8], [0; 8])],
         warnings: Vec::new(),
         passed_over: Vec::new(),

@@ -217,6 +217,15 @@ fn inference_begins_and_ends_like_nnunets() {
     let written = read_labels(&data(name).join("predictions/case_011.nii.gz")).unwrap().data;
     assert!(written.iter().any(|&l| l > 0));
     assert_eq!(found.mapv(|label| label as i16), written);
+
+    // nnU-Net's probabilities, which are those of logits in half precision.
+    let both = export::prediction(&logits, shape, &case.properties, &preprocessor).unwrap();
+    assert_eq!(both.labels, found);
+    let written = npz::read(&data(name).join("predictions/case_011.npz"), "probabilities");
+    let written = written.into_dimensionality::<Ix4>().unwrap();
+    assert_eq!(both.probabilities.dim(), written.dim());
+    let apart = both.probabilities.iter().zip(&written).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+    assert!(apart < 2e-3, "{apart}");
 }
 
 /// Logits that encode the cropped labels come back as the labels, in place.
@@ -293,15 +302,33 @@ fn exporting_in_slices_is_exporting_the_whole() {
             let raw_spacing = preprocessor.transpose_forward.map(|axis| properties.spacing[axis]);
             let grid = resample::Grid::between(from, to, preprocessor.spacing, raw_spacing).unwrap();
             assert!(separate.is_none_or(|axis| grid.separate_axis == Some(axis)), "{from:?} to {to:?}");
-            let planar = Array4::from_shape_vec((from[0], from[1], from[2], heads), logits).unwrap();
+            let planar = Array4::from_shape_vec((from[0], from[1], from[2], heads), logits.clone()).unwrap();
             let planar = resample::logits(planar.permuted_axes([3, 0, 1, 2]).as_standard_layout().into_owned(), &grid);
-            let interleaved: Vec<f32> = planar.permuted_axes([1, 2, 3, 0]).iter().copied().collect();
+            let interleaved: Vec<f32> = planar.view().permuted_axes([1, 2, 3, 0]).iter().copied().collect();
             let labels = preprocessor.labels.segmentation_from_logits(&interleaved).unwrap();
             let cropped = Array3::from_shape_vec(to, labels).unwrap();
             let mut whole = Array3::zeros(properties.shape_before_cropping);
             whole.slice_mut(ndarray::s![2..to[0] + 2, 2..to[1] + 2, 2..to[2] + 2]).assign(&cropped);
             assert!(cropped.iter().any(|&label| label > 0));
             assert_eq!(found, whole.permuted_axes(backward), "{name}, {separate:?}, {from:?} to {to:?}");
+
+            // And the probabilities are those of the resampled logits, where the image was not cropped.
+            let both = export::prediction(&logits, from, &properties, &preprocessor).unwrap();
+            assert_eq!(both.labels, found);
+            let transposed = both.probabilities.permuted_axes([0, 2, 3, 1]);
+            let is_region = preprocessor.labels.has_regions();
+            for ((head, z, y, x), &found) in transposed.indexed_iter() {
+                let inside = [z, y, x].iter().zip(to).all(|(&at, n)| (2..n + 2).contains(&at));
+                let expected = match (inside, is_region) {
+                    (false, _) => f64::from(u8::from(!is_region && head == 0)),
+                    (true, true) => 1.0 / (1.0 + (-f64::from(planar[[head, z - 2, y - 2, x - 2]])).exp()),
+                    (true, false) => {
+                        let exponential = |head: usize| f64::from(planar[[head, z - 2, y - 2, x - 2]]).exp();
+                        exponential(head) / (0..heads).map(exponential).sum::<f64>()
+                    }
+                };
+                assert_relative_eq!(f64::from(found), expected, epsilon = 1e-6);
+            }
         }
     }
 }

@@ -8,10 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use voxgrad::dataset::plans::Plans;
-use voxgrad::dataset::{CaseFiles, Dataset};
+use voxgrad::dataset::splits::{Fold, Split};
+use voxgrad::dataset::{CaseFiles, Dataset, DatasetJson};
 use voxgrad::error::PreprocessError;
 use voxgrad::io::{self, Geometry};
 use voxgrad::preprocess::{Opening, PreparedCase, Preprocessor, in_parallel};
+use voxgrad::train::{DataSource, Model};
 use voxgrad::{Compat, Error};
 
 const NAME: &str = "Dataset007_Spheres";
@@ -122,6 +124,41 @@ fn training_without_raw_files() {
     fs::remove_dir_all(prepared(&place).join("voxgrad")).unwrap();
     fs::remove_dir_all(place.path("results").join(NAME)).unwrap();
     place.refuses(&train(&[]), &["no preprocessed case", "--raw"]);
+}
+
+/// Not only once a patch shows one, perhaps after days.
+#[test]
+fn labels_that_are_not_declared_are_found_when_cases_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = data("brats_regions/preprocessed");
+    let theirs = folder.path().join("nnUNetPlans_3d_fullres");
+    fs::create_dir(&theirs).unwrap();
+    let names = ["case_000", "case_001"].map(String::from);
+    for name in &names {
+        fs::copy(from.join(format!("{name}.npz")), theirs.join(format!("{name}.npz"))).unwrap();
+    }
+    let mut described = json(&from.join("dataset.json"));
+    described["labels"] = serde_json::json!({"background": 0, "edema": 1, "ignore": 2});
+    described.as_object_mut().unwrap().remove("regions_class_order");
+    fs::write(folder.path().join("dataset.json"), described.to_string()).unwrap();
+    let read = DatasetJson::read(&folder.path().join("dataset.json")).unwrap();
+    let model = Model::new(Plans::read(&from.join("nnUNetPlans.json")).unwrap(), "3d_fullres", read.clone()).unwrap();
+    let cases = names.iter().map(|name| CaseFiles { name: name.clone(), images: Vec::new(), label: None }).collect();
+    let labels = model.labels.clone();
+    let dataset = Dataset { folder: folder.path().into(), json: read, labels, cases, notes: Vec::new() };
+    let split = Split { train: names.to_vec(), val: Vec::new() };
+    let source = DataSource {
+        dataset: &dataset,
+        prepared: folder.path(),
+        fold: Fold::All,
+        split: &split,
+        compat: None,
+        skip_unreadable: false,
+    };
+    let error = source.open(&model, |_| ()).err().unwrap().to_string();
+    for words in ["case case_000 holds label 4", "case case_001 holds label 4", "declares is 2"] {
+        assert!(error.contains(words), "no `{words}` in: {error}");
+    }
 }
 
 /// The folder of fold 0 has no checkpoint, that of another has: most likely that one is meant.

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use voxgrad::numpy_random::NumpyRandom;
-use voxgrad::sparsify::{Annotation, Blocks, Budget, Scheme, Scribbles, Selection, Slices, draw, slices};
+use voxgrad::sparsify::{Blocks, Budget, Drawn, Scheme, Scribbles, Selection, Slices, draw, slices};
 
 const IGNORE: i16 = 3;
 
@@ -52,7 +52,7 @@ fn parts(plane: ArrayView2<i16>) -> Array2<usize> {
 // ---- scribbles ---------------------------------------------------------------------------------------------------------
 
 /// No voxel of another label than the dense reference's, and in every slice one component of each class at most.
-fn assert_scribbles(dense: &Array3<i16>, drawn: &Annotation, axis: usize) {
+fn assert_scribbles(dense: &Array3<i16>, drawn: &Drawn, axis: usize) {
     for (plane, labels) in dense.axis_iter(Axis(axis)).zip(drawn.labels.axis_iter(Axis(axis))) {
         let part = parts(plane);
         let mut of_class: BTreeMap<i16, BTreeSet<usize>> = BTreeMap::new();
@@ -93,7 +93,7 @@ proptest! {
         (seed, fraction, side) in (any::<u64>(), 0.05..0.6_f64, 1..6_usize),
     ) {
         let dense = balls(shape, &centres);
-        let check = |drawn: &Annotation| {
+        let check = |drawn: &Drawn| {
             dense.iter().zip(&drawn.labels).all(|(dense, label)| *label == IGNORE || label == dense)
         };
         let blocks = Scheme::Blocks(Blocks { size: [side; 3], budget: Budget::Fraction(fraction), foreground: 0.5 });
@@ -204,6 +204,54 @@ fn interior_scribbles_are_about_as_long_as_the_component() {
         let mean = lengths.iter().sum::<usize>() as f64 / lengths.len() as f64 / (2 * radius) as f64;
         assert!((0.6..=1.4).contains(&mean), "radius {radius}: {mean} diameters");
     }
+}
+
+/// Real shapes: the hippocampi of the demo, each slice and class for itself.
+#[test]
+fn scribbles_on_hippocampi_have_scribblebenchs_lengths() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus/labelsTr_dense");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.to_string_lossy().ends_with(".nii.gz"));
+    files.sort();
+    let (mut interior, mut border) = (Vec::new(), Vec::new());
+    for path in files.iter().take(8) {
+        let dense = voxgrad::io::read_labels(path).unwrap().data;
+        let drawn = |scribbles: Scribbles| scribbles.draw(dense.view(), IGNORE, &mut random(7)).labels;
+        let inside = drawn(Scribbles { thickness: 1, border: 0, ..Scribbles::default() });
+        // One pixel thick along the outline itself: what is drawn can be counted beside the outline's pixels.
+        let along = drawn(Scribbles { thickness: 1, interior: 0, border_depth: [0, 0], ..Scribbles::default() });
+        for (plane, (inside, along)) in dense.outer_iter().zip(inside.outer_iter().zip(along.outer_iter())) {
+            let part = parts(plane);
+            for (scribbles, lengths, is_border) in [(inside, &mut interior, false), (along, &mut border, true)] {
+                for label in [1, 2] {
+                    let pixels: Vec<(usize, usize)> =
+                        scribbles.indexed_iter().filter(|(_, found)| **found == label).map(|(at, _)| at).collect();
+                    let Some(&first) = pixels.first() else { continue };
+                    let component: BTreeSet<(usize, usize)> =
+                        part.indexed_iter().filter(|(_, id)| **id == part[first]).map(|(at, _)| at).collect();
+                    let span = |of: fn(&(usize, usize)) -> usize| {
+                        component.iter().map(of).max().unwrap() - component.iter().map(of).min().unwrap() + 1
+                    };
+                    let extent = span(|at| at.0).max(span(|at| at.1));
+                    let on_outline = |&&(y, x): &&(usize, usize)| {
+                        let beside = [(y.wrapping_sub(1), x), (y + 1, x), (y, x.wrapping_sub(1)), (y, x + 1)];
+                        beside.iter().any(|at| !component.contains(at))
+                    };
+                    let outline = component.iter().filter(on_outline).count();
+                    // A stroke of a few pixels is a pixel longer or shorter by rounding alone.
+                    match is_border {
+                        true if outline >= 20 => lengths.push(pixels.len() as f64 / outline as f64),
+                        false if extent >= 6 => lengths.push(pixels.len() as f64 / extent as f64),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    let mean = |shares: &[f64]| shares.iter().sum::<f64>() / shares.len() as f64;
+    assert!(interior.len() > 100 && border.len() > 100, "{} and {}", interior.len(), border.len());
+    assert!((0.5..=1.5).contains(&mean(&interior)), "interior: {} of the extent", mean(&interior));
+    assert!((0.07..=0.15).contains(&mean(&border)), "border: {} of the outline", mean(&border));
 }
 
 #[test]

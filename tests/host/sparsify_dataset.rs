@@ -295,3 +295,62 @@ fn bad_settings_are_refused() {
     refuses("mix", &["--mix", "scribbles=1,mix=1"], &["`mix`"]);
     refuses("mix", &["--mix", "scribbles=0,dense=1"], &["positive"]);
 }
+
+#[test]
+fn pooled_slices_make_the_share_of_the_whole_dataset() {
+    let place = Place::new();
+    let cases = ["a", "b", "c", "d", "e", "f"];
+    let source = place.dataset(&cases, LABELS);
+    for (fraction, seed) in [(0.01, 1), (0.05, 2), (0.3, 3), (0.9, 4)] {
+        let target = place.path(&format!("sparse-{fraction}"));
+        let scheme = Scheme::Slices(Slices { axes: [true; 3], fraction, selection: Selection::Pooled });
+        let settings = Settings { seed, ..settings(scheme) };
+        let report = sparsify_dataset(&source, &target, &settings, |_| {}).unwrap();
+        let all: u64 = report.cases.iter().map(|case| case.voxels()).sum();
+        let annotated: u64 = report.cases.iter().map(|case| case.annotated).sum();
+        // Nearer to the share than half the largest slice.
+        let largest = (17 * 14) as f64;
+        assert!(
+            (annotated as f64 - fraction * all as f64).abs() <= largest / 2.0,
+            "{annotated} of {all} for {fraction}"
+        );
+        for case in cases {
+            let (sparse, dense) = (labels(&target, case), labels(&source, case));
+            let chosen: [Vec<usize>; 3] = [0, 1, 2].map(|axis| kept(sparse.view(), axis));
+            // Whole slices and nothing else: where enough of them cross, others are whole too.
+            if fraction < 0.1 {
+                assert_eq!(sparse, slices::keep(dense.view(), 3, &chosen).labels, "{case}");
+            }
+        }
+        if fraction == 0.01 {
+            assert!(
+                report.warnings.iter().any(|line| line.contains("without any annotation")),
+                "{:?}",
+                report.warnings
+            );
+        }
+        let again = place.path("again");
+        sparsify_dataset(&source, &again, &Settings { overwrite: true, workers: 1, ..settings }, |_| {}).unwrap();
+        assert!(cases.iter().all(|case| labels(&again, case) == labels(&target, case)));
+    }
+    place.succeeds(&[
+        "sparsify",
+        "dense",
+        "-o",
+        "x",
+        "--scheme",
+        "slices",
+        "--pool",
+        "--fraction",
+        "0.02",
+        "--axes",
+        "z",
+    ]);
+    for how in ["even", "change", "nnunet"] {
+        place.refuses(
+            &["sparsify", "dense", "-o", "y", "--scheme", "slices", "--pool", "--select", how],
+            &["pooled", "--select"],
+        );
+    }
+    place.refuses(&["sparsify", "dense", "-o", "y", "--scheme", "scribbles", "--pool"], &["--pool", "scribbles"]);
+}

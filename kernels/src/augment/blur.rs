@@ -1,7 +1,7 @@
 //! A Gaussian blur along one axis, with taps of its own for every channel. Reads each value once from memory and the
 //! neighbours from the caches, and writes it to another buffer.
 
-use super::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
+use super::patch::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
 use crate::{Buffer, Context, KernelError};
 use cubecl::prelude::*;
 

@@ -1,7 +1,7 @@
 //! Copies between batches and single samples: the centre crop on the way in; mirroring, masking, the storage type and the
 //! codes' return to labels on the way out. Reads and writes the image once.
 
-use super::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
+use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 

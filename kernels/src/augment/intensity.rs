@@ -11,8 +11,8 @@
 //! Bytes: brightness moves the image twice, contrast four times (mean, range, read, write), gamma seven times (deviation,
 //! range, read, write, deviation, read, write).
 
+use super::patch::{OPERATION, Patch};
 use super::range::range;
-use super::{OPERATION, Patch};
 use crate::block::strip;
 use crate::instance_norm::{self, of_channels};
 use crate::reduce::{Path, Walk, check_count, rows_of, share};

@@ -4,7 +4,7 @@
 //! neighbours, which small tables list for every axis. PyTorch's `interpolate` twice: `nearest-exact` down, `trilinear` with
 //! `align_corners=False` up.
 
-use super::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
+use super::patch::{Extent, OPERATION, Patch, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 

@@ -5,7 +5,7 @@
 //! two words: 24 bits of the one are the radius, the other the angle of Box and Muller's transform. Reads and writes
 //! the image once.
 
-use super::{OPERATION, Patch};
+use super::patch::{OPERATION, Patch};
 use crate::block::strip;
 use crate::elementwise::lanes_of;
 use crate::reduce::check_count;

@@ -1,6 +1,6 @@
 //! The least and the largest value of every channel: reads the image once, in a fixed division.
 
-use super::{OPERATION, Patch};
+use super::patch::{OPERATION, Patch};
 use crate::block::strip;
 use crate::reduce::{Path, Walk, check_count, rows_of, share};
 use crate::{Buffer, Context, Dtype, KernelError, Work};

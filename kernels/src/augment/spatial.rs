@@ -5,7 +5,7 @@
 //! them, times 1000 and rounded to 11 bits (half precision). A tie goes to the nearest voxel's label if that is among the
 //! tied ones, else to the smallest of them.
 
-use super::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
+use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
 use crate::{Buffer, Context, Dtype, KernelError};
 use cubecl::prelude::*;
 

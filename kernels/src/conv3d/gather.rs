@@ -208,9 +208,9 @@ impl<'a> Gather<'a> {
     }
 
     /// The kernel's numbers.
-    pub(super) fn numbers(&self, walk: Walk) -> NumbersLaunch {
+    pub(super) fn numbers(&self, walk: Walk) -> GatherNumbersLaunch {
         let [first, second] = self.gathered();
-        NumbersLaunch::new(
+        GatherNumbersLaunch::new(
             self.batch,
             first,
             second,
@@ -345,7 +345,7 @@ impl<'a> WeightGradient<'a> {
 
 /// [`Gather`] inside of kernels.
 #[derive(CubeType, CubeLaunch)]
-pub(super) struct Numbers {
+pub(super) struct GatherNumbers {
     pub batch: usize,
     pub channels: usize,
     pub second_channels: usize,

@@ -44,7 +44,7 @@ pub(crate) struct Packing {
 }
 
 #[derive(CubeType, CubeLaunch)]
-struct Numbers {
+struct PackNumbers {
     blocks: usize,
     in_channels: usize,
     first_input: usize,
@@ -68,7 +68,7 @@ struct Numbers {
 fn pack_kernel<E: Float>(
     weights: &[f32],
     packed: &mut [E],
-    s: Numbers,
+    s: PackNumbers,
     #[comptime] split: usize,
     #[comptime] transposed: bool,
     #[define(E)] _dtype: ElemType,
@@ -136,7 +136,7 @@ impl Weights<'_> {
         let step = std::array::from_fn(|a| self.step[a].rem_euclid(self.kernel[a] as isize) as usize);
         let work = Work::units(caps.strips(length / run / piece, 1), caps.cube_units());
         context.launch("weight packing", work, |client, count, dim| {
-            let numbers = NumbersLaunch::new(
+            let numbers = PackNumbersLaunch::new(
                 self.out_count / block,
                 in_channels,
                 self.first_input,

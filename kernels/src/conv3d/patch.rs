@@ -5,7 +5,7 @@
 //! look at three bits.
 
 use super::axes::Axes;
-use super::gather::Numbers;
+use super::gather::GatherNumbers;
 use cubecl::prelude::*;
 
 /// Taps along an axis, at most.
@@ -41,7 +41,7 @@ pub(super) fn place(index: usize, grid: &Axes) -> (usize, usize, usize, usize) {
 
 /// Where output `row` of a launch lies in the output tensor.
 #[cube]
-pub(super) fn output_position(row: usize, s: &Numbers) -> usize {
+pub(super) fn output_position(row: usize, s: &GatherNumbers) -> usize {
     let (n, jd, jh, jw) = place(row, &s.count);
     let od = jd * s.out_step.depth + s.out_offset.depth;
     let oh = jh * s.out_step.height + s.out_offset.height;
@@ -52,7 +52,7 @@ pub(super) fn output_position(row: usize, s: &Numbers) -> usize {
 /// Of the rows `first_row + UNIT_POS + i * units` for `i` below `count`; those from `rows` on see nothing.
 #[cube]
 pub(super) fn corners(
-    s: &Numbers,
+    s: &GatherNumbers,
     first_row: usize,
     rows: usize,
     #[comptime] count: usize,
@@ -84,7 +84,7 @@ pub(super) fn corners(
 
 /// Tap number `tap`, counted along the width first.
 #[cube]
-pub(super) fn tap_of(tap: usize, s: &Numbers) -> Tap {
+pub(super) fn tap_of(tap: usize, s: &GatherNumbers) -> Tap {
     let width = (tap % s.taps.width) as u32;
     let height = (tap / s.taps.width % s.taps.height) as u32;
     let depth = (tap / s.taps.width / s.taps.height) as u32;
@@ -114,7 +114,7 @@ pub(super) struct Rows {
 #[cube]
 pub(super) fn rows_of_block(
     row_block: usize,
-    s: &Numbers,
+    s: &GatherNumbers,
     #[comptime] block: usize,
     #[comptime] by_sample: bool,
 ) -> Rows {

@@ -123,14 +123,14 @@ impl Products {
 
     fn fit_tensor_cores(&self, dtype: Dtype, caps: &Caps) -> bool {
         match *self {
-            Self::Gather { gathered, results } => igemm::Plan::gather(caps, dtype, gathered, results).is_some(),
-            Self::Weights { rows, columns } => igemm::Plan::weights(caps, dtype, rows, columns).is_some(),
+            Self::Gather { gathered, results } => igemm::BlockPlan::gather(caps, dtype, gathered, results).is_some(),
+            Self::Weights { rows, columns } => igemm::BlockPlan::weights(caps, dtype, rows, columns).is_some(),
         }
     }
 
     fn fit_tiles(&self, caps: &Caps) -> bool {
         match *self {
-            Self::Gather { gathered, results } => tiled::Plan::choose(caps, gathered, results).is_some(),
+            Self::Gather { gathered, results } => tiled::TiledPlan::choose(caps, gathered, results).is_some(),
             Self::Weights { .. } => false,
         }
     }
@@ -225,10 +225,10 @@ impl Route {
         let outputs = gather.outputs();
         match self {
             Self::Direct => None,
-            Self::Tiled => tiled::Plan::of(gather, caps).map(|plan| plan.row_blocks(outputs)),
-            Self::TensorCores => {
-                igemm::Plan::of(gather, caps).filter(igemm::Plan::merges_columns).map(|plan| plan.row_blocks(outputs))
-            }
+            Self::Tiled => tiled::TiledPlan::of(gather, caps).map(|plan| plan.row_blocks(outputs)),
+            Self::TensorCores => igemm::BlockPlan::of(gather, caps)
+                .filter(igemm::BlockPlan::merges_columns)
+                .map(|plan| plan.row_blocks(outputs)),
             Self::Winograd => Some(caps.cube_units() as usize),
         }
     }

@@ -30,6 +30,7 @@
 mod apply;
 mod backward;
 pub(crate) mod epilogue;
+mod forward;
 mod problem;
 mod residual;
 mod statistics;
@@ -38,18 +39,7 @@ pub use apply::apply;
 pub(crate) use apply::of_channels;
 pub use backward::{backward, backward_apply, backward_sums, backward_sums_of_parts, gradient_parts};
 pub use epilogue::{Coefficients, GradientParts, Moments};
+pub use forward::forward;
 pub use problem::{Norm, NormGradient, Problem};
 pub use residual::{apply_onto, gradient_parts_onto};
 pub use statistics::{coefficients, moments, statistics, statistics_of_moments};
-
-use crate::{Buffer, Context, KernelError};
-
-/// Writes `statistics` and `y`. `norm.statistics` is an output.
-///
-/// # Errors
-/// [`KernelError::Shape`] or [`KernelError::Dtype`] if a buffer does not fit the problem, [`KernelError::Limit`]
-/// beyond the device's index range. The same holds for all functions of this module.
-pub fn forward(context: &Context, problem: &Problem, x: &Buffer, norm: &Norm, y: &Buffer) -> Result<(), KernelError> {
-    statistics(context, problem, x, norm.statistics)?;
-    apply(context, problem, x, norm, y)
-}

@@ -1,7 +1,7 @@
 //! How the channels of a group of voxels are read and stored: logits lie voxel by voxel, and are computed with channel by
 //! channel, a vector of voxels at a time.
 
-use super::plan::Plan;
+use super::plan::LossPlan;
 use cubecl::prelude::*;
 
 /// Channels that a group of many is read and stored by: a load for each voxel, instead of one for each value.
@@ -16,7 +16,7 @@ pub(super) fn load_group<E: Float, N: Size>(
     first: usize,
     counts: Vector<bool, N>,
     values: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> Vector<f32, N> {
     let lanes = N::value();
     let mut top = Vector::<f32, N>::new(f32::MIN);
@@ -60,7 +60,7 @@ pub(super) fn store_group<E: Float, N: Size>(
     level: usize,
     first: usize,
     values: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let lanes = N::value();
     #[unroll]
@@ -91,7 +91,7 @@ pub(super) fn clear<E: Float>(
     level: usize,
     first: usize,
     #[comptime] len: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     #[unroll]
     for candidate in 0..plan.levels {

@@ -5,20 +5,20 @@
 //!
 //! Barriers are the same for all units of a cube: voxels that do not exist or do not count take part in them.
 
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::walk::*;
 use cubecl::prelude::*;
 
 /// This unit's team, and its place in it.
 #[cube]
-pub(super) fn my_team(#[comptime] plan: Plan) -> (usize, usize) {
+pub(super) fn my_team(#[comptime] plan: LossPlan) -> (usize, usize) {
     let unit = UNIT_POS as usize;
     (unit / plan.team, unit % plan.team)
 }
 
 /// This cube's chunk. Cubes behind the last chunk get an empty one.
 #[cube]
-pub(super) fn my_chunk(grid: &Grid, #[comptime] plan: Plan) -> Place {
+pub(super) fn my_chunk(grid: &LevelGrid, #[comptime] plan: LossPlan) -> Place {
     let mut place = chunk_place(grid, CUBE_POS.min(grid.chunks - 1), plan);
     place.end = select(CUBE_POS < grid.chunks, place.end, place.start);
     place
@@ -26,7 +26,7 @@ pub(super) fn my_chunk(grid: &Grid, #[comptime] plan: Plan) -> Place {
 
 /// Voxels that each team of this cube walks over.
 #[cube]
-pub(super) fn steps(place: &Place, #[comptime] plan: Plan) -> usize {
+pub(super) fn steps(place: &Place, #[comptime] plan: LossPlan) -> usize {
     (place.end - place.start).div_ceil(comptime!(plan.teams()))
 }
 
@@ -35,10 +35,10 @@ pub(super) fn steps(place: &Place, #[comptime] plan: Plan) -> usize {
 pub(super) fn read_voxel<L: Int, W: Numeric>(
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> (u32, f32) {
     let mut label = comptime!(plan.labels as u32).runtime();
     let mut weight = 0.0f32;
@@ -52,13 +52,13 @@ pub(super) fn read_voxel<L: Int, W: Numeric>(
 
 /// The `k`-th vector of this unit, counted in the voxel. Units of a team take turns.
 #[cube]
-pub(super) fn my_vector(member: usize, #[comptime] k: usize, #[comptime] plan: Plan) -> usize {
+pub(super) fn my_vector(member: usize, #[comptime] k: usize, #[comptime] plan: LossPlan) -> usize {
     comptime!(k * plan.team) + member
 }
 
 /// Whether a vector of this unit has channels: of the last ones some lie behind the last channel.
 #[cube]
-pub(super) fn exists(vector: usize, #[comptime] k: usize, #[comptime] plan: Plan) -> bool {
+pub(super) fn exists(vector: usize, #[comptime] k: usize, #[comptime] plan: LossPlan) -> bool {
     if comptime!((k + 1) * plan.team <= plan.vectors()) { true.runtime() } else { vector < comptime!(plan.vectors()) }
 }
 
@@ -71,7 +71,7 @@ pub(super) fn load_mine<E: Float, V: Size>(
     first: usize,
     member: usize,
     values: &mut Array<Vector<f32, V>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     #[unroll]
     for candidate in 0..plan.levels {
@@ -98,7 +98,7 @@ pub(super) fn store_mine<E: Float, V: Size>(
     first: usize,
     member: usize,
     values: &Array<Vector<f32, V>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     #[unroll]
     for candidate in 0..plan.levels {
@@ -117,7 +117,7 @@ pub(super) fn store_mine<E: Float, V: Size>(
 
 /// Adds up the rows of `len` values of all teams. Their sums are then in the first one.
 #[cube]
-pub(super) fn add_rows(rows: &mut [f32], #[comptime] len: usize, #[comptime] plan: Plan) {
+pub(super) fn add_rows(rows: &mut [f32], #[comptime] len: usize, #[comptime] plan: LossPlan) {
     sync_cube();
     #[unroll]
     for halving in 0..comptime!(plan.teams().ilog2() as usize) {
@@ -136,9 +136,9 @@ pub(super) fn write_sums<V: Size>(
     values: &Array<Vector<f32, V>>,
     rows: &mut [f32],
     sums: &mut [f32],
-    grid: &Grid,
+    grid: &LevelGrid,
     #[comptime] slot: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let channels = comptime!(plan.classes);
     let (team, member) = my_team(plan);
@@ -163,10 +163,10 @@ pub(super) fn write_sums<V: Size>(
 pub(super) fn write_cube_row(
     values: &[f32],
     sums: &mut [f32],
-    grid: &Grid,
+    grid: &LevelGrid,
     #[comptime] slot: usize,
     #[comptime] len: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     if CUBE_POS < grid.chunks {
         let row = CUBE_POS * plan.slots() + slot;

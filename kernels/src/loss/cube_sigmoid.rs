@@ -1,7 +1,7 @@
 //! Overlapping regions on a GPU, see [`super::cube`]. Regions of a voxel have nothing to exchange.
 
 use super::cube::*;
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::sigmoid::sigmoid;
 use super::walk::*;
 use cubecl::ir::ElemType;
@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 /// Which regions of a vector a label belongs to.
 #[cube]
-fn inside<V: Size>(grid: &Grid, label: u32, vector: usize, #[comptime] plan: Plan) -> Vector<bool, V> {
+fn inside<V: Size>(grid: &LevelGrid, label: u32, vector: usize, #[comptime] plan: LossPlan) -> Vector<bool, V> {
     // The last vector of a unit may lie behind the last region.
     let first = vector.min(comptime!(plan.vectors() - 1)) * plan.vector;
     let word = grid.regions[label as usize * comptime!(plan.classes.div_ceil(32)) + first / 32];
@@ -23,7 +23,7 @@ fn inside<V: Size>(grid: &Grid, label: u32, vector: usize, #[comptime] plan: Pla
 
 /// Which regions of a vector were annotated in the sample.
 #[cube]
-fn takes_part<V: Size>(grid: &Grid, place: &Place, vector: usize, #[comptime] plan: Plan) -> Vector<bool, V> {
+fn takes_part<V: Size>(grid: &LevelGrid, place: &Place, vector: usize, #[comptime] plan: LossPlan) -> Vector<bool, V> {
     let mut part = Vector::<u32, V>::new(1u32);
     if comptime!(plan.missing) {
         let first = vector.min(comptime!(plan.vectors() - 1)) * plan.vector;
@@ -36,15 +36,15 @@ fn takes_part<V: Size>(grid: &Grid, place: &Place, vector: usize, #[comptime] pl
     part.equal(&Vector::new(1u32))
 }
 
-/// Pass 1: a row of partial sums of every chunk, see [`Plan::slots`].
+/// Pass 1: a row of partial sums of every chunk, see [`LossPlan::slots`].
 #[cube(launch)]
 pub(super) fn cube_sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
     logits: &Sequence<Box<[Vector<E, V>]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     sums: &mut [f32],
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,
@@ -117,10 +117,10 @@ pub(super) fn cube_sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
     logits: &Sequence<Box<[Vector<E, V>]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     coefficients: &[f32],
     gradients: &mut Sequence<Box<[Vector<E, V>]>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,

@@ -1,7 +1,7 @@
 //! Exclusive labels on a GPU, see [`super::cube`].
 
 use super::cube::*;
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::softmax::entropy_weight;
 use super::walk::*;
 use cubecl::ir::ElemType;
@@ -28,7 +28,7 @@ const KNOWN: usize = 7;
 /// The label that each of this unit's channels stands for in the sample: its own, or where it is missing the
 /// background's. Channels that do not exist stand for no label.
 #[cube]
-fn my_labels(grid: &Grid, place: &Place, member: usize, #[comptime] plan: Plan) -> Array<u32> {
+fn my_labels(grid: &LevelGrid, place: &Place, member: usize, #[comptime] plan: LossPlan) -> Array<u32> {
     let mut stands_for = Array::<u32>::new(comptime!(plan.mine() * plan.vector));
     #[unroll]
     for k in 0..plan.mine() {
@@ -50,7 +50,7 @@ fn my_labels(grid: &Grid, place: &Place, member: usize, #[comptime] plan: Plan) 
 
 /// Whether the label's channel is this unit's.
 #[cube]
-fn owns(label: u32, member: usize, #[comptime] plan: Plan) -> bool {
+fn owns(label: u32, member: usize, #[comptime] plan: LossPlan) -> bool {
     if comptime!(plan.team == 1) { true.runtime() } else { label as usize / plan.vector % plan.team == member }
 }
 
@@ -64,7 +64,7 @@ fn exponentiate<V: Size>(
     stands_for: &Array<u32>,
     label: u32,
     member: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let mut top = f32::MIN.runtime();
     let mut labelled = 0.0f32;
@@ -128,7 +128,7 @@ fn exchange(
     half: usize,
     counts: bool,
     #[comptime] fields: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     if comptime!(plan.team > 1) {
         let units = comptime!(plan.walkers);
@@ -176,7 +176,7 @@ fn exchange(
 }
 
 /// The `field`-th thing that is exchanged: `DOT` is the last, and only exchanged for the gradient.
-fn field_of(field: usize, plan: Plan) -> usize {
+fn field_of(field: usize, plan: LossPlan) -> usize {
     match (field, plan.missing) {
         (TOP | SUM, _) => field,
         (_, false) => DOT,
@@ -185,13 +185,13 @@ fn field_of(field: usize, plan: Plan) -> usize {
 }
 
 /// Number of things that are exchanged.
-fn fields(plan: Plan, gradient: bool) -> usize {
+fn fields(plan: LossPlan, gradient: bool) -> usize {
     2 + usize::from(gradient) + if plan.missing { 2 } else { 0 }
 }
 
 /// The label's logit, or `log sum exp` of those that stand for the background; for its owner.
 #[cube]
-fn score(known: &Array<f32>, label: u32, #[comptime] plan: Plan) -> f32 {
+fn score(known: &Array<f32>, label: u32, #[comptime] plan: LossPlan) -> f32 {
     let mut score = known[LABELLED];
     if comptime!(plan.missing) {
         if label == 0 {
@@ -201,17 +201,17 @@ fn score(known: &Array<f32>, label: u32, #[comptime] plan: Plan) -> f32 {
     score
 }
 
-/// Pass 1: a row of partial sums of every chunk, see [`Plan::slots`]. `entropies` takes the cross-entropy of every voxel
+/// Pass 1: a row of partial sums of every chunk, see [`LossPlan::slots`]. `entropies` takes the cross-entropy of every voxel
 /// if only the largest count.
 #[cube(launch)]
 pub(super) fn cube_softmax_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
     logits: &Sequence<Box<[Vector<E, V>]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     sums: &mut [f32],
     entropies: &mut [f32],
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,
@@ -301,29 +301,14 @@ pub(super) fn cube_softmax_sums_kernel<E: Float, L: Int, W: Numeric, V: Size>(
     }
 }
 
-/// Pass 3: the gradient, see [`TAIL`](super::plan::TAIL) and what the threads' kernel computes. A gradient may be the
-/// memory of its logits: a unit reads its channels before it writes them.
-#[cube(launch)]
-pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size>(
-    logits: &Sequence<Box<[Vector<E, V>]>>,
-    labels: &[L],
-    weights: &[W],
-    grid: &Grid,
+/// Of this unit's channels what Dice adds to their gradient, before the factor p: the coefficients B.
+#[cube]
+fn additions_of_mine<V: Size>(
     coefficients: &[f32],
-    entropies: &[f32],
-    gradients: &mut Sequence<Box<[Vector<E, V>]>>,
-    #[comptime] plan: Plan,
-    #[define(E)] _logit_type: ElemType,
-    #[define(L)] _label_type: ElemType,
-    #[define(W)] _weight_type: ElemType,
-) {
-    let exchanged = comptime!(fields(plan, true));
-    let mut shares = Shared::<[f32]>::new_slice(comptime!(plan.shares(exchanged)));
-    let (team, member) = my_team(plan);
-    let place = my_chunk(grid, plan);
-    let stands_for = my_labels(grid, &place, member, plan);
-    let of_level = coefficients_at(grid.batch, place.level, plan);
-    let dice = of_level + place.sample * comptime!(2 * plan.classes);
+    dice: usize,
+    member: usize,
+    #[comptime] plan: LossPlan,
+) -> Array<Vector<f32, V>> {
     let mut b = Array::<Vector<f32, V>>::new(plan.mine());
     if comptime!(plan.dice) {
         #[unroll]
@@ -339,6 +324,78 @@ pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
             b[k] = of_classes;
         }
     }
+    b
+}
+
+/// `dot`, and the coefficients A of the channels that stand for the label, times `exp(z - top)`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn dot_of_missing<V: Size>(
+    values: &Array<Vector<f32, V>>,
+    dot: f32,
+    stands_for: &Array<u32>,
+    label: u32,
+    coefficients: &[f32],
+    dice: usize,
+    member: usize,
+    #[comptime] plan: LossPlan,
+) -> f32 {
+    let mut dot = dot;
+    #[unroll]
+    for k in 0..plan.mine() {
+        #[unroll]
+        for lane in 0..plan.vector {
+            if stands_for[comptime!(k * plan.vector + lane)] == label {
+                let class = my_vector(member, k, plan) * plan.vector + lane;
+                dot += values[k].extract(lane) * coefficients[dice + 2 * class];
+            }
+        }
+    }
+    dot
+}
+
+/// What the gradient of a channel that stands for the label has more than others. `exp(shifted)` is its share in the sum of
+/// the p that stand for it.
+#[cube]
+fn beyond_base(
+    shifted: f32,
+    entropy: f32,
+    p: f32,
+    coefficients: &[f32],
+    coefficient: usize,
+    #[comptime] plan: LossPlan,
+) -> f32 {
+    let mut more = 0.0f32 - entropy * shifted.exp();
+    if comptime!(plan.dice) {
+        more += p * coefficients[coefficient];
+    }
+    more
+}
+
+/// Pass 3: the gradient, see [`TAIL`](super::plan::TAIL) and what the threads' kernel computes. A gradient may be the
+/// memory of its logits: a unit reads its channels before it writes them.
+#[cube(launch)]
+pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size>(
+    logits: &Sequence<Box<[Vector<E, V>]>>,
+    labels: &[L],
+    weights: &[W],
+    grid: &LevelGrid,
+    coefficients: &[f32],
+    entropies: &[f32],
+    gradients: &mut Sequence<Box<[Vector<E, V>]>>,
+    #[comptime] plan: LossPlan,
+    #[define(E)] _logit_type: ElemType,
+    #[define(L)] _label_type: ElemType,
+    #[define(W)] _weight_type: ElemType,
+) {
+    let exchanged = comptime!(fields(plan, true));
+    let mut shares = Shared::<[f32]>::new_slice(comptime!(plan.shares(exchanged)));
+    let (team, member) = my_team(plan);
+    let place = my_chunk(grid, plan);
+    let stands_for = my_labels(grid, &place, member, plan);
+    let of_level = coefficients_at(grid.batch, place.level, plan);
+    let dice = of_level + place.sample * comptime!(2 * plan.classes);
+    let b = additions_of_mine::<V>(coefficients, dice, member, plan);
 
     let mut values = Array::<Vector<f32, V>>::new(plan.mine());
     let mut shifted = Array::<Vector<f32, V>>::new(plan.mine());
@@ -365,16 +422,8 @@ pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
                 }
                 known[DOT] = lane_sum::<V>(dot);
                 if comptime!(plan.missing) {
-                    #[unroll]
-                    for k in 0..plan.mine() {
-                        #[unroll]
-                        for lane in 0..plan.vector {
-                            if stands_for[comptime!(k * plan.vector + lane)] == label {
-                                let class = my_vector(member, k, plan) * plan.vector + lane;
-                                known[DOT] += values[k].extract(lane) * coefficients[dice + 2 * class];
-                            }
-                        }
-                    }
+                    known[DOT] =
+                        dot_of_missing::<V>(&values, known[DOT], &stands_for, label, coefficients, dice, member, plan);
                 } else if mine {
                     a = coefficients[dice + 2 * label as usize];
                     e = (known[LABELLED] - own_top).exp();
@@ -404,12 +453,9 @@ pub(super) fn cube_softmax_gradient_kernel<E: Float, L: Int, W: Numeric, V: Size
                         if comptime!(plan.missing) {
                             if hit {
                                 let class = my_vector(member, k, plan) * plan.vector + lane;
-                                // Its share in the sum of the p that stand for the label
-                                let share = (shifted[k].extract(lane) + (own_top - score)).exp();
-                                let mut more = 0.0f32 - entropy * share;
-                                if comptime!(plan.dice) {
-                                    more += p.extract(lane) * coefficients[dice + 2 * class];
-                                }
+                                let shifted = shifted[k].extract(lane) + (own_top - score);
+                                let p = p.extract(lane);
+                                let more = beyond_base(shifted, entropy, p, coefficients, dice + 2 * class, plan);
                                 g.insert(lane, g.extract(lane) + more);
                             }
                         } else {

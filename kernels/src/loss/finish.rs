@@ -1,6 +1,6 @@
 //! Pass 2: partial sums to totals in a fixed order, and totals to the loss and the gradient's coefficients.
 
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::walk::coefficients_at;
 use crate::block::strip;
 use cubecl::prelude::*;
@@ -33,7 +33,7 @@ pub(super) fn reduce_kernel(rows: &[f32], ranges: &[u32], totals: &mut [f32], co
 /// What the finalising kernel does; comptime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Finish {
-    pub(super) plan: Plan,
+    pub(super) plan: LossPlan,
     /// First class that has a Dice term: 1 skips the background.
     pub(super) first_dice: usize,
     pub(super) batch_dice: bool,
@@ -45,7 +45,7 @@ pub(super) struct Finish {
 
 /// Numbers of a loss.
 #[derive(CubeLaunch, CubeType)]
-pub(super) struct Numbers {
+pub(super) struct FinishNumbers {
     pub(super) batch: usize,
     pub(super) entropy: f32,
     pub(super) dice: f32,
@@ -58,7 +58,7 @@ pub(super) struct Numbers {
 /// What the finalising kernel reads.
 #[derive(CubeLaunch, CubeType)]
 pub(super) struct Totals {
-    /// `[levels, batch]` rows, see [`Plan::slots`].
+    /// `[levels, batch]` rows, see [`LossPlan::slots`].
     pub(super) sums: Box<[f32]>,
     /// Where only the largest cross-entropies count, `[levels, batch, classes]`: their sums.
     pub(super) largest: Box<[f32]>,
@@ -67,7 +67,7 @@ pub(super) struct Totals {
     pub(super) selection: Box<[u32]>,
     /// Of every level: its weight, and how many cross-entropies count as the largest.
     pub(super) levels: Box<[f32]>,
-    /// See [`Grid::acting`](super::walk::Grid).
+    /// See [`LevelGrid::acting`](super::walk::Grid).
     pub(super) acting: Box<[u32]>,
 }
 
@@ -96,7 +96,7 @@ struct Dice {
 #[cube]
 fn dice_of(
     totals: &Totals,
-    numbers: &Numbers,
+    numbers: &FinishNumbers,
     level: usize,
     sample: usize,
     class: usize,
@@ -153,7 +153,7 @@ fn coefficient(dice: &Dice) -> f32 {
 
 /// Number of Dice terms.
 #[cube]
-fn count_terms(totals: &Totals, numbers: &Numbers, #[comptime] finish: Finish) -> f32 {
+fn count_terms(totals: &Totals, numbers: &FinishNumbers, #[comptime] finish: Finish) -> f32 {
     let dice_classes = comptime!(finish.plan.classes - finish.first_dice);
     let mut terms = 0usize;
     if comptime!(finish.plan.missing) {
@@ -177,7 +177,7 @@ fn count_terms(totals: &Totals, numbers: &Numbers, #[comptime] finish: Finish) -
 
 /// What the sum of a level's cross-entropies is divided by.
 #[cube]
-fn elements_of(totals: &Totals, numbers: &Numbers, level: usize, #[comptime] finish: Finish) -> f32 {
+fn elements_of(totals: &Totals, numbers: &FinishNumbers, level: usize, #[comptime] finish: Finish) -> f32 {
     let plan = comptime!(finish.plan);
     let mut elements = 0.0f32;
     if comptime!(plan.top_k) {
@@ -205,7 +205,7 @@ fn elements_of(totals: &Totals, numbers: &Numbers, level: usize, #[comptime] fin
 #[cube]
 fn entropy_of(
     totals: &Totals,
-    numbers: &Numbers,
+    numbers: &FinishNumbers,
     level: usize,
     channel: usize,
     elements: f32,
@@ -232,7 +232,7 @@ pub(super) fn finish_kernel(
     totals: &Totals,
     coefficients: &mut [f32],
     loss: &mut [f32],
-    numbers: &Numbers,
+    numbers: &FinishNumbers,
     #[comptime] finish: Finish,
 ) {
     let plan = comptime!(finish.plan);

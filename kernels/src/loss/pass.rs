@@ -1,12 +1,22 @@
 //! The launches of a loss.
 
-use super::finish::{Finish, NumbersLaunch, TotalsLaunch, finish_kernel, reduce_kernel};
-use super::plan::{Plan, TAIL, Weighting};
-use super::problem::Reduction;
-use super::walk::GridLaunch;
-use super::{Annotation, Entropy, Gradient, OPERATION, Problem, cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
+use super::finish::{Finish, FinishNumbersLaunch, TotalsLaunch, finish_kernel, reduce_kernel};
+use super::plan::{LossPlan, TAIL, Weighting};
+use super::problem::{Problem, Reduction};
+use super::settings::{Annotation, Entropy, OPERATION};
+use super::walk::LevelGridLaunch;
+use super::{cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
 use crate::{Buffer, Context, Dtype, KernelError, Scale, Work};
 use cubecl::prelude::*;
+
+/// Where the gradient of a level goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient<'a> {
+    /// Into a buffer of its own, of the shape and type of the logits and sharing no memory with them.
+    Into(&'a Buffer),
+    /// Over the logits.
+    InPlace,
+}
 
 /// More units than cores, since chunks without annotation are done at once: the runtime gives the next unit to
 /// the core that is free.
@@ -17,7 +27,7 @@ const UNITS_PER_CORE: u32 = 4;
 /// arguments of each kernel types of their own.
 macro_rules! over_chunks {
     ($pass:expr, $width:expr, $file:ident::$kernel:ident, $($argument:expr),+) => {{
-        let pass: &Pass = $pass;
+        let pass: &LossPass = $pass;
         pass.context.launch(OPERATION, pass.chunk_work(pass.plan.walkers), |client, count, dim| {
             let [e, l, w] = [pass.logits[0], pass.labels, pass.weights].map(|buffer| buffer.dtype().elem());
             $file::$kernel::launch(
@@ -40,7 +50,7 @@ macro_rules! over_chunks {
 }
 
 /// The launches for one batch.
-pub(super) struct Pass<'a> {
+pub(super) struct LossPass<'a> {
     context: &'a Context,
     problem: &'a Problem,
     labels: &'a Buffer,
@@ -50,7 +60,7 @@ pub(super) struct Pass<'a> {
     logits: Vec<&'a Buffer>,
     /// The label (region) that a channel stands for; where no class is missing something that is not read.
     acting: Buffer,
-    plan: Plan,
+    plan: LossPlan,
 }
 
 /// What pass 1 leaves behind.
@@ -63,7 +73,7 @@ pub(super) struct Sums {
     selection: Buffer,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> LossPass<'a> {
     /// Buffers are checked by the caller.
     pub(super) fn new(
         context: &'a Context,
@@ -91,9 +101,9 @@ impl<'a> Pass<'a> {
         })
     }
 
-    fn grid(&self) -> GridLaunch {
+    fn grid(&self) -> LevelGridLaunch {
         let problem = self.problem;
-        GridLaunch::new(
+        LevelGridLaunch::new(
             problem.level_table.arg(),
             problem.axes.arg(),
             self.acting.arg(),
@@ -170,7 +180,7 @@ impl<'a> Pass<'a> {
         let selection = context.empty(2 * plan.levels, Dtype::U32)?;
         // A histogram for each unit is for threads only.
         let threads = context.caps().cores.is_some();
-        let counting = Plan { walkers: if threads { 1 } else { context.caps().cube_units() as usize }, ..plan };
+        let counting = LossPlan { walkers: if threads { 1 } else { context.caps().cube_units() as usize }, ..plan };
         for shift in top_k::SHIFTS {
             context.launch(OPERATION, self.chunk_work(counting.walkers), |client, count, dim| {
                 let (state, histograms) = (state.arg(), histograms.arg());
@@ -225,7 +235,7 @@ impl<'a> Pass<'a> {
             None => Work::units(plan.classes + 1, 32),
         };
         context.launch(OPERATION, work, |client, count, dim| {
-            let numbers = NumbersLaunch::new(
+            let numbers = FinishNumbersLaunch::new(
                 problem.batch,
                 settings.weight_ce,
                 settings.weight_dice,

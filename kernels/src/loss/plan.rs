@@ -1,6 +1,6 @@
 //! What the kernels of a loss are compiled for, and how the rows of their partial sums look.
 
-use super::{Entropy, LossSettings, OPERATION, Target};
+use super::settings::{Entropy, LossSettings, OPERATION, Target};
 use crate::{Caps, KernelError};
 
 /// Voxels in a chunk. A chunk lies in one sample of one level and is what one partial sum covers: short enough that
@@ -49,7 +49,7 @@ pub(super) enum Weighting {
 
 /// Everything that is known when a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Plan {
+pub(super) struct LossPlan {
     /// Channels of the logits.
     pub(super) classes: usize,
     /// Labels that count; an ignored voxel gets this number as its label.
@@ -86,7 +86,7 @@ pub(super) struct Plan {
     pub(super) missing: bool,
 }
 
-impl Plan {
+impl LossPlan {
     /// The plan for annotations without weights and missing classes.
     ///
     /// # Errors
@@ -231,8 +231,8 @@ mod tests {
         }
     }
 
-    fn plan(classes: usize, caps: &Caps) -> Plan {
-        Plan::new(&LossSettings::new(Target::Labels { classes }, None, false), 1, false, caps).unwrap()
+    fn plan(classes: usize, caps: &Caps) -> LossPlan {
+        LossPlan::new(&LossSettings::new(Target::Labels { classes }, None, false), 1, false, caps).unwrap()
     }
 
     fn gpu() -> Caps {
@@ -266,12 +266,12 @@ mod tests {
     #[test]
     fn many_classes_without_shared_memory_are_refused_with_the_remedy() {
         for settings in [LossSettings::new(Target::Labels { classes: 17 }, None, false), regions(17)] {
-            let refused = Plan::new(&settings, 1, false, &caps(None, 4)).unwrap_err();
+            let refused = LossPlan::new(&settings, 1, false, &caps(None, 4)).unwrap_err();
             assert!(matches!(refused, KernelError::Unsupported { .. }));
             let words = refused.to_string();
             assert!(["16 classes", "use the CPU", "Mesa 26"].iter().all(|part| words.contains(part)), "{words}");
             for caps in [gpu(), caps(Some(2), 8)] {
-                Plan::new(&settings, 1, false, &caps).unwrap();
+                LossPlan::new(&settings, 1, false, &caps).unwrap();
             }
         }
     }
@@ -280,7 +280,7 @@ mod tests {
     fn a_cube_s_units_share_all_channels_in_few_registers_and_little_memory() {
         for classes in 1..=1024 {
             for settings in [LossSettings::new(Target::Labels { classes }, None, false), regions(classes)] {
-                let plan = Plan::new(&settings, 1, false, &gpu()).unwrap().annotated(Weighting::None, true);
+                let plan = LossPlan::new(&settings, 1, false, &gpu()).unwrap().annotated(Weighting::None, true);
                 assert_eq!(plan.teams() * plan.team, 64);
                 assert_eq!(plan.vectors() * plan.vector, classes);
                 assert!(plan.mine() * plan.team >= plan.vectors());
@@ -313,7 +313,7 @@ mod tests {
     fn what_is_off_has_no_sums() {
         let caps = caps(Some(2), 16);
         let mut settings = LossSettings::new(Target::Labels { classes: 5 }, None, false);
-        let slots = |settings: &LossSettings| Plan::new(settings, 1, false, &caps).unwrap().slots();
+        let slots = |settings: &LossSettings| LossPlan::new(settings, 1, false, &caps).unwrap().slots();
         assert_eq!(slots(&settings), 21);
         settings.weight_dice = 0.0;
         assert_eq!(slots(&settings), 6);

@@ -1,7 +1,7 @@
 //! Overlapping regions: a sigmoid each, soft Dice of all regions, binary cross-entropy.
 
 use super::channels::*;
-use super::plan::{Plan, Weighting};
+use super::plan::{LossPlan, Weighting};
 use super::walk::*;
 use crate::block::strip;
 use crate::vector_math::{exp, ln};
@@ -14,11 +14,11 @@ const COMPARED_LABELS: usize = 8;
 /// One word of the region sets of `N` voxels, empty for ignored ones.
 #[cube]
 fn region_word<N: Size>(
-    grid: &Grid,
+    grid: &LevelGrid,
     label: Vector<u32, N>,
     #[comptime] word: usize,
     #[comptime] words: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> Vector<u32, N> {
     let lanes = N::value();
     let mut set = Vector::<u32, N>::new(0u32);
@@ -52,10 +52,10 @@ pub(super) fn sigmoid<N: Size>(z: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32
 #[cube]
 fn counted<N: Size>(
     valid: Vector<bool, N>,
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     region: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> Vector<bool, N> {
     if comptime!(plan.missing) {
         let present = grid.acting[place.sample * comptime!(plan.classes + 1) + region] == region as u32;
@@ -71,13 +71,13 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     values: &mut Array<Vector<f32, N>>,
     sums: &mut Array<Vector<f32, N>>,
     products: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let channels = comptime!(plan.classes);
     let words = comptime!(plan.classes.div_ceil(32));
@@ -125,12 +125,12 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
 const FACTORS: usize = 64;
 
 /// Whether logarithms are taken of products: where all voxels count the same.
-fn by_products(plan: Plan) -> bool {
+fn by_products(plan: LossPlan) -> bool {
     plan.entropy && plan.weighting == Weighting::None
 }
 
 #[cube]
-fn start_products<N: Size>(products: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+fn start_products<N: Size>(products: &mut Array<Vector<f32, N>>, #[comptime] plan: LossPlan) {
     #[unroll(plan.unroll)]
     for region in 0..plan.classes {
         products[region] = Vector::new(1.0f32);
@@ -142,7 +142,7 @@ fn start_products<N: Size>(products: &mut Array<Vector<f32, N>>, #[comptime] pla
 fn take_logarithms<N: Size>(
     products: &mut Array<Vector<f32, N>>,
     sums: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     #[unroll(plan.unroll)]
     for region in 0..plan.classes {
@@ -151,15 +151,15 @@ fn take_logarithms<N: Size>(
     start_products::<N>(products, plan);
 }
 
-/// Pass 1: rows of partial sums of every chunk, see [`Plan::slots`].
+/// Pass 1: rows of partial sums of every chunk, see [`LossPlan::slots`].
 #[cube(launch)]
 pub(super) fn sigmoid_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     sums: &mut [f32],
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,
@@ -238,13 +238,13 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     coefficients: &[f32],
     gradients: &mut Sequence<Box<[E]>>,
     values: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let channels = comptime!(plan.classes);
     let words = comptime!(plan.classes.div_ceil(32));
@@ -294,10 +294,10 @@ pub(super) fn sigmoid_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     coefficients: &[f32],
     gradients: &mut Sequence<Box<[E]>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,

@@ -5,7 +5,7 @@
 //! use the same few registers. On a GPU `N` is 1: a unit's group is one voxel.
 
 use super::channels::*;
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::walk::*;
 use crate::block::strip;
 use crate::vector_math::{exp, ln};
@@ -24,13 +24,13 @@ const COPIES: usize = 4;
 #[cube]
 fn exponentiate<E: Float, N: Size>(
     logits: &Sequence<Box<[E]>>,
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     label: Vector<u32, N>,
     exponents: &mut Array<Vector<f32, N>>,
     shifted: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
     let classes = comptime!(plan.classes);
     let counts = label.less_than(&Vector::new(classes as u32));
@@ -87,7 +87,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     entropies: &mut [f32],
@@ -95,7 +95,7 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
     shifted: &mut Array<Vector<f32, N>>,
     sums: &mut Array<Vector<f32, N>>,
     hits: &mut Array<f32>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let classes = comptime!(plan.classes);
     let zero = Vector::<f32, N>::new(0.0f32);
@@ -157,17 +157,17 @@ fn add_group<E: Float, L: Int, W: Numeric, N: Size>(
     }
 }
 
-/// Pass 1: rows of partial sums of every chunk, see [`Plan::slots`]. `entropies` takes the cross-entropy of every
+/// Pass 1: rows of partial sums of every chunk, see [`LossPlan::slots`]. `entropies` takes the cross-entropy of every
 /// voxel if only the largest count.
 #[cube(launch)]
 pub(super) fn softmax_sums_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     sums: &mut [f32],
     entropies: &mut [f32],
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,
@@ -264,7 +264,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     coefficients: &[f32],
@@ -272,7 +272,7 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
     gradients: &mut Sequence<Box<[E]>>,
     exponents: &mut Array<Vector<f32, N>>,
     shifted: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let classes = comptime!(plan.classes);
     let zero = Vector::<f32, N>::new(0.0f32);
@@ -358,10 +358,10 @@ fn write_group<E: Float, L: Int, W: Numeric, N: Size>(
 #[cube]
 fn stands_for<N: Size>(
     label: Vector<u32, N>,
-    grid: &Grid,
+    grid: &LevelGrid,
     acting: usize,
     class: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> Vector<bool, N> {
     if comptime!(plan.missing) {
         label.equal(&Vector::new(grid.acting[acting + class]))
@@ -376,11 +376,11 @@ fn stands_for<N: Size>(
 pub(super) fn entropy_weight<N: Size>(
     coefficients: &[f32],
     entropies: &[f32],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
     of_level: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> Vector<f32, N> {
     let mut weight = Vector::<f32, N>::new(0.0f32);
     if comptime!(plan.entropy || plan.top_k) {
@@ -415,11 +415,11 @@ pub(super) fn softmax_gradient_kernel<E: Float, L: Int, W: Numeric, N: Size>(
     logits: &Sequence<Box<[E]>>,
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     coefficients: &[f32],
     entropies: &[f32],
     gradients: &mut Sequence<Box<[E]>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(E)] _logit_type: ElemType,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,

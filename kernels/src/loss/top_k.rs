@@ -5,7 +5,7 @@
 //! Several voxels may equal the k-th largest: the last places are shared among them in equal parts, which is a
 //! subgradient of the mean.
 
-use super::plan::Plan;
+use super::plan::LossPlan;
 use super::softmax::top_share;
 use super::walk::*;
 use crate::block::{only, strip};
@@ -50,11 +50,11 @@ fn my_place(#[comptime] walkers: usize) -> usize {
 #[cube(launch)]
 pub(super) fn histogram_kernel(
     entropies: &[f32],
-    grid: &Grid,
+    grid: &LevelGrid,
     state: &[u32],
     histograms: &[Atomic<u32>],
     #[comptime] shift: u32,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let mask = comptime!((1u32 << digit_bits(shift)) - 1);
     let (low, high) = my_chunks(grid.chunks, plan.walkers);
@@ -146,11 +146,11 @@ pub(super) fn select_kernel(
 pub(super) fn largest_kernel<L: Int, W: Numeric>(
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     entropies: &[f32],
     selection: &[u32],
     sums: &mut [f32],
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
     #[define(L)] _label_type: ElemType,
     #[define(W)] _weight_type: ElemType,
 ) {

@@ -1,7 +1,7 @@
 //! How units walk over the voxels of all levels, and how they read what is known about a group of voxels.
 
 use super::channels::split;
-use super::plan::{Plan, TAIL, Weighting};
+use super::plan::{LossPlan, TAIL, Weighting};
 use cubecl::prelude::*;
 
 /// Words of a level in the table of levels.
@@ -38,7 +38,7 @@ const FIRST_VOXEL: usize = 1;
 
 /// Sizes of a loss and its small tables.
 #[derive(CubeLaunch, CubeType)]
-pub(super) struct Grid {
+pub(super) struct LevelGrid {
     /// [`LevelRow`] of every level.
     pub(super) levels: Box<[u32]>,
     /// Of every level: for every coordinate along depth, height and width its share of the label's index.
@@ -77,7 +77,7 @@ pub(super) struct Place {
 
 /// The level that holds a chunk.
 #[cube]
-fn level_of(grid: &Grid, chunk: usize, #[comptime] levels: usize) -> usize {
+fn level_of(grid: &LevelGrid, chunk: usize, #[comptime] levels: usize) -> usize {
     let mut level = 0usize;
     #[unroll]
     for later in 1..levels {
@@ -88,7 +88,7 @@ fn level_of(grid: &Grid, chunk: usize, #[comptime] levels: usize) -> usize {
 }
 
 #[cube]
-fn place(grid: &Grid, level: usize, sample: usize, start: usize, end: usize) -> Place {
+fn place(grid: &LevelGrid, level: usize, sample: usize, start: usize, end: usize) -> Place {
     let row = level * LEVEL_WORDS;
     Place {
         level,
@@ -107,7 +107,7 @@ fn place(grid: &Grid, level: usize, sample: usize, start: usize, end: usize) -> 
 
 /// The `item`-th chunk.
 #[cube]
-pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> Place {
+pub(super) fn chunk_place(grid: &LevelGrid, item: usize, #[comptime] plan: LossPlan) -> Place {
     let level = level_of(grid, item, plan.levels);
     let row = level * LEVEL_WORDS;
     let in_level = item - grid.levels[row + FIRST_CHUNK] as usize;
@@ -126,10 +126,10 @@ pub(super) fn chunk_place(grid: &Grid, item: usize, #[comptime] plan: Plan) -> P
 pub(super) fn read_group<L: Int, W: Numeric, N: Size>(
     labels: &[L],
     weights: &[W],
-    grid: &Grid,
+    grid: &LevelGrid,
     place: &Place,
     voxel: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) -> (Vector<u32, N>, Vector<f32, N>) {
     let none = Vector::<u32, N>::new(comptime!(plan.labels as u32));
     let first = place.sample * grid.label_voxels;
@@ -186,7 +186,7 @@ pub(super) fn read_group<L: Int, W: Numeric, N: Size>(
 
 /// Whether any voxel counts.
 #[cube]
-pub(super) fn any_counts<N: Size>(label: Vector<u32, N>, #[comptime] plan: Plan) -> bool {
+pub(super) fn any_counts<N: Size>(label: Vector<u32, N>, #[comptime] plan: LossPlan) -> bool {
     if comptime!(plan.skip) {
         let mut least = label.extract(0usize);
         #[unroll]
@@ -223,7 +223,7 @@ pub(super) fn voxel_beside(place: &Place, start: usize, covered: usize, i: usize
 
 /// Where the coefficients of a level's gradient begin.
 #[cube]
-pub(super) fn coefficients_at(batch: usize, level: usize, #[comptime] plan: Plan) -> usize {
+pub(super) fn coefficients_at(batch: usize, level: usize, #[comptime] plan: LossPlan) -> usize {
     level * (2 * batch * plan.classes + TAIL)
 }
 
@@ -259,7 +259,7 @@ pub(super) fn write_row<N: Size>(
     rest: &Array<Vector<f32, Const<1>>>,
     sums: &mut [f32],
     row: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: LossPlan,
 ) {
     let lanes = N::value();
     if comptime!(lanes > 1 && plan.unroll) {

@@ -16,7 +16,13 @@ pub(super) enum Global {
     NumpyDtype,
     /// How bytes are written where pickles have none.
     Encode,
+    /// A function of nnU-Net's, which stands for its name and is never called.
+    KeepLargestComponent,
 }
+
+/// Module and name of nnU-Net's function that keeps the largest connected component.
+pub(super) const KEEP_LARGEST: [&str; 2] =
+    ["nnunetv2.postprocessing.remove_connected_components", "remove_all_but_largest_component_from_segmentation"];
 
 impl Global {
     /// The one of this name, the only place where names become meaning.
@@ -30,6 +36,7 @@ impl Global {
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Some(Self::NumpyScalar),
             ("numpy", "dtype") => Some(Self::NumpyDtype),
             ("_codecs", "encode") => Some(Self::Encode),
+            named if [named.0, named.1] == KEEP_LARGEST => Some(Self::KeepLargestComponent),
             ("torch", storage) => {
                 let found = Element::STORAGES.iter().find(|(class, _)| *class == storage);
                 found.map(|(_, element)| Self::Storage(*element))

@@ -76,6 +76,51 @@ impl<'a> Machine<'a> {
             }
             b'0' => self.pop().map(|_| ()),
             b'1' => self.above_mark().map(|_| ()),
+            b'N' | 0x88 | 0x89 | b'J' | b'K' | b'M' | 0x8a | b'G' | b'X' | 0x8c | 0x8d | b'B' | b'C' | 0x8e => {
+                self.value(opcode)
+            }
+            b']' | b'}' | b')' | b't' | 0x85..=0x87 | b'a' | b'e' | b's' | b'u' => self.container(opcode),
+            b'h' | b'j' => {
+                let place = self.length(if opcode == b'h' { 1 } else { 4 })?;
+                let object = self.memo.get(place).copied().flatten();
+                self.stack.push(object.ok_or_else(|| damaged(format!("memo {place} is empty")))?);
+                Ok(())
+            }
+            b'q' | b'r' => {
+                let place = self.length(if opcode == b'q' { 1 } else { 4 })?;
+                self.remember(place)
+            }
+            0x94 => self.remember(self.memo.len()),
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Object::Global(Global::of(&module, &name)?))
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (module, name) = (self.as_text(module)?, self.as_text(name)?);
+                self.push(Object::Global(Global::of(&module, &name)?))
+            }
+            b'Q' => {
+                let identity = self.pop()?;
+                self.storage(identity)
+            }
+            b'R' => {
+                let arguments = self.pop()?;
+                let called = self.pop()?;
+                self.call(called, arguments)
+            }
+            b'b' => {
+                let state = self.pop()?;
+                let object = *self.stack.last().ok_or_else(empty_stack)?;
+                self.build(object, state)
+            }
+            other => Err(self.unknown(other)),
+        }
+    }
+
+    /// Instructions that push a plain value.
+    fn value(&mut self, opcode: u8) -> Result<(), Fault> {
+        match opcode {
             b'N' => self.plain(Value::None),
             0x88 => self.plain(Value::Bool(true)),
             0x89 => self.plain(Value::Bool(false)),
@@ -114,6 +159,13 @@ impl<'a> Machine<'a> {
                 let bytes = self.take(length)?.to_vec();
                 self.plain(Value::Bytes(bytes))
             }
+            other => Err(self.unknown(other)),
+        }
+    }
+
+    /// Instructions that make containers and fill them.
+    fn container(&mut self, opcode: u8) -> Result<(), Fault> {
+        match opcode {
             b']' => self.push(Object::List(Vec::new())),
             b'}' => self.push(Object::Dict(Vec::new())),
             b')' => self.push(Object::Tuple(Vec::new())),
@@ -146,46 +198,13 @@ impl<'a> Machine<'a> {
                 let items = self.above_mark()?;
                 self.set(&items)
             }
-            b'h' | b'j' => {
-                let place = self.length(if opcode == b'h' { 1 } else { 4 })?;
-                let object = self.memo.get(place).copied().flatten();
-                self.stack.push(object.ok_or_else(|| damaged(format!("memo {place} is empty")))?);
-                Ok(())
-            }
-            b'q' | b'r' => {
-                let place = self.length(if opcode == b'q' { 1 } else { 4 })?;
-                self.remember(place)
-            }
-            0x94 => self.remember(self.memo.len()),
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.push(Object::Global(Global::of(&module, &name)?))
-            }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                let (module, name) = (self.as_text(module)?, self.as_text(name)?);
-                self.push(Object::Global(Global::of(&module, &name)?))
-            }
-            b'Q' => {
-                let identity = self.pop()?;
-                self.storage(identity)
-            }
-            b'R' => {
-                let arguments = self.pop()?;
-                let called = self.pop()?;
-                self.call(called, arguments)
-            }
-            b'b' => {
-                let state = self.pop()?;
-                let object = *self.stack.last().ok_or_else(empty_stack)?;
-                self.build(object, state)
-            }
-            other => Err(damaged(format!(
-                "instruction {:#04x} at byte {}, which checkpoints do not use",
-                other,
-                self.at - 1
-            ))),
+            other => Err(self.unknown(other)),
         }
+    }
+
+    fn unknown(&self, opcode: u8) -> Fault {
+        let at = self.at - 1;
+        damaged(format!("instruction {opcode:#04x} at byte {at}, which checkpoints do not use"))
     }
 
     // ---- bytes -------------------------------------------------------------------------------------------------
@@ -406,6 +425,7 @@ impl<'a> Machine<'a> {
                 let pair = |&(key, value): &(usize, usize)| Ok((inside(left, key)?, inside(left, value)?));
                 Value::Dict(entries.iter().map(pair).collect::<Result<_, Fault>>()?)
             }
+            Object::Global(Global::KeepLargestComponent) => Value::KeepLargestComponent,
             Object::Global(_) | Object::Numpy(_) | Object::Storage(..) => {
                 return Err(damaged("a class, a type or a bare storage is stored as a value".into()));
             }

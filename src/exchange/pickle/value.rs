@@ -107,6 +107,8 @@ pub enum Value {
     Device(String),
     /// A tensor.
     Tensor(Tensor),
+    /// nnU-Net's function that keeps the largest connected component, by name only.
+    KeepLargestComponent,
 }
 
 impl From<&str> for Value {
@@ -176,7 +178,7 @@ impl Value {
                 }
                 Json::Object(object)
             }
-            Self::Bytes(_) | Self::Device(_) | Self::Tensor(_) => return None,
+            Self::Bytes(_) | Self::Device(_) | Self::Tensor(_) | Self::KeepLargestComponent => return None,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Writes pickles of protocol 2, which `torch.save` writes too.
 
+use super::globals::KEEP_LARGEST;
 use super::value::{Element, Tensor, Value};
 
 /// The pickle of a value.
@@ -52,6 +53,7 @@ fn put(bytes: &mut Vec<u8>, value: &Value) {
             bytes.extend([0x85, b'R']);
         }
         Value::Tensor(value) => tensor(bytes, value),
+        Value::KeepLargestComponent => bytes.extend(format!("c{}\n{}\n", KEEP_LARGEST[0], KEEP_LARGEST[1]).bytes()),
     }
 }
 

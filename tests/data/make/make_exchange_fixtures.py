@@ -160,6 +160,7 @@ def train(folder, fold):
 
 def predict(model):
     """nnU-Net's own prediction with both folds, mirrored along two axes."""
+    from nnunetv2.inference import predict_from_raw_data
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     images = FOLDER / "images"
@@ -168,15 +169,24 @@ def predict(model):
     values = 60 + 40 * np.sin(z / 2.0) * np.cos(y / 3.0) + 30 * np.sin(x / 2.5) + np.random.default_rng(0).normal(0, 4, z.shape)
     image = nibabel.Nifti1Image(values.astype(np.float32).transpose(), np.diag([1.0, 1.0, 2.0, 1.0]))
     nibabel.save(image, images / "case_0000.nii.gz")
-    # nnU-Net adds logits up in half precision, which decides where they nearly tie; here in single precision.
+    # nnU-Net keeps weights and adds logits up in half precision, which decides where they nearly tie; here in single precision.
     torch.half = torch.float32
+    gaussian = predict_from_raw_data.compute_gaussian
+
+    def weights(*args, **kwargs):
+        # No weight below the smallest number of half precision, as there.
+        return gaussian(*args, **{**kwargs, "dtype": torch.float32}).clamp(min=2.0**-24)
+
+    weights.cache_clear = gaussian.cache_clear
+    predict_from_raw_data.compute_gaussian = weights
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_final.pth")
     with tempfile.TemporaryDirectory() as output:
-        predictor.predict_from_files_sequential(str(images), output)
+        predictor.predict_from_files_sequential(str(images), output, save_probabilities=True)
         labels = nibabel.load(Path(output) / "case.nii.gz")
         print("voxels of each label:", np.bincount(np.asarray(labels.dataobj).ravel()))
         shutil.copy(Path(output) / "case.nii.gz", FOLDER / "segmentation.nii.gz")
+        shutil.copy(Path(output) / "case.npz", FOLDER / "probabilities.npz")
 
 
 def odd():

@@ -6,10 +6,10 @@
 //! Bytes: `x` is read once per block of output channels from cache, `y` is written once. Arithmetic bound:
 //! with `width * vectors` independent sums a core's multiply-add units stay busy.
 
-use super::taps::{Axis, From, Plan, add_taps};
+use super::taps::{Axis, From, TapsPlan, add_taps};
 use super::tile::Tile;
 use crate::block::strip;
-use crate::conv3d::gather::{GATHER, Gather, Numbers, Walk};
+use crate::conv3d::gather::{GATHER, Gather, GatherNumbers, Walk};
 use crate::instance_norm::epilogue::{Take, add_moments, clear_parts};
 use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
@@ -37,9 +37,110 @@ fn axis(j: usize, step: usize, offset: usize, even: usize, taps: usize, #[compti
     }
 }
 
-/// One unit computes a strip of segments; a segment is a run of tiles along one row of outputs.
+/// What is computed between two looks at the moments: a run of tiles along one row of outputs, of one block of channels.
+#[derive(CubeType)]
+struct Segment {
+    from: From,
+    block: usize,
+    /// Tiles of the row.
+    first_tile: usize,
+    last_tile: usize,
+    /// Where the row begins inside the step along the width, and its outputs.
+    offset_width: usize,
+    count_width: usize,
+    /// Its number among the segments of a sample and block.
+    number: usize,
+}
+
+/// The segment number `item`. A unit's chunk of rows is computed for one block of channels after the other: the rows' inputs
+/// stay in its cache.
+#[cube]
+fn segment_of(item: usize, shape: &GatherNumbers, blocks: usize, #[comptime] plan: TapsPlan) -> Segment {
+    // Positions inside the step along the width, each with a row of tiles of its own.
+    let positions = if comptime!(plan.spread) { shape.out_step.width } else { 1usize.runtime() };
+    let segments = segments_of_row(shape, positions, plan);
+    let pieces = positions * segments;
+    let rows = shape.batch * shape.count.depth * shape.count.height;
+    let chunk_items = shape.chunk * blocks * pieces;
+
+    let first_row = item / chunk_items * shape.chunk;
+    let rows_here = shape.chunk.min(rows - first_row);
+    let rest = item % chunk_items;
+    let segment = rest % segments;
+    let rest = rest / segments;
+    let (rest, position) = by_step(rest, positions);
+    let block = rest / rows_here;
+    let row = first_row + rest % rows_here;
+    let jh = row % shape.count.height;
+    let row = row / shape.count.height;
+    let jd = row % shape.count.depth;
+    let n = row / shape.count.depth;
+
+    let (step, offset, even, taps) = (&shape.out_step, &shape.out_offset, &shape.even, &shape.taps);
+    let depth = axis(jd, step.depth, offset.depth, even.depth, taps.depth, plan.spread);
+    let height = axis(jh, step.height, offset.height, even.height, taps.height, plan.spread);
+    let mut first_tap = 0usize.runtime();
+    let mut taps_width = taps.width;
+    let mut offset_width = offset.width;
+    let mut count_width = shape.count.width;
+    if comptime!(plan.spread) {
+        first_tap = position * even.width;
+        taps_width = select(position == 0, even.width, taps.width - even.width);
+        offset_width = position;
+        let (here, _) = by_step(shape.count.width + positions - 1 - position, positions);
+        count_width = here;
+    }
+    let first_tile = segment * shape.tiles_in_segment;
+    let last_tile = (first_tile + shape.tiles_in_segment).min(count_width.div_ceil(comptime!(plan.width)));
+    Segment {
+        from: From { n, depth, height, first_tap, taps_width },
+        block,
+        first_tile,
+        last_tile,
+        offset_width,
+        count_width,
+        number: (jd * shape.count.height + jh) * segments + segment,
+    }
+}
+
+#[cube]
+fn segments_of_row(shape: &GatherNumbers, positions: usize, #[comptime] plan: TapsPlan) -> usize {
+    shape.count.width.div_ceil(positions).div_ceil(comptime!(plan.width)).div_ceil(shape.tiles_in_segment)
+}
+
+/// The sums of a tile from output `j0` of the segment's row on, over the taps and channels of both inputs.
+#[cube]
+fn tile_sums<E: Float, N: Size, K: Size>(
+    x: &[Vector<E, K>],
+    second: &[Vector<E, K>],
+    weights: &[Vector<f32, N>],
+    shape: &GatherNumbers,
+    segment: &Segment,
+    j0: usize,
+    #[comptime] plan: TapsPlan,
+) -> Array<Vector<f32, N>> {
+    let vectors = comptime!(plan.vectors);
+    let taps = shape.taps.depth * shape.taps.height * shape.taps.width;
+    let in_channels = shape.channels + shape.second_channels;
+    let first_weight = segment.block * taps * (in_channels / plan.split) * vectors;
+    let from = &segment.from;
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.width * vectors));
+    // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
+    #[unroll]
+    for i in 0..comptime!(plan.width * vectors) {
+        sums[i] = Vector::new(0.0f32);
+    }
+    add_taps::<E, N, K>(&mut sums, x, weights, shape, shape.channels, first_weight, from, j0, 0usize, plan);
+    if comptime!(plan.second_input) {
+        let first_weight = first_weight + taps * (shape.channels / plan.split) * vectors;
+        let channels = shape.second_channels;
+        add_taps::<E, N, K>(&mut sums, second, weights, shape, channels, first_weight, from, j0, 1usize, plan);
+    }
+    sums
+}
+
+/// One unit computes a strip of segments.
 #[cube(launch)]
-#[allow(clippy::collapsible_if, reason = "the outer condition is decided when the kernel is compiled")]
 fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     x: &[Vector<E, K>],
     second: &[Vector<E, K>],
@@ -47,113 +148,52 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
     bias: &[Vector<f32, G>],
     y: &mut [Vector<E, G>],
     moments: &mut [Vector<f32, G>],
-    shape: Numbers,
-    #[comptime] plan: Plan,
+    shape: GatherNumbers,
+    #[comptime] plan: TapsPlan,
     #[define(E)] _dtype: ElemType,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);
     let lanes = G::value();
-    let in_channels = shape.channels + shape.second_channels;
-    let taps = shape.taps.depth * shape.taps.height * shape.taps.width;
     let blocks = shape.channels_out / (lanes * vectors);
-    // Positions inside the step along the width, each with a row of tiles of its own.
-    let positions = if comptime!(plan.spread) { shape.out_step.width } else { 1usize.runtime() };
-    let tiles = shape.count.width.div_ceil(positions).div_ceil(width);
-    let segments = tiles.div_ceil(shape.tiles_in_segment);
-    let pieces = positions * segments;
-    let rows = shape.batch * shape.count.depth * shape.count.height;
-    let chunk_items = shape.chunk * blocks * pieces;
-
     let vectors_out = shape.channels_out / lanes;
+    let positions = if comptime!(plan.spread) { shape.out_step.width } else { 1usize.runtime() };
+    let pieces = positions * segments_of_row(&shape, positions, plan);
+    let rows = shape.batch * shape.count.depth * shape.count.height;
     if comptime!(plan.moments && plan.chunked) {
         clear_parts(moments, ABSOLUTE_POS, shape.parts, shape.batch, 4 * vectors_out);
     }
     let (low, high) = strip(rows * blocks * pieces);
     for item in low..high {
-        let first_row = item / chunk_items * shape.chunk;
-        let rows_here = shape.chunk.min(rows - first_row);
-        let rest = item % chunk_items;
-        let segment = rest % segments;
-        let rest = rest / segments;
-        let (rest, position) = by_step(rest, positions);
-        let block = rest / rows_here;
-        let row = first_row + rest % rows_here;
-        let jh = row % shape.count.height;
-        let row = row / shape.count.height;
-        let jd = row % shape.count.depth;
-        let n = row / shape.count.depth;
-
-        let depth =
-            axis(jd, shape.out_step.depth, shape.out_offset.depth, shape.even.depth, shape.taps.depth, plan.spread);
-        let height =
-            axis(jh, shape.out_step.height, shape.out_offset.height, shape.even.height, shape.taps.height, plan.spread);
-        let mut first_tap = 0usize.runtime();
-        let mut taps_width = shape.taps.width;
-        let mut offset_width = shape.out_offset.width;
-        let mut count_width = shape.count.width;
-        if comptime!(plan.spread) {
-            first_tap = position * shape.even.width;
-            taps_width = select(position == 0, shape.even.width, shape.taps.width - shape.even.width);
-            offset_width = position;
-            let (here, _) = by_step(shape.count.width + positions - 1 - position, positions);
-            count_width = here;
-        }
-        let from = From { n, depth, height, first_tap, taps_width };
-        let out_row =
-            ((n * shape.output.depth + from.depth.out) * shape.output.height + from.height.out) * shape.output.width;
-        let first_weight = block * taps * (in_channels / plan.split) * vectors;
-
-        let first_tile = segment * shape.tiles_in_segment;
-        let last_tile = (first_tile + shape.tiles_in_segment).min(count_width.div_ceil(width));
+        let segment = segment_of(item, &shape, blocks, plan);
+        let from = &segment.from;
+        let out_row = ((from.n * shape.output.depth + from.depth.out) * shape.output.height + from.height.out)
+            * shape.output.width;
+        let first_vector = segment.block * vectors;
 
         // Sums over the segment: of differences from the part's mean before it, and of their squares.
         let mut shift = Array::<Vector<f32, G>>::new(vectors);
         let mut sum = Array::<Vector<f32, G>>::new(vectors);
         let mut square = Array::<Vector<f32, G>>::new(vectors);
-        let mut part = block * vectors;
+        let mut part = first_vector;
         let mut fresh = true.runtime();
         if comptime!(plan.moments) {
             if comptime!(plan.chunked) {
-                part += (n * shape.parts + ABSOLUTE_POS) * 4 * vectors_out;
+                part += (from.n * shape.parts + ABSOLUTE_POS) * 4 * vectors_out;
                 fresh = moments[part + 3 * vectors_out].extract(0usize) == 0.0f32;
                 #[unroll]
                 for v in 0..vectors {
                     shift[v] = moments[part + v] + moments[part + vectors_out + v];
                 }
             } else {
-                part += (n * shape.parts + (jd * shape.count.height + jh) * segments + segment) * 4 * vectors_out;
+                part += (from.n * shape.parts + segment.number) * 4 * vectors_out;
             }
         }
-        for tile in first_tile..last_tile {
+        for tile in segment.first_tile..segment.last_tile {
             // The last tile of a row is moved back inside it, and computes some outputs a second time: no output of a
             // tile ever lies outside.
-            let j0 = (tile * width).min(count_width - width);
-            let mut sums = Array::<Vector<f32, N>>::new(comptime!(width * vectors));
-            // Not what the array begins with: CubeCL's constant propagation stumbles over the cast of such zeros to f16.
-            #[unroll]
-            for i in 0..comptime!(width * vectors) {
-                sums[i] = Vector::new(0.0f32);
-            }
-
-            add_taps::<E, N, K>(&mut sums, x, weights, &shape, shape.channels, first_weight, &from, j0, 0usize, plan);
-            if comptime!(plan.second_input) {
-                let second_weight = first_weight + taps * (shape.channels / plan.split) * vectors;
-                let channels = shape.second_channels;
-                add_taps::<E, N, K>(
-                    &mut sums,
-                    second,
-                    weights,
-                    &shape,
-                    channels,
-                    second_weight,
-                    &from,
-                    j0,
-                    1usize,
-                    plan,
-                );
-            }
-
+            let j0 = (tile * width).min(segment.count_width - width);
+            let sums = tile_sums::<E, N, K>(x, second, weights, &shape, &segment, j0, plan);
             store_tile::<E, N, G>(
                 &sums,
                 bias,
@@ -161,17 +201,18 @@ fn gather_kernel<E: Float, N: Size, K: Size, G: Size>(
                 &mut shift,
                 &mut sum,
                 &mut square,
-                (out_row + j0 * shape.out_step.width + offset_width) * vectors_out + block * vectors,
+                (out_row + j0 * shape.out_step.width + segment.offset_width) * vectors_out + first_vector,
                 shape.out_step.width * vectors_out,
-                block * vectors,
+                first_vector,
                 // Outputs that the tile before has in common with the last one.
                 tile * width - j0,
-                fresh && tile == first_tile,
+                fresh && tile == segment.first_tile,
                 plan,
             );
         }
         if comptime!(plan.moments) {
-            let here = f32::cast_from((last_tile * width).min(count_width) - first_tile * width);
+            let last = (segment.last_tile * width).min(segment.count_width);
+            let here = f32::cast_from(last - segment.first_tile * width);
             add_part::<G>(moments, part, vectors_out, fresh, &shift, &sum, &square, here, plan);
         }
     }
@@ -210,7 +251,7 @@ fn store_tile<E: Float, N: Size, G: Size>(
     first_bias: usize,
     repeated: usize,
     sets_shift: bool,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TapsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     #[unroll]
@@ -252,7 +293,7 @@ fn add_part<G: Size>(
     sum: &Array<Vector<f32, G>>,
     square: &Array<Vector<f32, G>>,
     here: f32,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TapsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     #[unroll]
@@ -285,7 +326,7 @@ pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Re
         Some(cores) => cores as usize,
         None => rows * blocks * gather.positions() * tiles.div_ceil(tiles_in_segment),
     };
-    let plan = Plan {
+    let plan = TapsPlan {
         width: tile.width,
         vectors: tile.vectors,
         split: tile.split,

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Plan {
+pub(super) struct RowsPlan {
     /// Groups of `split` channels of the strided tensor in a tile.
     pub rows: usize,
     /// Channels of the strided tensor in a vector.
@@ -65,7 +65,7 @@ pub(super) fn add_row<E: Float, N: Size, K: Size, G: Size>(
     rows: usize,
     columns: usize,
     width: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: RowsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     let apart = comptime!(plan.apart);
@@ -117,7 +117,7 @@ fn add_position<E: Float, N: Size, K: Size>(
     r0: usize,
     rows: usize,
     #[comptime] a: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: RowsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);
@@ -157,7 +157,7 @@ pub(super) fn add_output<E: Float, N: Size, K: Size, G: Size>(
     r0: usize,
     rows: usize,
     #[comptime] a: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: RowsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);

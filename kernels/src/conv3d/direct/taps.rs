@@ -1,13 +1,13 @@
 //! The products of a register tile: what the direct convolution spends its time on.
 
 use super::tile::repeat;
-use crate::conv3d::gather::Numbers;
+use crate::conv3d::gather::GatherNumbers;
 use cubecl::prelude::*;
 
 /// What is compiled into one instance of the kernel. Taps, steps and paddings are run-time numbers: compiled in, they make
 /// the loops no faster (LLVM unrolls short ones, which was measured at half the speed), and every mix would be compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Plan {
+pub(super) struct TapsPlan {
     /// Outputs along the width that one tile holds in registers.
     pub width: usize,
     /// Vectors of output channels that one tile holds in registers.
@@ -60,13 +60,13 @@ pub(super) fn add_taps<E: Float, N: Size, K: Size>(
     sums: &mut Array<Vector<f32, N>>,
     x: &[Vector<E, K>],
     weights: &[Vector<f32, N>],
-    shape: &Numbers,
+    shape: &GatherNumbers,
     channels: usize,
     first_weight: usize,
     from: &From,
     j0: usize,
     #[comptime] input: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TapsPlan,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);
@@ -159,7 +159,7 @@ fn add_shared<E: Float, N: Size, K: Size>(
     left: bool,
     right: bool,
     #[comptime] input: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TapsPlan,
 ) {
     let width = comptime!(plan.width);
     let vectors = comptime!(plan.vectors);

@@ -4,13 +4,13 @@
 //! Where the dense tensor has fewer channels than a register has lanes, a register holds the products of several row
 //! channels: `split` neighbouring ones are loaded at once, and lane `c * split + r` belongs to column `c` and row `r`.
 //!
-//! Three taps along the width, one apart, share a tile: see `Plan::window`.
+//! Three taps along the width, one apart, share a tile: see [`RowsPlan::window`].
 //!
 //! The sums run over `chunk`s of rows that stay in a core's cache while all tiles pass over them. Where
 //! tiles are fewer than units, the rows are split; each split sums into a part of its own, and the second
 //! launch adds the parts in a fixed order.
 
-use super::rows::{Plan, add_output, add_row, take_lanes};
+use super::rows::{RowsPlan, add_output, add_row, take_lanes};
 use super::tile::split_for;
 use crate::conv3d::axes::{Axes, axes};
 use crate::conv3d::gather::{WEIGHT_GRADIENT, WeightGradient};
@@ -19,7 +19,7 @@ use crate::{Buffer, Caps, Context, Dtype, KernelError, Work, elementwise};
 use cubecl::prelude::*;
 
 #[derive(CubeType, CubeLaunch)]
-struct Numbers {
+struct RowsNumbers {
     rows: usize,
     columns: usize,
     input: Axes,
@@ -41,22 +41,60 @@ struct Numbers {
     row_stride: usize,
 }
 
+/// A register tile: which taps, row channels and columns, and for which outputs along the width their position is inside.
+#[derive(CubeType)]
+struct GradientTile {
+    /// First group of row channels.
+    r0: usize,
+    /// First vector of column channels.
+    column: usize,
+    tap: usize,
+    td: usize,
+    th: usize,
+    tw: usize,
+    low: usize,
+    high: usize,
+}
+
+#[cube]
+fn tile_of(
+    tile: usize,
+    row_blocks: usize,
+    column_blocks: usize,
+    s: &RowsNumbers,
+    #[comptime] plan: RowsPlan,
+) -> GradientTile {
+    let rest = tile / column_blocks;
+    let tap = rest / row_blocks * comptime!(plan.window);
+    let tw = tap % s.taps.width;
+    let (step, pad) = (s.step.width, s.pad.width);
+    GradientTile {
+        r0: rest % row_blocks * comptime!(plan.rows),
+        column: tile % column_blocks * comptime!(plan.vectors),
+        tap,
+        td: tap / (s.taps.width * s.taps.height),
+        th: tap / s.taps.width % s.taps.height,
+        tw,
+        low: select(tw >= pad, 0usize, (pad - tw).div_ceil(step)),
+        high: ((s.input.width + pad + step - 1 - tw) / step).min(s.output.width),
+    }
+}
+
+/// A unit computes some tiles over some rows of outputs, chunk after chunk.
 #[cube(launch)]
 fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
     strided: &[Vector<E, K>],
     dense: &[Vector<E, G>],
     gradient: &mut [Vector<f32, G>],
-    s: Numbers,
-    #[comptime] plan: Plan,
+    s: RowsNumbers,
+    #[comptime] plan: RowsPlan,
     #[define(E)] _dtype: ElemType,
 ) {
     let vectors = comptime!(plan.vectors);
-    let tile_rows = comptime!(plan.rows);
     let lanes = G::value();
     let row_groups = s.rows / plan.split;
-    let window = comptime!(plan.window);
-    let taps = s.taps.depth * s.taps.height * (s.taps.width / window);
-    let row_blocks = row_groups.div_ceil(tile_rows);
+    let taps = s.taps.depth * s.taps.height * (s.taps.width / comptime!(plan.window));
+    let row_blocks = row_groups.div_ceil(comptime!(plan.rows));
     let column_blocks = s.columns / (lanes * vectors);
     let tiles = taps * row_blocks * column_blocks;
 
@@ -75,104 +113,99 @@ fn weight_gradient_kernel<E: Float, N: Size, K: Size, G: Size>(
         for chunk in 0..chunks {
             let from = first_row + chunk * s.chunk;
             let to = (from + s.chunk).min(last_row);
-            for tile in first_tile..last_tile {
-                let column_block = tile % column_blocks;
-                let rest = tile / column_blocks;
-                let r0 = rest % row_blocks * tile_rows;
-                let tap = rest / row_blocks * window;
-                let tw = tap % s.taps.width;
-                let th = tap / s.taps.width % s.taps.height;
-                let td = tap / (s.taps.width * s.taps.height);
+            for number in first_tile..last_tile {
+                let tile = tile_of(number, row_blocks, column_blocks, &s, plan);
+                let sums = sums_over_rows::<E, N, K, G>(strided, dense, &tile, from, to, row_groups, &s, plan);
+                let base = split * s.part + (s.first + tile.tap * s.tap_stride) / lanes + tile.column;
+                store_sums::<N, G>(&sums, gradient, base, tile.r0, row_groups, chunk == 0, &s, plan);
+            }
+        }
+    }
+}
 
-                // Outputs whose strided position lies inside along the width.
-                let step = s.step.width;
-                let pad = s.pad.width;
-                let low = select(tw >= pad, 0usize, (pad - tw).div_ceil(step));
-                let high = ((s.input.width + pad + step - 1 - tw) / step).min(s.output.width);
+/// The sums of a tile over rows `from..to` of outputs, of which it leaves out those whose taps lie outside.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn sums_over_rows<E: Float, N: Size, K: Size, G: Size>(
+    strided: &[Vector<E, K>],
+    dense: &[Vector<E, G>],
+    tile: &GradientTile,
+    from: usize,
+    to: usize,
+    row_groups: usize,
+    s: &RowsNumbers,
+    #[comptime] plan: RowsPlan,
+) -> Array<Vector<f32, N>> {
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * plan.window * plan.rows * plan.vectors));
+    // Counted along instead of divided out of the row's number.
+    let mut oh = from % s.output.height;
+    let mut od = from / s.output.height % s.output.depth;
+    let mut n = from / s.output.height / s.output.depth;
+    for row in from..to {
+        let id = od * s.step.depth + tile.td;
+        let ih = oh * s.step.height + tile.th;
+        let valid = id >= s.pad.depth
+            && id < s.input.depth + s.pad.depth
+            && ih >= s.pad.height
+            && ih < s.input.height + s.pad.height;
+        if valid {
+            let plane = n * s.input.depth + id - s.pad.depth;
+            let in_row = (plane * s.input.height + ih - s.pad.height) * s.input.width;
+            add_row_of_outputs::<E, N, K, G>(&mut sums, strided, dense, tile, in_row, row, row_groups, s, plan);
+        }
+        oh += 1;
+        if oh == s.output.height {
+            oh = 0usize.runtime();
+            od += 1;
+            if od == s.output.depth {
+                od = 0usize.runtime();
+                n += 1;
+            }
+        }
+    }
+    sums
+}
 
-                let apart = comptime!(plan.apart);
-                let mut sums = Array::<Vector<f32, N>>::new(comptime!(plan.apart * plan.window * tile_rows * vectors));
-                // Counted along instead of divided out of the row's number.
-                let mut oh = from % s.output.height;
-                let mut od = from / s.output.height % s.output.depth;
-                let mut n = from / s.output.height / s.output.depth;
-                for row in from..to {
-                    let id = od * s.step.depth + td;
-                    let ih = oh * s.step.height + th;
-                    let valid = id >= s.pad.depth
-                        && id < s.input.depth + s.pad.depth
-                        && ih >= s.pad.height
-                        && ih < s.input.height + s.pad.height;
-                    if valid {
-                        let plane = n * s.input.depth + id - s.pad.depth;
-                        let in_row = (plane * s.input.height + ih - s.pad.height) * s.input.width;
-                        if comptime!(plan.window == 3) {
-                            let position = in_row * row_groups;
-                            let d = row * s.output.width * (s.columns / lanes) + column_block * vectors;
-                            add_row::<E, N, K, G>(
-                                &mut sums,
-                                strided,
-                                dense,
-                                position,
-                                d,
-                                r0,
-                                row_groups,
-                                s.columns / lanes,
-                                s.output.width,
-                                plan,
-                            );
-                        } else {
-                            let position = (in_row + low * step + tw - pad) * row_groups;
-                            let d = (row * s.output.width + low) * (s.columns / lanes) + column_block * vectors;
-                            let outputs = high - low;
-                            let groups = outputs / apart;
-                            for group in 0..groups {
-                                #[unroll]
-                                for a in 0..apart {
-                                    let j = group * apart + a;
-                                    add_output::<E, N, K, G>(
-                                        &mut sums,
-                                        strided,
-                                        dense,
-                                        position + j * step * row_groups,
-                                        d + j * (s.columns / lanes),
-                                        r0,
-                                        row_groups,
-                                        a,
-                                        plan,
-                                    );
-                                }
-                            }
-                            if comptime!(plan.apart > 1) {
-                                for j in groups * apart..outputs {
-                                    add_output::<E, N, K, G>(
-                                        &mut sums,
-                                        strided,
-                                        dense,
-                                        position + j * step * row_groups,
-                                        d + j * (s.columns / lanes),
-                                        r0,
-                                        row_groups,
-                                        0usize,
-                                        plan,
-                                    );
-                                }
-                            }
-                        }
-                    }
-                    oh += 1;
-                    if oh == s.output.height {
-                        oh = 0usize.runtime();
-                        od += 1;
-                        if od == s.output.depth {
-                            od = 0usize.runtime();
-                            n += 1;
-                        }
-                    }
-                }
-
-                let base = split * s.part + (s.first + tap * s.tap_stride) / lanes + column_block * vectors;
-                store_sums::<N, G>(&sums, gradient, base, r0, row_groups, chunk == 0, &s, plan);
+/// Adds the products of one row of outputs and the row of the strided tensor that begins at voxel `in_row`.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn add_row_of_outputs<E: Float, N: Size, K: Size, G: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    strided: &[Vector<E, K>],
+    dense: &[Vector<E, G>],
+    tile: &GradientTile,
+    in_row: usize,
+    row: usize,
+    row_groups: usize,
+    s: &RowsNumbers,
+    #[comptime] plan: RowsPlan,
+) {
+    let apart = comptime!(plan.apart);
+    let vectors_out = s.columns / G::value();
+    let r0 = tile.r0;
+    if comptime!(plan.window == 3) {
+        let position = in_row * row_groups;
+        let d = row * s.output.width * vectors_out + tile.column;
+        let width = s.output.width;
+        add_row::<E, N, K, G>(sums, strided, dense, position, d, r0, row_groups, vectors_out, width, plan);
+    } else {
+        let step = s.step.width;
+        let position = (in_row + tile.low * step + tile.tw - s.pad.width) * row_groups;
+        let d = (row * s.output.width + tile.low) * vectors_out + tile.column;
+        let outputs = tile.high - tile.low;
+        let groups = outputs / apart;
+        for group in 0..groups {
+            #[unroll]
+            for a in 0..apart {
+                let j = group * apart + a;
+                let (position, d) = (position + j * step * row_groups, d + j * vectors_out);
+                add_output::<E, N, K, G>(sums, strided, dense, position, d, r0, row_groups, a, plan);
+            }
+        }
+        if comptime!(plan.apart > 1) {
+            for j in groups * apart..outputs {
+                let (position, d) = (position + j * step * row_groups, d + j * vectors_out);
+                add_output::<E, N, K, G>(sums, strided, dense, position, d, r0, row_groups, 0usize, plan);
             }
         }
     }
@@ -188,8 +221,8 @@ fn store_sums<N: Size, G: Size>(
     r0: usize,
     row_groups: usize,
     is_first: bool,
-    s: &Numbers,
-    #[comptime] plan: Plan,
+    s: &RowsNumbers,
+    #[comptime] plan: RowsPlan,
 ) {
     let vectors = comptime!(plan.vectors);
     let tile_rows = comptime!(plan.rows);
@@ -272,7 +305,7 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
         Some(_) => (0, gradient.rows * gradient.columns, gradient.columns),
         None => (gradient.first, gradient.tap_stride, gradient.row_stride),
     };
-    let numbers = NumbersLaunch::new(
+    let numbers = RowsNumbersLaunch::new(
         gradient.rows,
         gradient.columns,
         axes(gradient.in_dims),
@@ -313,7 +346,7 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
 }
 
 /// Vector width and tile.
-fn tile(gradient: &WeightGradient, caps: &Caps) -> (usize, Plan) {
+fn tile(gradient: &WeightGradient, caps: &Caps) -> (usize, RowsPlan) {
     let lanes = caps.widest_vector(gradient.columns);
     let blocks = gradient.columns / lanes;
     let vectors = match blocks {
@@ -338,7 +371,7 @@ fn tile(gradient: &WeightGradient, caps: &Caps) -> (usize, Plan) {
     let most = if window == 3 { 4 } else { sums };
     let rows = (sums / window / vectors).min(gradient.rows / split).min(most).max(1);
     let apart = (if window == 3 { 12 } else { 8 } / (window * rows * vectors)).max(1);
-    let plan = Plan {
+    let plan = RowsPlan {
         rows,
         split,
         vectors,

@@ -1,8 +1,9 @@
 //! The matrix product of everything that gathers (see [`Gather`]): rows are output voxels, columns output channels, and
 //! the sums run over inputs, taps and channels, in the order of the packed weights.
 
-use super::{OUTSIDE, Plan, SKEW, load_lanes, multiply, plane_place, zero_sums};
-use crate::conv3d::gather::{Form, GATHER, Gather, Numbers, Walk};
+use super::plan::{BlockPlan, NO_TENSOR_CORES, SKEW, load_lanes};
+use super::product::{OUTSIDE, multiply, plane_place, zero_sums};
+use crate::conv3d::gather::{Form, GATHER, Gather, GatherNumbers, Walk};
 use crate::conv3d::patch::{Corners, Rows, corners, output_position, rows_of_block, tap_of, under};
 use crate::instance_norm::epilogue::{Merged, RSTD, Take, coefficients_at, gradient_terms, merge};
 use crate::{Buffer, Context, Dtype, KernelError, Work};
@@ -23,8 +24,8 @@ fn tensor_core_gather_kernel<E: Float, A: Size, B: Size, O: Size>(
     raw_output: &[Vector<E, O>],
     norm_of_output: &[Vector<f32, O>],
     parts: &mut [f32],
-    s: Numbers,
-    #[comptime] plan: Plan,
+    s: GatherNumbers,
+    #[comptime] plan: BlockPlan,
     #[comptime] form: Form,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -117,11 +118,11 @@ fn add_input<E: Float, A: Size, B: Size>(
     right: &mut [Vector<E, B>],
     positions: &mut [u32],
     corners: &Corners,
-    s: &Numbers,
+    s: &GatherNumbers,
     channels: usize,
     first_weight: usize,
     first_column: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     for tap in 0..s.taps.depth * s.taps.height * s.taps.width {
         find_voxels(positions, corners, s, tap, plan);
@@ -145,7 +146,7 @@ fn add_input<E: Float, A: Size, B: Size>(
 
 /// The input voxel of each of the block's rows under one tap.
 #[cube]
-fn find_voxels(positions: &mut [u32], corners: &Corners, s: &Numbers, tap: usize, #[comptime] plan: Plan) {
+fn find_voxels(positions: &mut [u32], corners: &Corners, s: &GatherNumbers, tap: usize, #[comptime] plan: BlockPlan) {
     let tap = tap_of(tap, s);
     #[unroll]
     for i in 0..comptime!(plan.rows().div_ceil(plan.units())) {
@@ -166,7 +167,7 @@ fn load_patch<E: Float, A: Size>(
     positions: &[u32],
     channels: usize,
     channel: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     let lanes = A::value();
     let vectors = comptime!(plan.depth / lanes);
@@ -195,7 +196,7 @@ fn load_weights<E: Float, B: Size>(
     rows: usize,
     first_column: usize,
     columns: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     let lanes = B::value();
     let vectors = comptime!(plan.columns() / lanes);
@@ -228,12 +229,12 @@ fn store_columns<E: Float, O: Size>(
     raw_output: &[Vector<E, O>],
     norm_of_output: &[Vector<f32, O>],
     parts: &mut [f32],
-    s: &Numbers,
+    s: &GatherNumbers,
     rows: &Rows,
     row_block: usize,
     first_column: usize,
     #[comptime] j: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
     #[comptime] form: Form,
 ) {
     let plane = UNIT_POS_Y as usize;
@@ -325,11 +326,11 @@ fn store_columns<E: Float, O: Size>(
 fn merge_columns(
     staging: &[f32],
     parts: &mut [f32],
-    s: &Numbers,
+    s: &GatherNumbers,
     row_block: usize,
     first_of_plane: usize,
     rstd: f32,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
     #[comptime] take: Take,
 ) {
     let (plane_row, plane_column) = plane_place(plan);
@@ -367,7 +368,7 @@ fn merge_columns(
 /// Launches the kernel.
 pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Result<(), KernelError> {
     let caps = context.caps();
-    let plan = Plan::of(gather, caps).ok_or(super::NO_TENSOR_CORES)?;
+    let plan = BlockPlan::of(gather, caps).ok_or(NO_TENSOR_CORES)?;
     let form = Form::of(gather);
     let blocks_of_sample = plan.row_blocks(gather.outputs());
     let row_blocks = match form.by_sample() {

@@ -4,7 +4,8 @@
 //! Sums over millions of voxels are split, so that there are enough cubes; each split writes a part of its own, and the
 //! parts are added in a fixed order.
 
-use super::{NO_TENSOR_CORES, OUTSIDE, Plan, load_lanes, multiply, plane_place, zero_sums};
+use super::plan::{BlockPlan, NO_TENSOR_CORES, load_lanes};
+use super::product::{OUTSIDE, multiply, plane_place, zero_sums};
 use crate::conv3d::axes::{Axes, axes};
 use crate::conv3d::gather::{WEIGHT_GRADIENT, WeightGradient};
 use crate::conv3d::parts::add_parts;
@@ -17,7 +18,7 @@ const CUBES: usize = 1024;
 const VOXELS_OF_A_PART: usize = 4096;
 
 #[derive(CubeType, CubeLaunch)]
-struct Numbers {
+struct ProductNumbers {
     rows: usize,
     columns: usize,
     input: Axes,
@@ -37,8 +38,8 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
     strided: &[Vector<E, A>],
     dense: &[Vector<E, B>],
     parts: &mut [f32],
-    s: Numbers,
-    #[comptime] plan: Plan,
+    s: ProductNumbers,
+    #[comptime] plan: BlockPlan,
     #[define(E)] _dtype: ElemType,
 ) {
     let row_blocks = s.rows.div_ceil(comptime!(plan.rows()));
@@ -82,7 +83,14 @@ fn tensor_core_weight_gradient_kernel<E: Float, A: Size, B: Size>(
 
 /// The strided voxel that each of `plan.depth` output voxels from `voxel` on meets under a tap.
 #[cube]
-fn find_voxels(positions: &mut [u32], s: &Numbers, tap: usize, voxel: usize, high: usize, #[comptime] plan: Plan) {
+fn find_voxels(
+    positions: &mut [u32],
+    s: &ProductNumbers,
+    tap: usize,
+    voxel: usize,
+    high: usize,
+    #[comptime] plan: BlockPlan,
+) {
     let tw = tap % s.taps.width;
     let th = tap / s.taps.width % s.taps.height;
     let td = tap / s.taps.width / s.taps.height;
@@ -115,7 +123,7 @@ fn load_strided<E: Float, A: Size>(
     positions: &[u32],
     first_row: usize,
     rows: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     let lanes = A::value();
     let vectors = comptime!(plan.rows() / lanes);
@@ -142,7 +150,7 @@ fn load_dense<E: Float, B: Size>(
     voxel: usize,
     first_column: usize,
     columns: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     let lanes = B::value();
     let vectors = comptime!(plan.columns() / lanes);
@@ -168,11 +176,11 @@ fn store_part(
     sums: &Sequence<cmma::Matrix<f32>>,
     staging: &mut [f32],
     parts: &mut [f32],
-    s: &Numbers,
+    s: &ProductNumbers,
     tap: usize,
     first_row: usize,
     first_column: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: BlockPlan,
 ) {
     let plane = UNIT_POS_Y as usize;
     let (plane_row, plane_column) = plane_place(plan);
@@ -205,7 +213,7 @@ fn store_part(
 /// Launches the kernel, and the sum over splits.
 pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(), KernelError> {
     let (rows, columns) = (gradient.rows, gradient.columns);
-    let plan = Plan::weights(context.caps(), gradient.dense.dtype(), rows, columns).ok_or(NO_TENSOR_CORES)?;
+    let plan = BlockPlan::weights(context.caps(), gradient.dense.dtype(), rows, columns).ok_or(NO_TENSOR_CORES)?;
     let voxels = gradient.batch * gradient.out_dims.iter().product::<usize>();
     let taps: usize = gradient.taps.iter().product();
     let blocks = taps * rows.div_ceil(plan.rows()) * columns.div_ceil(plan.columns());
@@ -213,7 +221,7 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let voxels_each = voxels.div_ceil(splits).next_multiple_of(plan.depth);
     let parts = context.empty(splits * taps * rows * columns, Dtype::F32)?;
     context.launch(WEIGHT_GRADIENT, Work::Cubes(blocks * splits, plan.cube()), |client, count, dim| {
-        let numbers = NumbersLaunch::new(
+        let numbers = ProductNumbersLaunch::new(
             rows,
             columns,
             axes(gradient.in_dims),

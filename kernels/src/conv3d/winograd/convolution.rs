@@ -1,13 +1,14 @@
 //! The convolution itself: for each block of tiles the input's points, their products with the weights' points, and the
 //! outputs. Serves the forward pass and, with flipped and transposed weights, the gradient of the input.
 
+use super::grid::{
+    A, A2, B, B2, Extents, OUTPUTS, PLANE, POINTS, PointsNumbers, PointsNumbersLaunch, WIDE_OUTPUTS, WIDE_POINTS,
+    place_of,
+};
 use super::scratch::Scratch;
 use super::take::{NormOfOutput, NormOfOutputLaunch, take_parts};
 use super::tiles::{Transfer, Window, transform};
 use super::weights::WeightPoints;
-use super::{
-    A, A2, B, B2, Extents, Numbers, NumbersLaunch, OUTPUTS, PLANE, POINTS, WIDE_OUTPUTS, WIDE_POINTS, place_of,
-};
 use crate::block::strip;
 use crate::conv3d::gather::Gather;
 use crate::instance_norm::epilogue::{Take, clear_parts};
@@ -18,7 +19,7 @@ const OPERATION: &str = "winograd convolution";
 
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
+struct PointsPlan {
     /// Tiles that one product holds in registers.
     rows: usize,
     /// Vectors of output channels that one product holds in registers.
@@ -46,8 +47,8 @@ fn convolution_kernel<I: Size, O: Size>(
     sums: &mut [Vector<f32, O>],
     parts: &mut [Vector<f32, O>],
     norm_of_output: NormOfOutput<Vector<f32, O>>,
-    s: Numbers,
-    #[comptime] plan: Plan,
+    s: PointsNumbers,
+    #[comptime] plan: PointsPlan,
 ) {
     if comptime!(plan.take != Take::Nothing) {
         clear_parts(parts, ABSOLUTE_POS, s.units, s.batch, comptime!(plan.take.rows()) * s.vectors_out);
@@ -143,13 +144,13 @@ fn multiply<I: Size, O: Size>(
     input_points: &[Vector<f32, I>],
     weights: &[Vector<f32, O>],
     products: &mut [Vector<f32, O>],
-    s: &Numbers,
+    s: &PointsNumbers,
     input_base: usize,
     product_base: usize,
     depth_point: usize,
     first_vector: usize,
     tiles: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: PointsPlan,
 ) {
     let rows = comptime!(plan.rows);
     let vectors = comptime!(plan.vectors);
@@ -201,14 +202,14 @@ fn finish<O: Size>(
     y: &mut [Vector<f32, O>],
     parts: &mut [Vector<f32, O>],
     norm_of_output: &NormOfOutput<Vector<f32, O>>,
-    s: &Numbers,
+    s: &PointsNumbers,
     product_base: usize,
     sums_base: usize,
     depth_point: usize,
     first_vector: usize,
     first_tile: usize,
     last_tile: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: PointsPlan,
 ) {
     let group_vectors = s.vectors_out / s.groups;
     let mut tile = first_tile;
@@ -227,48 +228,26 @@ fn finish<O: Size>(
 
         for i in 0..run {
             for vector in 0..group_vectors {
-                let from = product_base + (tile - first_tile + i) * group_vectors + vector;
-                let plane = plane_of_outputs::<O>(products, from, s.product_stride);
-                let mut to_store = Array::<Vector<f32, O>>::new(OUTPUTS);
-                if comptime!(plan.deep) {
-                    let near = sums_base + ((tile - first_tile + i) * group_vectors + vector) * (2 * OUTPUTS);
-                    let far = near + OUTPUTS;
-                    #[unroll]
-                    for k in 0..OUTPUTS {
-                        if depth_point == 0 {
-                            sums[near + k] = plane[k];
-                        } else if depth_point == 1 {
-                            sums[near + k] += plane[k];
-                            sums[far + k] = plane[k];
-                        } else if depth_point == 2 {
-                            to_store[k] = sums[near + k] + plane[k];
-                            sums[far + k] -= plane[k];
-                        } else {
-                            to_store[k] = sums[far + k] - plane[k];
-                        }
-                    }
-                } else {
-                    #[unroll]
-                    for k in 0..OUTPUTS {
-                        to_store[k] = plane[k];
-                    }
-                }
+                let in_block = (tile - first_tile + i) * group_vectors + vector;
+                let plane = plane_of_outputs::<O>(products, product_base + in_block, s.product_stride);
+                let outputs =
+                    outputs_of_depth::<O>(&plane, sums, sums_base + in_block * (2 * OUTPUTS), depth_point, plan);
                 if complete {
                     let mut bias_here = Vector::<f32, O>::zeroed();
                     if comptime!(plan.bias) {
                         bias_here = bias[first_vector + vector];
                     }
-                    let ow = (first + i) * WIDE_OUTPUTS;
-                    #[unroll]
-                    for k in 0..OUTPUTS {
-                        let h = oh + comptime!(k / WIDE_OUTPUTS);
-                        let w = ow + comptime!(k % WIDE_OUTPUTS);
-                        if h < s.grid.height && w < s.grid.width {
-                            let position = ((n * s.grid.depth + od) * s.grid.height + h) * s.grid.width + w;
-                            let value = to_store[k] + bias_here;
-                            y[position * s.vectors_out + first_vector + vector] = value;
-                        }
-                    }
+                    let row = (n * s.grid.depth + od) * s.grid.height;
+                    store_outputs::<O>(
+                        &outputs,
+                        bias_here,
+                        y,
+                        row,
+                        oh,
+                        (first + i) * WIDE_OUTPUTS,
+                        first_vector + vector,
+                        s,
+                    );
                 }
             }
         }
@@ -293,6 +272,64 @@ fn finish<O: Size>(
             }
         }
         tile += run;
+    }
+}
+
+/// Adds a point along the depth to the sums of a tile's near outputs at `near`, and of its far ones behind them; what it
+/// completes is returned.
+#[cube]
+fn outputs_of_depth<O: Size>(
+    plane: &Array<Vector<f32, O>>,
+    sums: &mut [Vector<f32, O>],
+    near: usize,
+    depth_point: usize,
+    #[comptime] plan: PointsPlan,
+) -> Array<Vector<f32, O>> {
+    let mut complete = Array::<Vector<f32, O>>::new(OUTPUTS);
+    let far = near + OUTPUTS;
+    #[unroll]
+    for k in 0..OUTPUTS {
+        if comptime!(plan.deep) {
+            if depth_point == 0 {
+                sums[near + k] = plane[k];
+            } else if depth_point == 1 {
+                sums[near + k] += plane[k];
+                sums[far + k] = plane[k];
+            } else if depth_point == 2 {
+                complete[k] = sums[near + k] + plane[k];
+                sums[far + k] -= plane[k];
+            } else {
+                complete[k] = sums[far + k] - plane[k];
+            }
+        } else {
+            complete[k] = plane[k];
+        }
+    }
+    complete
+}
+
+/// Stores a vector of channels of a tile's outputs at height `oh` and width `ow`, as far as they lie inside; `row` is the
+/// row of voxels at height 0.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "inlined into the kernel")]
+fn store_outputs<O: Size>(
+    outputs: &Array<Vector<f32, O>>,
+    bias: Vector<f32, O>,
+    y: &mut [Vector<f32, O>],
+    row: usize,
+    oh: usize,
+    ow: usize,
+    vector: usize,
+    s: &PointsNumbers,
+) {
+    #[unroll]
+    for k in 0..OUTPUTS {
+        let h = oh + comptime!(k / WIDE_OUTPUTS);
+        let w = ow + comptime!(k % WIDE_OUTPUTS);
+        if h < s.grid.height && w < s.grid.width {
+            let position = (row + h) * s.grid.width + w;
+            y[position * s.vectors_out + vector] = outputs[k] + bias;
+        }
     }
 }
 
@@ -346,7 +383,7 @@ pub(crate) fn launch(context: &Context, gather: &Gather) -> Result<(), KernelErr
     let input_points = context.empty(scratch.input_len(), Dtype::F32)?;
     let products = context.empty(scratch.products_len(), Dtype::F32)?;
     let sums = context.empty(scratch.sums_len().max(1), Dtype::F32)?;
-    let plan = Plan {
+    let plan = PointsPlan {
         rows: scratch.rows,
         vectors,
         deep,
@@ -357,7 +394,7 @@ pub(crate) fn launch(context: &Context, gather: &Gather) -> Result<(), KernelErr
     let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
     context.launch(OPERATION, Work::units(scratch.units, scratch.units as u32), |client, count, dim| {
-        let numbers = NumbersLaunch::new(
+        let numbers = PointsNumbersLaunch::new(
             first / lanes_in,
             second / lanes_in,
             first + second,

@@ -1,6 +1,6 @@
 //! How the work of both kernels is divided, and the scratch that it takes.
 
-use super::{BLOCK_BYTES, Extents, FEW_TILES, OUTPUTS, PLANE, POINTS, block_of, vectors_of};
+use super::grid::{BLOCK_BYTES, Extents, FEW_TILES, OUTPUTS, PLANE, POINTS, block_of, vectors_of};
 use crate::Caps;
 use crate::conv3d::gather::{Gather, WeightGradient};
 

@@ -1,6 +1,6 @@
 //! What a convolution takes of its outputs.
 
-use super::Numbers;
+use super::grid::PointsNumbers;
 use crate::instance_norm::epilogue::{RSTD, Take, add_moments, coefficients_at, gradient_terms};
 use cubecl::prelude::*;
 
@@ -24,7 +24,7 @@ pub(super) fn take_parts<O: Size>(
     y: &[Vector<f32, O>],
     parts: &mut [Vector<f32, O>],
     norm_of_output: &NormOfOutput<Vector<f32, O>>,
-    s: &Numbers,
+    s: &PointsNumbers,
     n: usize,
     first_vector: usize,
     row: usize,

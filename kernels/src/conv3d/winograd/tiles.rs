@@ -1,6 +1,6 @@
 //! From tensors to points: `Bᵀ d` of an input, `A dy` of an output's gradient.
 
-use super::{A, A2, B, B2, Grid, POINTS, WIDE_OUTPUTS, WIDE_POINTS, place_of};
+use super::grid::{A, A2, B, B2, POINTS, TileGrid, WIDE_OUTPUTS, WIDE_POINTS, place_of};
 use cubecl::prelude::*;
 
 /// What is transformed.
@@ -65,7 +65,7 @@ fn pair(point: usize, tile: usize, extent: usize, #[comptime] window: Window) ->
 /// Rows along the width of which the heights of a tile's window are made: each height is one row, or two that add up along
 /// the depth, each with a factor.
 #[derive(CubeType)]
-struct Rows {
+struct WindowRows {
     start: Array<usize>,
     factor: Array<f32>,
 }
@@ -91,7 +91,7 @@ pub(super) struct Transfer {
 pub(super) fn transform<N: Size>(
     x: &[Vector<f32, N>],
     points: &mut [Vector<f32, N>],
-    grid: &Grid,
+    grid: &TileGrid,
     depth_point: usize,
     low: usize,
     high: usize,
@@ -177,7 +177,7 @@ pub(super) fn transform<N: Size>(
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
 fn rows_of_window(
-    grid: &Grid,
+    grid: &TileGrid,
     n: usize,
     tile_depth: usize,
     tile_height: usize,
@@ -185,12 +185,12 @@ fn rows_of_window(
     vectors: usize,
     #[comptime] window: Window,
     #[comptime] deep: bool,
-) -> Rows {
+) -> WindowRows {
     let pad = comptime!(window.pad());
     let heights = comptime!(window.positions());
     let planes = comptime!(if deep { 2usize } else { 1usize });
     let mut rows =
-        Rows { start: Array::new(comptime!(heights * planes)), factor: Array::new(comptime!(heights * planes)) };
+        WindowRows { start: Array::new(comptime!(heights * planes)), factor: Array::new(comptime!(heights * planes)) };
     #[unroll]
     for i in 0..heights {
         let h = tile_height * 2 + i;
@@ -215,7 +215,7 @@ fn rows_of_window(
 #[allow(clippy::too_many_arguments, reason = "inlined into the kernels")]
 fn column<N: Size>(
     x: &[Vector<f32, N>],
-    rows: &Rows,
+    rows: &WindowRows,
     position: usize,
     width: usize,
     vectors: usize,

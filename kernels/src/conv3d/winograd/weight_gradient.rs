@@ -2,9 +2,9 @@
 //!
 //! Each split of the tiles has sums of its own, which a second launch adds in a fixed order while it transforms them.
 
+use super::grid::{A, A2, B, B2, Extents, OF_A, OF_B, OF_ZERO, PLANE, POINTS, TileGrid, WIDE_POINTS, vectors_of};
 use super::scratch::GradientScratch;
 use super::tiles::{Transfer, Window, transform};
-use super::{A, A2, B, B2, Extents, Grid, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS, vectors_of};
 use crate::block::strip;
 use crate::conv3d::gather::WeightGradient;
 use crate::{Context, Dtype, KernelError, Work};
@@ -14,7 +14,7 @@ const OPERATION: &str = "winograd weight gradient";
 
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
+struct GradientPlan {
     /// Input channels that one product holds in registers; they divide the number of input channels.
     rows: usize,
     /// Vectors of output channels that one product holds in registers.
@@ -26,7 +26,7 @@ struct Plan {
 }
 
 #[derive(CubeType, CubeLaunch)]
-struct Numbers {
+struct GradientNumbers {
     /// Vectors of channels of the inputs.
     vectors_first: usize,
     vectors_second: usize,
@@ -56,9 +56,9 @@ fn weight_sums_kernel<I: Size, O: Size>(
     input_points: &mut [Vector<f32, I>],
     gradient_points: &mut [Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
-    grid: Grid,
-    s: Numbers,
-    #[comptime] plan: Plan,
+    grid: TileGrid,
+    s: GradientNumbers,
+    #[comptime] plan: GradientPlan,
 ) {
     if ABSOLUTE_POS < s.splits * s.groups {
         let depth_points = comptime!(if plan.deep { POINTS } else { 1usize });
@@ -148,13 +148,13 @@ fn add_products<I: Size, O: Size>(
     input_points: &[Vector<f32, I>],
     gradient_points: &[Vector<f32, O>],
     sums: &mut [Vector<f32, O>],
-    s: &Numbers,
+    s: &GradientNumbers,
     input_base: usize,
     gradient_base: usize,
     sums_base: usize,
     tiles: usize,
     is_first: bool,
-    #[comptime] plan: Plan,
+    #[comptime] plan: GradientPlan,
 ) {
     let rows = comptime!(plan.rows);
     let vectors = comptime!(plan.vectors);
@@ -279,7 +279,7 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let channels_in = gradient.rows + second_channels;
     let vectors_out = gradient.columns / lanes_out;
     let vectors = vectors_of(vectors_out);
-    let plan = Plan {
+    let plan = GradientPlan {
         // Eight divides the channels: see `fits`.
         rows: if caps.registers >= 32 && vectors <= 2 { 8 } else { 4 },
         vectors,
@@ -291,7 +291,7 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let gradient_points = context.empty(scratch.gradient_len(), Dtype::F32)?;
     let sums = context.empty(scratch.sums_len(), Dtype::F32)?;
     context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
-        let numbers = NumbersLaunch::new(
+        let numbers = GradientNumbersLaunch::new(
             gradient.rows / lanes_in,
             second_channels / lanes_in,
             channels_in,

@@ -1,6 +1,6 @@
 //! The weights' points `G g`, in the order in which the products read them.
 
-use super::{A, A2, B, B2, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
+use super::grid::{A, A2, B, B2, OF_A, OF_B, OF_ZERO, PLANE, POINTS, WIDE_POINTS};
 use crate::block::strip;
 use crate::conv3d::pack::{Packing, Weights};
 use crate::{Buffer, Context, Dtype, KernelError, Work};

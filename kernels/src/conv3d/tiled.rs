@@ -9,7 +9,7 @@
 //! The direct kernel reads global memory for each tap of each unit instead, and neighbouring units read from addresses a tile
 //! apart.
 
-use super::gather::{Form, GATHER, Gather, Numbers, Walk};
+use super::gather::{Form, GATHER, Gather, GatherNumbers, Walk};
 use super::patch::{Corners, Rows, corners, output_position, rows_of_block, tap_of, under};
 use crate::instance_norm::epilogue::{RSTD, Take, coefficients_at, gradient_terms};
 use crate::{Buffer, Caps, Context, Dtype, KernelError, Work};
@@ -26,12 +26,12 @@ const DEPTH: usize = 8;
 
 /// What is compiled into one instance of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Plan {
+pub(crate) struct TiledPlan {
     /// Units along the columns of a block.
     across: usize,
 }
 
-impl Plan {
+impl TiledPlan {
     /// `None` on CPUs, where shared memory or a cube is too small, and where channels do not fill vectors or half of a block.
     pub fn choose(caps: &Caps, gathered: [usize; 2], channels_out: usize) -> Option<Self> {
         let columns = if channels_out.is_multiple_of(64) || channels_out > 96 { 64 } else { 32 };
@@ -87,8 +87,8 @@ fn tiled_kernel<E: Float, N: Size>(
     raw_output: &[Vector<E, N>],
     norm_of_output: &[Vector<f32, N>],
     parts: &mut [f32],
-    s: Numbers,
-    #[comptime] plan: Plan,
+    s: GatherNumbers,
+    #[comptime] plan: TiledPlan,
     #[comptime] form: Form,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -177,11 +177,11 @@ fn add_input<E: Float, N: Size>(
     left: &mut [f32],
     right: &mut [Vector<f32, N>],
     corners: &Corners,
-    s: &Numbers,
+    s: &GatherNumbers,
     channels: usize,
     first_weight: usize,
     first_column: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
 ) {
     for tap in 0..s.taps.depth * s.taps.height * s.taps.width {
         for channel in range_stepped(0usize, channels, DEPTH) {
@@ -204,11 +204,11 @@ fn load_patch<E: Float, N: Size>(
     left: &mut [f32],
     x: &[Vector<E, N>],
     corners: &Corners,
-    s: &Numbers,
+    s: &GatherNumbers,
     tap: usize,
     channels: usize,
     channel: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
 ) {
     let rows = comptime!(plan.rows());
     let vectors = channels / LANES;
@@ -240,7 +240,7 @@ fn load_weights<N: Size>(
     rows: usize,
     first_column: usize,
     channels_out: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
 ) {
     let columns = comptime!(plan.columns() / LANES);
     let mut slot = UNIT_POS as usize;
@@ -259,7 +259,12 @@ fn load_weights<N: Size>(
 /// Adds the products of both factors in shared memory: each unit's voxels and vectors lie a step apart, so that neighbouring
 /// units read the same voxel and neighbouring vectors.
 #[cube]
-fn multiply<N: Size>(sums: &mut Array<Vector<f32, N>>, left: &[f32], right: &[Vector<f32, N>], #[comptime] plan: Plan) {
+fn multiply<N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    left: &[f32],
+    right: &[Vector<f32, N>],
+    #[comptime] plan: TiledPlan,
+) {
     let unit_row = UNIT_POS as usize / plan.across;
     let unit_column = UNIT_POS as usize % plan.across;
     let rows = comptime!(plan.rows());
@@ -296,12 +301,12 @@ fn store_columns<E: Float, N: Size>(
     left: &mut [f32],
     right: &mut [Vector<f32, N>],
     positions: &Array<usize>,
-    s: &Numbers,
+    s: &GatherNumbers,
     rows: &Rows,
     row_block: usize,
     first_column: usize,
     #[comptime] v: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
     #[comptime] form: Form,
 ) {
     let unit = UNIT_POS as usize;
@@ -373,11 +378,11 @@ fn merge_column(
     left: &[f32],
     pivot: f32,
     parts: &mut [f32],
-    s: &Numbers,
+    s: &GatherNumbers,
     rows: &Rows,
     row_block: usize,
     column: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
     #[comptime] take: Take,
 ) {
     let unit = UNIT_POS as usize;
@@ -409,7 +414,7 @@ fn mean_of_unit<N: Size>(
     first: usize,
     rows: usize,
     #[comptime] v: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: TiledPlan,
 ) -> Vector<f32, N> {
     let mut sum = Vector::<f32, N>::zeroed();
     let mut count = 0.0f32.runtime();
@@ -427,7 +432,7 @@ fn mean_of_unit<N: Size>(
 pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Result<(), KernelError> {
     const UNSUPPORTED: KernelError =
         KernelError::Unsupported { operation: GATHER, feature: "shared memory for this operation" };
-    let plan = Plan::of(gather, context.caps()).ok_or(UNSUPPORTED)?;
+    let plan = TiledPlan::of(gather, context.caps()).ok_or(UNSUPPORTED)?;
     let form = Form::of(gather);
     let blocks_of_sample = plan.row_blocks(gather.outputs());
     let row_blocks = match form.by_sample() {

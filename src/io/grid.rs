@@ -1,9 +1,6 @@
 //! Whether two volumes lie on one grid.
 
-use crate::io::Geometry;
-
-/// Largest relative difference of spacings that rounding in a header explains.
-const SPACING_TOLERANCE: f64 = 1e-3;
+use super::geometry::{Geometry, SPACING_TOLERANCE};
 
 /// What sets the grid of a label map apart from the one that it should lie on, in words: shape (z, y, x), spacing, or the
 /// place of its voxels in the world to a tenth of a voxel. `None` if nothing does.
