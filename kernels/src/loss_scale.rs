@@ -70,12 +70,12 @@ impl<'a> From<Option<&'a LossScale>> for Scale<'a> {
     }
 }
 
-/// Multiplies the first `linear` values of each `row` by the scale, `count` of all rows together.
+/// Multiplies the `values` by the scale.
 #[cube(launch_unchecked)]
-fn apply_kernel(values: &mut [f32], state: &[f32], count: usize, row: usize, linear: usize) {
-    let (low, high) = strip(count);
+fn apply_kernel(values: &mut [f32], state: &[f32], length: usize) {
+    let (low, high) = strip(length);
     for i in low..high {
-        values[i / linear * row + i % linear] *= state[0];
+        values[i] *= state[0];
     }
 }
 
@@ -126,22 +126,12 @@ impl LossScale {
         &self.state
     }
 
-    /// Multiplies the first `linear` of each `row` f32 `values` by the scale.
-    pub(crate) fn apply(
-        &self,
-        context: &Context,
-        values: &Buffer,
-        row: usize,
-        linear: usize,
-    ) -> Result<(), KernelError> {
-        let rows = values.len() / row;
-        values.check(OPERATION, "values", rows * row, Dtype::F32)?;
-        let count = rows * linear;
-        context.launch(OPERATION, Work::Items(count), |client, cubes, dim| {
-            // SAFETY: the strips cover `linear` of the `row` elements of each row of `values`; the state has three.
-            unsafe {
-                apply_kernel::launch_unchecked(client, cubes, dim, values.arg(), self.state.arg(), count, row, linear)
-            }
+    /// Multiplies f32 `values` by the scale.
+    pub(crate) fn apply(&self, context: &Context, values: &Buffer) -> Result<(), KernelError> {
+        values.check(OPERATION, "values", values.len(), Dtype::F32)?;
+        context.launch(OPERATION, Work::Items(values.len()), |client, count, dim| {
+            // SAFETY: the strips cover the `len` elements of `values`; the state has three.
+            unsafe { apply_kernel::launch_unchecked(client, count, dim, values.arg(), self.state.arg(), values.len()) }
         })
     }
 

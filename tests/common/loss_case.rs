@@ -248,18 +248,13 @@ pub fn try_run(context: &Context, case: &Case) -> Result<Outcome, KernelError> {
 
 /// Value and gradient in f32, with the gradient over the logits.
 pub fn run_in_place(context: &Context, case: &Case) -> Outcome {
-    run_scaled(context, case, Scale::ONE)
-}
-
-/// As [`run_in_place`], with a factor on the gradient.
-pub fn run_scaled(context: &Context, case: &Case, scale: Scale) -> Outcome {
     let problem = Problem::new(context, &case.settings, case.batch, case.dims, &case.levels).expect(&case.name);
     let uploaded = Uploaded::new(context, case);
     let buffers: Vec<Buffer> = case.logits.iter().map(|z| context.upload_f32(z).expect("upload")).collect();
     let logits: Vec<&Buffer> = buffers.iter().collect();
     let loss = context.empty(problem.loss_len(), Dtype::F32).expect("memory");
     let in_place = vec![Gradient::InPlace; buffers.len()];
-    value_and_gradient(context, &problem, &uploaded.annotation(), &logits, &in_place, scale, &loss)
+    value_and_gradient(context, &problem, &uploaded.annotation(), &logits, &in_place, Scale::ONE, &loss)
         .unwrap_or_else(|error| panic!("{}: {error}", case.name));
     Outcome { loss: read(context, &loss), gradients: buffers.iter().map(|buffer| read(context, buffer)).collect() }
 }

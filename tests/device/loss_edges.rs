@@ -1,12 +1,12 @@
 //! Edge cases of losses on sparse annotations, one test each.
 
 use crate::common::loss_case::{
-    Case, Outcome, Weights, check, is_possible, overlapping, run, run_in_place, run_narrow, run_scaled,
+    Case, Outcome, Weights, check, is_possible, overlapping, run, run_in_place, run_narrow,
 };
 use crate::common::loss_reference::reference;
 use crate::common::{assert_close, device, is_slow};
 use voxgrad::kernels::loss::{Entropy, Level, LossSettings, Problem, Target, value};
-use voxgrad::kernels::{Dtype, KernelError, LossScale, LossScaleState, Scale};
+use voxgrad::kernels::{Dtype, KernelError};
 
 fn labels(classes: usize) -> LossSettings {
     LossSettings::new(Target::Labels { classes }, Some(classes as u16), false)
@@ -425,27 +425,5 @@ fn the_gradient_may_replace_the_logits_in_every_variant() {
         case.miss(1, 2);
         let apart = run(context, &case);
         assert_eq!(run_in_place(context, &case).bits(), apart.bits());
-    }
-}
-
-/// What of the gradient's coefficients is no factor on it, as the least of the largest cross-entropies, stays as it is.
-#[test]
-fn a_dynamic_scale_is_the_same_fixed_one_in_every_variant() {
-    let (context, _guard) = device();
-    let scale = LossScale::new(context, LossScaleState { scale: 1024.0, good_steps: 0 }).unwrap();
-    for settings in [labels(4), labels(20), nested_regions()].into_iter().filter(is_possible) {
-        let mut variants = vec![settings.clone(); 4];
-        if matches!(settings.target, Target::Labels { .. }) {
-            variants[1].entropy = Entropy::TopK { percent: 10.0 };
-        }
-        variants[2].weight_ce = 0.0;
-        variants[3].weight_dice = 0.0;
-        for settings in variants {
-            let mut case = case("scaled", settings);
-            case.set_levels(&[(case.dims, 0.6), ([3, 4, 5], 0.4)]);
-            let fixed = run_scaled(context, &case, Scale::Fixed(1024.0));
-            let dynamic = run_scaled(context, &case, Scale::Dynamic(&scale));
-            assert_eq!(dynamic.bits(), fixed.bits(), "{:?}", case.settings);
-        }
     }
 }

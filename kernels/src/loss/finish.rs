@@ -278,12 +278,6 @@ pub(super) fn finish_kernel(
                         coefficients[at + 1] = b;
                     }
                     coefficient_sum += select(samples > 0, weight * sum / f32::cast_from(samples), 0.0f32);
-                } else {
-                    for sample in 0..numbers.batch {
-                        let at = coefficients_at(numbers.batch, level, plan) + (sample * classes + class) * 2;
-                        coefficients[at] = 0.0;
-                        coefficients[at + 1] = 0.0;
-                    }
                 }
             }
             if class >= finish.first_dice {
@@ -305,8 +299,6 @@ pub(super) fn finish_kernel(
                     entropy_sum += weight * entropy;
                     let scale = numbers.gradient * weight * numbers.entropy / elements;
                     coefficients[tail] = select(elements > 0.0f32, scale, 0.0f32);
-                } else {
-                    coefficients[tail] = 0.0;
                 }
                 if comptime!(plan.top_k) {
                     coefficients[tail + 1] = f32::reinterpret(totals.selection[2 * level]);

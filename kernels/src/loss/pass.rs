@@ -253,8 +253,8 @@ impl<'a> LossPass<'a> {
             finish_kernel::launch(client, count, dim, totals, coefficients.arg(), loss.arg(), numbers, finish);
         })?;
         if let Scale::Dynamic(scale) = scale {
-            // The gradient is linear in them, but for what says which cross-entropies are the largest.
-            scale.apply(context, &coefficients, of_level, of_level - TAIL + 1)?;
+            // The gradient is linear in them.
+            scale.apply(context, &coefficients)?;
         }
         Ok(coefficients)
     }
