@@ -53,7 +53,6 @@ struct Place {
     _folder: tempfile::TempDir,
     root: PathBuf,
     data: PathBuf,
-    model: PathBuf,
 }
 
 impl Place {
@@ -64,7 +63,7 @@ impl Place {
         fs::create_dir(&data).unwrap();
         phantom::write(&data, CASES);
         untrained(&data, held_out).write(&model, Format::Safetensors).unwrap();
-        Place { _folder: folder, root, data, model }
+        Place { _folder: folder, root, data }
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
