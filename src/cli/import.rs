@@ -58,7 +58,8 @@ pub struct Import {
 impl Import {
     /// Makes the dataset and says what was turned into what.
     pub fn run(self) -> anyhow::Result<()> {
-        let (mut map, mut names): (Vec<(i16, String)>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+        let mut map: Vec<(i16, String)> = Vec::new();
+        let mut names: Vec<(String, String)> = Vec::new();
         for text in &self.map {
             let (from, label) =
                 text.split_once('=').with_context(|| format!("--map {text}: give VALUE=LABEL or SEGMENT=LABEL"))?;

@@ -63,7 +63,7 @@ pub fn references(
     let ending = description.file_ending.as_str();
     let labels = dataset.raw.as_ref().map(|raw| raw.join("labelsTr"));
     let copies = preprocessed.map(|folder| folder.join("gt_segmentations"));
-    for folder in [&labels, &copies].into_iter().flatten().filter(|folder| folder.is_dir()) {
+    if let Some(folder) = [&labels, &copies].into_iter().flatten().find(|folder| folder.is_dir()) {
         let names = files(folder, ending)?.0;
         return Ok(names.into_iter().map(|name| (name.clone(), folder.join(name))).collect());
     }

@@ -397,7 +397,8 @@ fn suggestions_leave_out_what_is_annotated() {
     for one in report["suggestions"].as_array().unwrap() {
         let case = one["case"].as_str().unwrap();
         let mask = io::read_labels(&place.root.join(format!("blocks/masks/{case}.nii.gz"))).unwrap().data;
-        let asked = mask.iter().filter(|&&rank| Value::from(rank) == one["rank"]).count();
+        let rank = one["rank"].as_i64().unwrap();
+        let asked = mask.iter().filter(|&&here| i64::from(here) == rank).count();
         assert_eq!((Value::from(asked), &one["place"]["extent"]), (one["place"]["open"].clone(), &[6, 6, 6].into()));
     }
 }
