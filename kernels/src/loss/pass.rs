@@ -6,7 +6,7 @@ use super::problem::{Problem, Reduction};
 use super::settings::{Annotation, Entropy, OPERATION};
 use super::walk::LevelGridLaunch;
 use super::{cube_sigmoid, cube_softmax, sigmoid, softmax, top_k};
-use crate::{Buffer, Context, Dtype, KernelError, Scale, Work};
+use crate::{Buffer, Context, Dtype, KernelError, Scale, Work, elementwise};
 use cubecl::prelude::*;
 
 /// Where the gradient of a level goes.
@@ -221,6 +221,10 @@ impl<'a> LossPass<'a> {
         let settings = &problem.settings;
         let of_level = 2 * problem.batch * plan.classes + TAIL;
         let coefficients = context.empty(plan.levels * of_level, Dtype::F32)?;
+        if scale.is_dynamic() {
+            // All of them are multiplied by it, also those that nobody reads and `finish` leaves out.
+            elementwise::fill(context, &coefficients, 0.0)?;
+        }
         let finish = Finish {
             plan,
             first_dice: settings.first_dice(),
