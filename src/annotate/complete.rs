@@ -123,7 +123,7 @@ pub fn complete_dataset(
     let looking: BTreeMap<&String, Lookers> =
         open.iter().zip(lookers(ensemble.model, splits, &open, settings.folds)?).collect();
 
-    let new = NewDataset::begin(target, &dataset.folder, settings.overwrite)?;
+    let new = NewDataset::begin(target, &dataset.folder, "complete.json", settings.overwrite)?;
     let confidence = new.path("confidence");
     std::fs::create_dir(&confidence).map_err(Error::io(&confidence, "create"))?;
     let mut report = Completion {

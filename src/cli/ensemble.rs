@@ -89,7 +89,8 @@ impl EnsembleArguments {
                 let name = dataset.folder.canonicalize().ok();
                 let name = name.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
                 let prepared = name.and_then(|name| self.model.folders.folders().preprocessed_of(&name).ok());
-                let places = [Some(dataset.folder.clone()), prepared];
+                // Training takes the preprocessed dataset's.
+                let places = [prepared, Some(dataset.folder.clone())];
                 let files = places.into_iter().flatten().map(|folder| folder.join("splits_final.json"));
                 files.into_iter().find(|file| file.is_file())
             }

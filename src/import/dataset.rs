@@ -12,7 +12,7 @@ use super::masks;
 use super::rules::{Annotations, Rules, Settings};
 use super::segments;
 use crate::dataset::{CaseFiles, DatasetJson, LabelManager, cases_in};
-use crate::error::{AnnotationError, DatasetError, Error, Result};
+use crate::error::{AnnotationError, DatasetError, Error, FileError, Result};
 use crate::io::{self, Geometry};
 use crate::preprocess::undeclared;
 use crate::sparsify::output::{NewDataset, with_ignore};
@@ -71,7 +71,7 @@ pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl F
     description.insert("numTraining".into(), cases.len().into());
     description.insert("annotation".into(), work.in_words());
 
-    let new = NewDataset::begin(target, source, settings.overwrite)?;
+    let new = NewDataset::begin(target, source, "import.json", settings.overwrite)?;
     let made: Vec<Result<Made>> = pool.install(|| {
         let work_on = |case: &&CaseFiles| {
             let made = work.make(case, &found[&case.name], &new);
@@ -111,11 +111,35 @@ pub fn import(source: &Path, target: &Path, settings: &Settings, on_case: impl F
     if !left_out.is_empty() {
         let names: Vec<&str> = left_out.iter().map(|case| case.name.as_str()).collect();
         report.warnings.push(format!("images without annotation are left out: {}", names.join(", ")));
+        report.warnings.extend(without(&new.path("splits_final.json"), &names)?);
     }
     io::write_json(&new.path("dataset.json"), &description)?;
     io::write_json(&new.path("import.json"), &report)?;
     new.commit()?;
     Ok(report)
+}
+
+/// Takes cases out of copied splits, and says so. Splits with a side that has none then are left out.
+fn without(path: &Path, left_out: &[&str]) -> Result<Option<String>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let parsed = serde_json::from_slice::<Vec<BTreeMap<String, Vec<String>>>>(&text);
+    let mut splits = parsed.map_err(|source| Error::File(FileError::Json { path: path.into(), source }))?;
+    let before = splits.clone();
+    for side in splits.iter_mut().flat_map(BTreeMap::values_mut) {
+        side.retain(|case| !left_out.contains(&case.as_str()));
+    }
+    if splits == before {
+        return Ok(None);
+    }
+    if splits.iter().flat_map(BTreeMap::values).any(Vec::is_empty) {
+        std::fs::remove_file(path).map_err(Error::io(path, "remove"))?;
+        return Ok(Some("splits_final.json is left out: without these images a fold has no cases".into()));
+    }
+    io::write_json(path, &splits)?;
+    Ok(Some("they are taken out of splits_final.json too".into()))
 }
 
 /// A written case.

@@ -125,12 +125,19 @@ impl<'a> Rules<'a> {
             )),
             Annotations::LabelMaps(_) => {}
             Annotations::Masks { overlap, outside_ignored, missing_empty, .. } => {
-                rules.push(format!("one mask a class; {}", overlap.rule()));
+                rules.push(match self.labels.has_regions() {
+                    true => "one mask a region, painted in the order of `labels`".into(),
+                    false => format!("one mask a class; {}", overlap.rule()),
+                });
                 rules.push(format!("outside all masks: {}", if *outside_ignored { "ignored" } else { "background" }));
                 if *missing_empty {
                     rules.push("a class without a mask file is absent from the case".into());
                 }
             }
+        }
+        if let Annotations::LabelMaps(_) = &settings.annotations {
+            let overlap = settings.segments.overlap.rule().replace("masks", "segments");
+            rules.push(format!("of segmentations with segments: {overlap}"));
         }
         if settings.by_index {
             rules.push("annotations were laid on the images voxel by voxel, whatever their headers say".into());

@@ -26,10 +26,10 @@ struct Segment {
 }
 
 /// Reads a segmentation onto the image's grid: the labels of its segments, and the label of what was not drawn, which is
-/// value 0: the ignore label where that is the unlabelled value, else background.
+/// value 0: background unless it is the unlabelled value, or mapped to another label.
 pub(super) fn read(rules: &Rules, grid: &ImageGrid, path: &Path, turned: &mut Turned) -> Result<Array3<i16>> {
     let nrrd = read_nrrd(path)?;
-    let undrawn = if rules.settings.unlabelled == Some(0) { rules.ignore } else { 0 };
+    let undrawn = rules.values.get(&0).copied().unwrap_or(0);
     let mut labels = Array3::from_elem(grid.shape, undrawn);
     let segments = segments(path, &nrrd)?;
     let painted = painted(rules, path, &segments, turned)?;

@@ -132,7 +132,8 @@ impl<'a> Header<'a> {
             if bytes > at_most {
                 return Err(self.fault("sizes", format!("promises {bytes} bytes, which the file cannot hold")));
             }
-            let mut data = Vec::with_capacity(bytes as usize);
+            // What a header promises is believed up to here; more is made room for as it comes.
+            let mut data = Vec::with_capacity(bytes.min(1 << 26) as usize);
             // One more, to notice what is too much.
             stream.take(bytes + 1).read_to_end(&mut data).map_err(failed)?;
             match (data.len() as u64).cmp(&bytes) {

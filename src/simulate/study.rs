@@ -1,5 +1,6 @@
 //! The comparison as a whole: which runs there are, in which order, and what is kept of them.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::ops::ControlFlow;
@@ -131,11 +132,14 @@ impl Study<'_> {
     /// Everything that a run's result depends on.
     fn settings(&self, strategy: &Strategy, seed: u64, cases: &Value) -> Value {
         let network = &self.network;
+        let described = ["labels", "channel_names", "modality", "regions_class_order"]
+            .map(|field| (field, self.dataset.json.source().get(field)));
+        let described: BTreeMap<&str, Option<&Value>> = described.into_iter().collect();
         json!({
             "strategy": strategy.scheme,
             "share": strategy.share,
             "seed": seed,
-            "labels": self.dataset.json.source().get("labels"),
+            "dataset": described,
             "network": {
                 "plans": network.plans,
                 "configuration": network.configuration,

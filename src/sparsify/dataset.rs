@@ -102,7 +102,7 @@ pub fn sparsify_dataset(
     let jobs = if failures.is_empty() { work.share_out(&shapes, &mut failures)? } else { Vec::new() };
     Error::all(failures)?;
 
-    let new = NewDataset::begin(target, source, settings.overwrite)?;
+    let new = NewDataset::begin(target, source, "sparsify.json", settings.overwrite)?;
     let made: Vec<Result<(CaseReport, Transfer)>> = pool.install(|| {
         let work_on = |(case, job): (&CaseFiles, &Job)| {
             let made = work.make(case, job, &new);
@@ -123,13 +123,15 @@ pub fn sparsify_dataset(
         }
     }
     Error::all(failures)?;
+    let mut warnings = report::warnings(&cases);
+    warnings.extend(short_of_budget(&settings.scheme, &cases));
     let report = Report {
         voxgrad: env!("CARGO_PKG_VERSION"),
         source: source.into(),
         settings: settings.clone(),
         ignore,
         images,
-        warnings: report::warnings(&cases),
+        warnings,
         cases,
     };
     io::write_json(&new.path("dataset.json"), &description)?;
@@ -146,6 +148,16 @@ fn classes(json: &DatasetJson) -> Vec<(String, Vec<i16>)> {
     };
     let entries = json.labels.iter().filter(|(name, _)| name != "ignore");
     entries.map(|(name, entry)| (name.clone(), members(entry))).collect()
+}
+
+/// Says where blocks of a share of all voxels came out as less: they are drawn where others lie already.
+fn short_of_budget(scheme: &Scheme, cases: &[CaseReport]) -> Option<String> {
+    let Scheme::Blocks(Blocks { budget: Budget::Pooled(asked), .. }) = scheme else { return None };
+    let (annotated, all) = cases.iter().fold((0, 0), |(a, b), case| (a + case.annotated, b + case.voxels()));
+    let share = annotated as f64 / all as f64;
+    let (got, asked_for) = (100.0 * share, 100.0 * asked);
+    (share < 0.95 * asked)
+        .then(|| format!("blocks overlap: {got:.2} % of the voxels are annotated, not {asked_for:.2} %"))
 }
 
 /// What a first look at a label file tells.
@@ -310,7 +322,8 @@ impl Sparsifying<'_> {
                 blocks.draw(dense, self.ignore, pooled, &mut self.random(case))
             }
             (Scheme::Mask(mask), _) => {
-                mask.apply(dense, &map.geometry, case, &self.dataset.labels, &self.classes, self.ignore)?
+                let ending = &self.dataset.json.file_ending;
+                mask.apply(&map, &case.name, ending, &self.dataset.labels, &self.classes, self.ignore)?
             }
             (scheme, _) => draw(scheme, dense, self.ignore, &mut self.random(case)),
         };

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayView3, Zip};
+use ndarray::Zip;
 use serde::{Deserialize, Serialize};
 
 use super::drawn::Drawn;
 use crate::dataset::{CaseFiles, LabelManager};
 use crate::error::{AnnotationError, DatasetError, Error, FileError, Result};
-use crate::io::{self, Geometry};
+use crate::io::{self, LabelMap};
 
 /// What becomes ignored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -107,15 +107,17 @@ impl Mask {
     /// Those of reading the mask file, or [`DatasetError::LabelShape`] if it lies on another grid.
     pub(super) fn apply(
         &self,
-        dense: ArrayView3<i16>,
-        geometry: &Geometry,
-        case: &CaseFiles,
+        map: &LabelMap,
+        case: &str,
+        ending: &str,
         labels: &LabelManager,
         classes: &[(String, Vec<i16>)],
         ignore: i16,
     ) -> Result<Drawn> {
+        let dense = map.data.view();
         let mut sparse = dense.to_owned();
-        for rule in self.rules.iter().filter(|rule| rule.cases.is_empty() || rule.cases.contains(&case.name)) {
+        for rule in self.rules.iter().filter(|rule| rule.cases.is_empty() || rule.cases.iter().any(|name| name == case))
+        {
             let taken: Vec<i16> = match rule.classes.is_empty() {
                 true => labels.all_labels().to_vec(),
                 false => rule.classes.iter().filter_map(|class| members(class, classes)).flatten().collect(),
@@ -129,22 +131,16 @@ impl Mask {
             }
         }
         if let Some(folder) = &self.folder
-            && let Some(name) = case.label.as_ref().and_then(|path| path.file_name())
-            && folder.join(name).is_file()
+            && let path = folder.join(format!("{case}{ending}"))
+            && path.is_file()
         {
-            let path = folder.join(name);
             let mask = io::read_labels(&path)?;
             let (found, expected): ([usize; 3], [usize; 3]) = (mask.data.dim().into(), dense.dim().into());
             if found != expected {
-                return Err(Error::Dataset(DatasetError::LabelShape {
-                    case: case.name.clone(),
-                    path,
-                    found,
-                    expected,
-                }));
+                return Err(Error::Dataset(DatasetError::LabelShape { case: case.into(), path, found, expected }));
             }
-            if !mask.geometry.same_placement(geometry, expected) {
-                return Err(Error::Annotation(AnnotationError::LabelPlacement { case: case.name.clone(), path }));
+            if !mask.geometry.same_placement(&map.geometry, expected) {
+                return Err(Error::Annotation(AnnotationError::LabelPlacement { case: case.into(), path }));
             }
             Zip::from(&mut sparse).and(&mask.data).for_each(|label, &mask| {
                 if mask != 0 {

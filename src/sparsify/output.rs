@@ -45,12 +45,12 @@ impl std::ops::AddAssign for Transfer {
 }
 
 impl NewDataset {
-    /// Makes the folder that everything is written into first.
+    /// Makes the folder that everything is written into first; `report` is the file that tells who made it.
     ///
     /// # Errors
     /// [`FileError::OutputExists`] if the target is there and may not be replaced: without `overwrite`; if it is, holds or lies
     /// in `source`; if it holds anything that this program did not write. [`FileError::Io`].
-    pub(crate) fn begin(target: &Path, source: &Path, overwrite: bool) -> Result<Self> {
+    pub(crate) fn begin(target: &Path, source: &Path, report: &str, overwrite: bool) -> Result<Self> {
         let refused = |problem: String| Error::File(FileError::OutputExists { path: target.into(), problem });
         let name = target.file_name().ok_or_else(|| refused("it has no name; name a new folder".into()))?;
         let parent = match target.parent() {
@@ -75,8 +75,7 @@ impl NewDataset {
             }
             entries.sort();
             let strangers: Vec<&String> = entries.iter().filter(|name| !OWN.contains(&name.as_str())).collect();
-            let ours =
-                entries.iter().any(|name| ["sparsify.json", "import.json", "complete.json"].contains(&name.as_str()));
+            let ours = entries.iter().any(|name| name == report);
             if !entries.is_empty() && !overwrite {
                 return Err(refused("it exists; name another folder, or ask for it to be replaced".into()));
             }
