@@ -121,6 +121,9 @@ def settle(folder, arguments):
     if not file.exists():
         if given["data"] is None or given["plans"] is None:
             sys.exit(f"{file} does not exist yet: --data and --plans are needed")
+        labels = json.loads((Path(given["data"]) / "dataset.json").read_text())["labels"]
+        if "ignore" in labels and given["dense_labels"] is None:
+            sys.exit("the labels of --data are sparse: --dense-labels names the folder of the complete ones")
         study = {name: DEFAULTS.get(name) if value is None else value for name, value in given.items()}
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(study, indent=2))

@@ -6,5 +6,7 @@ cd "$(dirname "$0")/.."
 [ -n "${VOXGRAD:-}" ] || [ "${1:-}" = table ] || {
     sh scripts/setup.sh
     cargo build --release
+    # What was built, wherever that lies.
+    export VOXGRAD="${CARGO_TARGET_DIR:-$PWD/target}/release/voxgrad"
 }
 exec python3 benches/accuracy.py "$@"

@@ -166,7 +166,10 @@ impl Job<'_> {
             let host = planned_case(window.image, case.data.dim().0, raw);
             plan.host = plan.host.saturating_add(host).saturating_add(beside);
             plan.device = plan.device.saturating_add(others);
-            if plan.check(caps, host_memory()).is_ok() {
+            // Others use the device too, and its memory is counted whole: several windows leave a quarter of it.
+            let room = if at_once > 1 { plan.device / 3 } else { 0 };
+            let padded = PredictionMemory { device: plan.device.saturating_add(room), ..plan };
+            if padded.check(caps, host_memory()).is_ok() {
                 return Ok(Plan { window, at_once: Some(at_once) });
             }
         }
@@ -226,6 +229,12 @@ impl Job<'_> {
         probabilities: u64,
         observe: impl FnMut(usize, usize),
     ) -> Result<Exporter<'e>> {
+        if let Wanted::Labels(labels) = wanted
+            && labels.num_segmentation_heads() != self.heads()
+        {
+            let (found, expected) = (self.heads(), labels.num_segmentation_heads());
+            return Err(Error::BufferLength { what: "heads of the network", found, expected });
+        }
         let taps = exporter.taps();
         let plan = self.plan(&taps, wanted, probabilities)?;
         if matches!(wanted, Wanted::Logits) {
@@ -262,6 +271,7 @@ impl Job<'_> {
         // Those that begin in one slice need the same slices of sums.
         for beginning in window.starts.chunk_by(|a, b| a[0] == b[0]) {
             if !sums.advance(beginning[0][0], &mut consume)? {
+                drop(sums);
                 return Err(self.blame(&window));
             }
             for starts in beginning.chunks(at_once) {
@@ -291,7 +301,11 @@ impl Job<'_> {
                 None => Ok(()),
             },
         );
-        searched.err().unwrap_or_else(|| self.not_finite(window, window.starts[0], f32::NAN))
+        match searched {
+            Err(error @ Error::Predict(_)) => error,
+            // The device fails in another way now, or not at all: the case is known in any event.
+            _ => self.not_finite(window, window.starts[0], f32::NAN),
+        }
     }
 
     fn not_finite(&self, window: &SlidingWindow, start: [usize; 3], value: f32) -> Error {

@@ -150,9 +150,10 @@ impl FindBestConfiguration {
                 named => named.iter().any(|one| one == name),
             };
             let usual = |trainer: &str| ["nnUNetTrainer", "voxgradTrainer"].contains(&trainer);
+            let is_trainer = |named: &String| is_trainer(named, trainer);
             if !results.join(&name).is_dir()
                 || !is_meant(&self.plans, &|_| false, plans)
-                || !is_meant(&self.trainer, &usual, trainer)
+                || !(self.trainer.iter().any(is_trainer) || self.trainer.is_empty() && usual(trainer))
                 || !is_meant(&self.configuration, &|_| true, configuration)
             {
                 continue;
@@ -170,7 +171,8 @@ impl FindBestConfiguration {
             ("-tr", &self.trainer, |model| &model.trainer),
             ("-p", &self.plans, |model| &model.plans),
         ] {
-            let absent = named.iter().filter(|name| models.iter().all(|model| of(model) != *name));
+            let is = |name: &str, model: &Model| of(model) == name || what == "-tr" && is_trainer(name, of(model));
+            let absent = named.iter().filter(|name| !models.iter().any(|model| is(name, model)));
             missing.extend(absent.map(|name| format!("{what} {name}")));
         }
         anyhow::ensure!(
@@ -198,6 +200,12 @@ fn unsupported(configuration: &str) -> Option<&'static str> {
         name if name.contains("cascade") => Some("voxgrad does not predict with the second stage of a cascade"),
         _ => None,
     }
+}
+
+/// Whether a model's trainer is the named one, or what voxgrad calls its own form of it, as `predict -tr` takes them.
+fn is_trainer(named: &str, trainer: &str) -> bool {
+    let variant = named.strip_prefix("nnUNetTrainer").filter(|variant| !variant.is_empty());
+    named == trainer || variant.is_some_and(|variant| trainer == format!("voxgradTrainer{variant}"))
 }
 
 /// The mean of two models, if both have kept their probabilities.
@@ -229,9 +237,17 @@ fn ensemble_of(
     let [first, second] = pair.map(|model| Reference::of(&model.folder, folders));
     let (reference, second) = (first?, second?);
     anyhow::ensure!(reference.labels == second.labels, "{name}: the models declare different labels");
+    // A mean over other cases than those of the single models would be compared with theirs.
+    let ending = &reference.json.file_ending;
+    for (model, folders) in pair.iter().zip(&members) {
+        let without = without_probabilities(folders, ending)?;
+        if !without.is_empty() {
+            eprintln!("note: {name} is not compared: {} has no probabilities of {}", model.name(), without.join(", "));
+            return Ok(None);
+        }
+    }
     let cases = ensemble::members(&members)?;
     let source = results.join("ensembles").join(&name);
-    let ending = &reference.json.file_ending;
     clear_results(&source, ending)?;
     let predictions = average(&cases, &source, ending, &reference.labels, false, Some(1))?;
     let summary = reference.score(&predictions)?;
@@ -239,6 +255,17 @@ fn ensemble_of(
     write_results(&Default::default(), &summary, &pair[0].folder, &source)?;
     println!("{name}: {dice:.5}");
     Ok(Some(Candidate { name, models: pair.map(Model::clone).to_vec(), source, dice }))
+}
+
+/// Predicted cases that have no `.npz` beside them.
+fn without_probabilities(folders: &[PathBuf], ending: &str) -> anyhow::Result<Vec<String>> {
+    let mut without = Vec::new();
+    for folder in folders {
+        let names = io::list_folder(folder)?.names;
+        let cases = names.iter().filter_map(|name| name.strip_suffix(ending));
+        without.extend(cases.filter(|case| !names.contains(&format!("{case}.npz"))).map(String::from));
+    }
+    Ok(without)
 }
 
 /// nnU-Net's `inference_information.json`.

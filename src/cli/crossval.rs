@@ -184,9 +184,15 @@ impl Ensemble {
         if !self.overwrite {
             Error::all(there.map(exists).collect())?;
         }
-        let written = average(&cases, &self.output, &json.file_ending, &labels, self.save_npz, Some(self.workers));
+        let same = |folder: &PathBuf| folder.canonicalize().ok() == self.output.canonicalize().ok();
+        anyhow::ensure!(
+            !(self.output.is_dir() && self.input.iter().any(same)),
+            "{} is an input too: its files would be replaced by the mean; name another folder",
+            self.output.display()
+        );
+        let written = average(&cases, &self.output, &json.file_ending, &labels, self.save_npz, Some(self.workers))?;
         io::write_json(&self.output.join("dataset.json"), json.source())?;
-        println!("segmentations in {}: {} of {} models", self.output.display(), written?.len(), self.input.len());
+        println!("segmentations in {}: {} of {} models", self.output.display(), written.len(), self.input.len());
         if self.save_npz {
             eprintln!("note: nnU-Net's .pkl files beside probabilities are not written, and not needed here");
         }

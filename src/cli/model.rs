@@ -69,7 +69,11 @@ impl ModelArguments {
         };
         let names: Vec<PathBuf> =
             trainers.iter().map(|trainer| results.join(format!("{trainer}__{plans}__{configuration}"))).collect();
-        let there: Vec<&PathBuf> = names.iter().filter(|folder| folder.is_dir()).collect();
+        let there: Vec<&PathBuf> = match (&self.trainer, names.first()) {
+            // Exactly what was named.
+            (Some(_), Some(named)) if named.is_dir() => vec![named],
+            _ => names.iter().filter(|folder| folder.is_dir()).collect(),
+        };
         let shown = |folders: &[&PathBuf]| {
             folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(" and ")
         };

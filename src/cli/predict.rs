@@ -97,7 +97,7 @@ impl Upstream {
         let without_use = [
             ("-npp", self.preprocessing_workers.is_some(), "one process uses all cores"),
             ("-nps", self.export_workers.is_some(), "one process uses all cores"),
-            ("--not_on_device", self.not_on_device, "logits are added up on the host in any case"),
+            ("--not_on_device", self.not_on_device, "they are added up where memory allows it, on the device first"),
         ];
         for (name, given, why) in without_use {
             if given {
@@ -263,7 +263,7 @@ pub fn predict_prepared(
     let went = in_stages(
         &wanted,
         |(case, _)| prepare(case),
-        |prepared| prepared.as_ref().map_or(true, |(case, _)| bytes_of_three(case, heads) <= memory),
+        |prepared| prepared.as_ref().map_or(true, |(case, _)| bytes_of_three(case, heads) <= memory / 2),
         |(case, _), prepared| {
             bar.set_message(case.name.clone());
             let predicted = prepared.and_then(|(prepared, warnings)| {
@@ -354,7 +354,8 @@ impl Tally {
 /// Bytes that three cases like this one take at most, one preprocessed, one predicted, one written: copies of the image, as
 /// read, cropped and resampled, and of the probabilities of `heads` heads.
 fn bytes_of_three(case: &PreprocessedCase, heads: usize) -> u64 {
-    let image = (case.data.len() as u64).saturating_mul(4 * 8);
+    let raw: usize = case.properties.shape_before_cropping.iter().product();
+    let image = (case.data.len().max(raw.saturating_mul(case.data.dim().0)) as u64).saturating_mul(4 * 8);
     image.saturating_add(planned_probabilities(heads, case.properties.shape_before_cropping).saturating_mul(3))
 }
 
@@ -400,8 +401,8 @@ fn warn_of_older_probabilities(files: impl Iterator<Item = PathBuf>) {
     let older: Vec<String> = files.filter(|file| file.exists()).map(|file| file.display().to_string()).collect();
     if !older.is_empty() {
         eprintln!(
-            "warning: these probabilities are of an earlier prediction, and are not made again; remove them, or predict with \
-             --save-probabilities: {}",
+            "warning: these probabilities are of an earlier prediction, and are not made again; remove them, or have them \
+             made too: {}",
             older.join(", ")
         );
     }

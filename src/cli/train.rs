@@ -49,6 +49,11 @@ impl Train {
                 "begins with {loaded} parameters of {path}, all but those of the layers that make the segmentation"
             );
         }
+        if let (Some(path), Some(_)) = (&self.pretrained_weights, &job.checkpoint)
+            && self.begun_with(&job) != serde_json::json!(path.display().to_string())
+        {
+            eprintln!("note: --pretrained-weights has no effect: training goes on with the weights of its checkpoint");
+        }
         job.make_output()?;
         println!("augmentation: {}", trainer.settings().augmentation);
         println!("sampling: {}", trainer.settings().sampling);

@@ -107,6 +107,7 @@ pub fn clear_results(folder: &Path, ending: &str) -> Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
+    io::remove_leftovers(folder)?;
     let known = |name: &str| name.ends_with(ending) || BESIDE.contains(&name);
     let listed = io::list_folder(folder)?;
     let others: Vec<&str> = listed.names.iter().map(String::as_str).filter(|name| !known(name)).collect();

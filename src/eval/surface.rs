@@ -94,7 +94,10 @@ pub fn surface_distances(
         pieces.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
         pieces
     });
-    if predicted.is_empty() && truth.is_empty() {
+    // A mask that touches only ignored voxels is there, but what is known of its surface is nothing: no distance to it.
+    let there = masks.each_ref().map(|mask| mask.iter().any(|&inside| inside));
+    let unknown = predicted.is_empty() && there[0] || truth.is_empty() && there[1];
+    if unknown || predicted.is_empty() && truth.is_empty() {
         return all(f64::NAN);
     }
     if predicted.is_empty() || truth.is_empty() {

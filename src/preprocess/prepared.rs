@@ -264,7 +264,7 @@ impl Opening<'_> {
         if let (true, Some(wanted), Some(found)) = (differ, self.compat, found)
             && wanted != found
         {
-            problems.push(format!("all made for {found} numbers where training began with {wanted} ones"));
+            problems.push(format!("all made for {found} numbers where training has {wanted} ones"));
         }
         match problems.is_empty() {
             true => Ok(if differ { found.or(self.compat) } else { self.compat }.unwrap_or(self.preprocessor.compat)),

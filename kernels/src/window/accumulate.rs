@@ -4,6 +4,7 @@ use super::cut::mirrored;
 use super::problem::{OPERATION, Problem};
 use crate::block::strip;
 use crate::conv3d::axes::{Axes, axes};
+use crate::reduce::check_count;
 use crate::{Buffer, Context, Dtype, KernelError, Work};
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -86,6 +87,7 @@ pub fn add(
     }
     let windows = logits.len() / problem.logits_len();
     logits.check(OPERATION, "logits", windows * problem.logits_len(), logits.dtype())?;
+    check_count(context, OPERATION, logits.len())?;
     if sample >= windows {
         return Err(KernelError::shape(OPERATION, "window", format_args!("one of {windows}"), sample));
     }
