@@ -147,6 +147,8 @@ fn probabilities_that_do_not_fit_are_named() {
     let [first, second, out, json] = [&a, &b, &output, &description].map(|path| path.to_str().unwrap());
     let base = ["ensemble", "-i", first, second, "-o", out];
     place.refuses(&base, &["no dataset.json", "--dataset-json"]);
+    let onto_itself = ["ensemble", "-i", first, second, "-o", first, "--dataset-json", json, "--overwrite"];
+    place.refuses(&onto_itself, &["is an input too"]);
     let base = [&base[..], &["--dataset-json", json, "--overwrite"]].concat();
     let file = b.join("case_0.npz");
     let good = read_npz_array(&file, "probabilities").unwrap();

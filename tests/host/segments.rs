@@ -55,6 +55,10 @@ fn a_cropped_and_turned_segmentation_comes_to_lie_where_it_was_drawn() {
     assert_eq!(labels(&place.path("sparse"), "a"), expected);
     assert!(said.contains("not used: {\"lesion\"}") && said.contains("background is annotated nowhere"), "{said}");
 
+    // A mapping of 0 says the same.
+    place.succeeds(&import(&["--map", "0=ignore"]));
+    assert_eq!(labels(&place.path("sparse"), "a"), expected);
+
     // The same in the other world's signs: RAS negates the first two components of LPS.
     let text = String::from_utf8_lossy(&fs::read(data("cropped.seg.nrrd")).unwrap()).into_owned();
     let turned = |line: &str| -> String {
