@@ -22,7 +22,7 @@ impl PlainConvUNet {
     /// Allocates the network and initialises it from a seed.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`] for less than two stages, or if the device is out of memory.
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) for less than two stages, or if the device is out of memory.
     pub fn new(context: &Context, shape: UNetShape, seed: u64) -> Result<Self> {
         shape.check()?;
         let mut builder = ParameterBuilder::default();
@@ -46,7 +46,7 @@ impl PlainConvUNet {
     /// Logits of the `levels` finest resolutions, full resolution first: `[batch, depth, height, width, heads]`.
     ///
     /// # Errors
-    /// [`NetworkError::Architecture`] if an extent of `x` is no multiple of [`UNetShape::divisor`].
+    /// [`NetworkError::Architecture`](crate::error::NetworkError::Architecture) if an extent of `x` is no multiple of [`UNetShape::divisor`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, levels: usize) -> Result<Vec<Var>> {
         self.shape.check_patch(x.shape().dims)?;
         let mut skips = Vec::with_capacity(self.encoder.len());
