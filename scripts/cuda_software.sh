@@ -26,7 +26,7 @@ device_files() { basename -s .rs tests/device/*.rs | sed 's/$/::/' | grep -v '^s
 
 # The selection: what computes is compared with references.
 selection='reduce:: vector_math:: context:: elementwise:: instance_norm:: average_pool:: residual_norm:: optimizer::
-    fused_norm:: augment:: loss:: loss_edges:: conv3d:: conv_half:: conv_transpose3d::'
+    fused_norm:: augment:: window:: loss:: loss_edges:: conv3d:: conv_half:: conv_transpose3d::'
 
 # Kernels that are wrong on purpose: a test, and what stands for what in PTX. A rounding, the barriers, the layout of a tile.
 broken='elementwise::f16_and_bf16_are_rounded_once|cvt.rn.f16=>cvt.rz.f16
