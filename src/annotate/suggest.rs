@@ -286,6 +286,13 @@ impl Work<'_> {
             };
             made.warnings.extend(warnings);
             let uncertainty = self.settings.measure.of(&assessment);
+            if annotated.dim() != uncertainty.dim() {
+                let path = case.label.clone().unwrap_or_default();
+                let (found, expected) = (annotated.dim().into(), uncertainty.dim().into());
+                return Err(
+                    crate::error::DatasetError::LabelShape { case: case.name.clone(), path, found, expected }.into()
+                );
+            }
             io::write_image(&self.file("uncertainty", &case.name), uncertainty.view(), &geometry)?;
             io::write_segmentation(&self.file("segmentations", &case.name), assessment.labels.view(), &geometry)?;
             let all = candidates(self.settings.unit, uncertainty.view(), annotated.view());
