@@ -305,7 +305,7 @@ fn cases_that_are_not_stored_have_a_bound_on_their_memory() {
     let nnunets = Preprocessor { compat: Compat::Nnunet, ..preprocessor.clone() };
     let wanted = Opening { compat: Some(Compat::Nnunet), ..opening(folder.path(), &preprocessor, 0) };
     let error = wanted.open(&files, |_| ()).unwrap_err().to_string();
-    assert!(error.contains("all made for corrected numbers where training began with nnunet ones"), "{error}");
+    assert!(error.contains("all made for corrected numbers where training has nnunet ones"), "{error}");
     let first = Dataset { cases: dataset.cases[..1].to_vec(), ..dataset.clone() };
     voxgrad::preprocess::preprocess_folder(&first, &nnunets, &own, 2, |_| ()).unwrap();
     let error = opening(folder.path(), &preprocessor, 0).open(&files, |_| ()).unwrap_err().to_string();
