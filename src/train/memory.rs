@@ -131,7 +131,7 @@ pub(super) fn check_memory(
     let check = |patch, batch| -> Result<()> {
         let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
         // Augmentation is over before the step begins.
-        let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
+        let augmentation = augmenter(model, patch, settings).bytes(architecture.channels_in);
         let before = plan.parameters + plan.batch + augmentation;
         MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
     };
