@@ -65,6 +65,7 @@ pub mod exchange;
 pub mod annotate;
 
 // Whole experiments.
+pub mod benchmark;
 pub mod simulate;
 
 pub use compat::Compat;

@@ -109,6 +109,9 @@ mod device {
     /// The memory of a training step, counted and real.
     mod memory;
 
+    /// Recorded launches, and the profile of a step.
+    mod benchmark;
+
     /// Algorithms chosen by shape.
     mod tune;
 
@@ -183,6 +186,9 @@ mod host {
 
     /// The command line and its errors.
     mod cli;
+
+    /// Benchmarks on the command line.
+    mod benchmark;
 
     /// What a training that goes on remembers, and what it is told again.
     mod continuing;

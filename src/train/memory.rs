@@ -25,6 +25,9 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// What the fullest moment holds beyond these: gradients, values computed again, packed weights, partial sums.
     pub temporaries: u64,
+    /// Of the temporaries, what kernels have for themselves: packed weights, partial sums, points of Winograd's algorithm. The
+    /// rest are gradients of activations and activations computed again.
+    pub scratch: u64,
     /// The largest single buffer.
     pub largest_buffer: u64,
     /// The most that is held at once.
@@ -75,13 +78,15 @@ pub fn planned_memory(
     let beyond_a_byte = labels.expected_labels().iter().any(|&label| label > 255);
     let target = dry.empty(input.voxels(), if beyond_a_byte { Dtype::U16 } else { Dtype::U8 })?;
     let batch = dry.held_bytes() - before;
-    let activations = kept_by_forward(&dry, &step, &image, fusion)?;
+    let (activations, no_tensors) = kept_by_forward(&dry, &step, &image, fusion)?;
 
     step.gradients(&image, &target)?;
     step.update(0.0)?;
     let total = dry.peak_bytes();
     let temporaries = total - parameters - batch - activations;
-    Ok(MemoryPlan { parameters, batch, activations, temporaries, largest_buffer: dry.largest_bytes(), total })
+    let scratch = (total - dry.tensor_bytes_at_peak()).saturating_sub(no_tensors).min(temporaries);
+    let largest_buffer = dry.largest_bytes();
+    Ok(MemoryPlan { parameters, batch, activations, temporaries, scratch, largest_buffer, total })
 }
 
 /// The largest training step below `batch` patches of `patch` voxels that fits, by a search that first takes patches out
@@ -106,13 +111,14 @@ pub(super) fn smaller(
     }
 }
 
-/// Bytes that a forward pass leaves behind for backward, without the logits.
-fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<u64> {
+/// Bytes that a forward pass leaves behind for backward, without the logits; and what is then held, of the parameters and the
+/// batch too, that is no tensor.
+fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<(u64, u64)> {
     let before = dry.held_bytes();
     let mut tape = Tape::new(dry).with_fusion(fusion);
     let outputs = step.network().forward(&mut tape, &Var::data(image.clone()), step.loss().levels())?;
     let logits: usize = outputs.iter().map(|output| output.shape().len() * output.dtype().size()).sum();
-    Ok(dry.held_bytes() - before - logits as u64)
+    Ok((dry.held_bytes() - before - logits as u64, dry.held_bytes() - dry.tensor_bytes()))
 }
 
 /// Refuses a patch or batch that the device cannot train on, before anything is launched, and says what would fit.

@@ -23,4 +23,5 @@ pub use precision::Precision;
 pub use progress::{Outcome, Progress, Report};
 pub use settings::Settings;
 pub use step::Step;
+pub(crate) use trainer::ITERATIONS_PER_READ;
 pub use trainer::Trainer;

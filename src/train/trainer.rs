@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Losses are read back after this many iterations: the device never waits for the host in between.
-const ITERATIONS_PER_READ: usize = 10;
+pub(crate) const ITERATIONS_PER_READ: usize = 10;
 /// So many steps in a row without a finite loss and gradient end a training that has no loss scale to lower.
 const MOST_NOT_FINITE_IN_A_ROW: usize = 20;
 /// A gradient that overflows f16 without being scaled up is no matter of the scale any more.

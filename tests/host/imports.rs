@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Rooms of `src`, those that may see the most first. What stands on one line knows nothing of each other.
 const ORDER: &[&[&str]] = &[
     &["cli"],
-    &["annotate", "simulate"],
+    &["annotate", "benchmark", "simulate"],
     &["exchange"],
     &["train"],
     &["tune"],
