@@ -6,6 +6,7 @@
 pub use voxgrad_kernels as kernels;
 
 // What everything stands on.
+pub mod compilation;
 pub mod device;
 pub mod error;
 

@@ -109,6 +109,9 @@ mod device {
     /// The memory of a training step, counted and real.
     mod memory;
 
+    /// Kernels that are compiled on another thread, before they are needed.
+    mod compilation;
+
     /// Recorded launches, and the profile of a step.
     mod benchmark;
 

@@ -6,13 +6,14 @@ use crate::profile::{Launched, Recorder};
 use crate::work::{Declared, Work, layout};
 use crate::{Caps, Dtype, KernelError};
 use cubecl::bytes::Bytes;
+use cubecl::dry_run::{DryRun, RealRun};
 use cubecl::launched::LaunchedKernels;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use std::any::Any;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 /// Launches are handed to the device in groups of at most this many. A queue of 32 that runs full makes
@@ -173,6 +174,16 @@ impl Context {
     /// The launches since the last call on a [`Context::profiled`] context, in order; none on another.
     pub fn take_launched(&self) -> Vec<Launched> {
         self.recorder.as_ref().map_or_else(Vec::new, |recorder| recorder.take())
+    }
+
+    /// A [`Context::dry`] one on which kernels that are launched are compiled, if they are not yet, and not run: for as long as
+    /// `wanted` is true. Each launch waits for it. So another thread finds them compiled later.
+    ///
+    /// Launches through other contexts of this package run as always meanwhile; those that another CubeCL program makes in this
+    /// process without one may be left out, since CubeCL decides that for a whole process.
+    pub fn compiling(&self, wanted: Arc<AtomicBool>) -> Self {
+        let dry = Some(Arc::new(Dry::new(self.client.empty(1)).compiling(wanted)));
+        Self { dry, ..self.dry() }
     }
 
     /// Whether this is a [`Context::dry`] one.
@@ -374,10 +385,17 @@ impl Context {
         };
         let [x, y] = layout(operation, cubes as u64, self.caps.max_cubes)?;
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.is_dry() {
+        let launch = || launch(&self.client, CubeCount::Static(x, y, 1), dim);
+        if let Some(dry) = &self.dry {
+            if dry.compiles() {
+                let _compiled_only = DryRun::new();
+                launch();
+                let _ = self.client.flush();
+            }
             return Ok(());
         }
-        let launch = || launch(&self.client, CubeCount::Static(x, y, 1), dim);
+        // Whatever a compiling context does on another thread.
+        let _executed = RealRun::new();
         if let Some(recorder) = &self.recorder {
             return self.record(recorder, operation, Location::caller(), flops, launch);
         }

@@ -12,12 +12,13 @@ use indicatif::ProgressBar;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
+use voxgrad::compilation::Compilation;
 use voxgrad::device::Device;
 use voxgrad::exchange::load_pretrained;
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
-use voxgrad::train::{Checkpoint, DataSource, Report, Trainer, TrainingData};
+use voxgrad::train::{Checkpoint, DataSource, Report, Trainer, TrainingData, compile};
 
 impl Train {
     /// Trains, predicts, scores.
@@ -36,7 +37,9 @@ impl Train {
             return self.validate(&job, &trainer, references).map(drop);
         }
         let loading = self.loading();
+        let compilation = compiled_meanwhile(&device.context, &job);
         let data = open(&job, loading.skip_unreadable)?;
+        compilation.into_iter().for_each(Compilation::finish);
         let context = match job.settings.tuned {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
@@ -200,6 +203,16 @@ fn what_is_left(output: &Path) -> String {
         ),
         _ => "training has ended early, before anything was saved".into(),
     }
+}
+
+/// The kernels of the steps that follow are compiled while cases are read. Which these are is not known before algorithms are
+/// measured.
+fn compiled_meanwhile(context: &Context, job: &Job) -> Option<Compilation> {
+    if job.settings.tuned {
+        return None;
+    }
+    let (model, settings) = (job.model.clone(), job.settings);
+    Some(Compilation::start(context, move |compiling, has_time| compile(compiling, &model, &settings, has_time)))
 }
 
 /// Opens all cases of the split and says how much is annotated.

@@ -26,7 +26,7 @@ const ORDER: &[&[&str]] = &[
     &["dataset"],
     &["io", "numpy_random", "compat"],
     &["error"],
-    &["device"],
+    &["device", "compilation"],
 ];
 
 /// What a file imports by `crate::` or `super::`, as paths of module names from the root of its package.
