@@ -32,7 +32,7 @@ impl Train {
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
         if self.val {
-            let trainer = trainer(&device.context, &job)?;
+            let trainer = trainer(&device.context, &job, None)?;
             job.make_output()?;
             return self.validate(&job, &trainer, references).map(drop);
         }
@@ -44,7 +44,7 @@ impl Train {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
-        let mut trainer = trainer(&context, &job)?.with_loading(loading);
+        let mut trainer = trainer(&context, &job, self.memory_budget)?.with_loading(loading);
         if let (Some(path), None) = (&self.pretrained_weights, &job.checkpoint) {
             let loaded = load_pretrained(&context, path, trainer.network().parameters())?;
             let path = path.display();
@@ -186,11 +186,20 @@ impl Train {
 }
 
 /// The network, as the job has it.
-fn trainer(context: &Context, job: &Job) -> voxgrad::Result<Trainer> {
-    match job.checkpoint.clone() {
-        Some(checkpoint) => Trainer::resume(context, checkpoint),
-        None => Trainer::new(context, job.model.clone(), job.settings),
+fn trainer(context: &Context, job: &Job, budget: Option<u64>) -> voxgrad::Result<Trainer> {
+    let trainer = match job.checkpoint.clone() {
+        Some(checkpoint) => Trainer::resume_within(context, checkpoint, budget)?,
+        None => Trainer::within(context, job.model.clone(), job.settings, budget)?,
+    };
+    if budget.is_some() {
+        let (stages, bytes) = trainer.recomputed();
+        println!(
+            "memory: a step takes {:.1} MiB, with the convolutions of {stages} of {} stages computed again",
+            bytes as f64 / (1 << 20) as f64,
+            trainer.network().shape().stages.len()
+        );
     }
+    Ok(trainer)
 }
 
 /// What somebody whose training has failed can go on with.

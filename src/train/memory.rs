@@ -121,32 +121,52 @@ fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -
     Ok((dry.held_bytes() - before - logits as u64, dry.held_bytes() - dry.tensor_bytes()))
 }
 
+/// How a step is computed so that it fits: with nothing computed again that a step within `budget` bytes need not, beyond what
+/// always is. Without a budget nothing more is.
+///
 /// Refuses a patch or batch that the device cannot train on, before anything is launched, and says what would fit.
-pub(super) fn check_memory(
+pub(super) fn fitting(
     context: &Context,
     model: &Model,
     architecture: &UNetShape,
     settings: &Settings,
-) -> Result<()> {
+    budget: Option<u64>,
+) -> Result<(Fusion, MemoryPlan)> {
     let (patch, _) = model.configuration.three_dimensional()?;
     let batch = model.configuration.batch_size;
     let policy = Policy::of(context).clone();
     let exact = settings.exact || policy.is_exact();
     let context = &policy.with_exact(exact).on(context);
     let dtype = settings.precision.dtype();
-    let check = |patch, batch| -> Result<()> {
-        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
+    let planned = |patch, batch, fusion| -> Result<MemoryPlan> {
+        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, fusion)?;
         // Augmentation is over before the step begins.
         let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
         let before = plan.parameters + plan.batch + augmentation;
-        MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+        Ok(MemoryPlan { total: plan.total.max(before), ..plan })
     };
-    match check(patch, batch) {
-        Err(Error::Network(problem @ NetworkError::DeviceMemory { .. })) => {
+    let recomputing = |recompute_stages| Fusion { recompute_stages, ..Fusion::default() };
+    let stages = 0..=if budget.is_some() { architecture.stages.len() } else { 0 };
+    let mut least = u64::MAX;
+    let mut refused = None;
+    for fusion in stages.clone().map(recomputing) {
+        let plan = planned(patch, batch, fusion)?;
+        let checked = plan.check(context.caps());
+        if checked.is_ok() && budget.is_none_or(|budget| plan.total <= budget) {
+            return Ok((fusion, plan));
+        }
+        least = least.min(plan.total);
+        refused = checked.err().or(refused);
+    }
+    match (refused, budget) {
+        (Some(Error::Network(problem @ NetworkError::DeviceMemory { .. })), _) => {
+            let last = recomputing(*stages.end());
+            let check = |patch, batch| planned(patch, batch, last).and_then(|plan| plan.check(context.caps()));
             let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
             Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
         }
-        checked => checked,
+        (Some(error), _) => Err(error),
+        (None, budget) => Err(TrainError::MemoryBudget { budget: budget.unwrap_or_default(), least }.into()),
     }
 }
 
