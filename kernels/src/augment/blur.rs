@@ -64,15 +64,15 @@ fn blur_rows_kernel<N: Size>(
     }
 }
 
-/// Along width. `taps` is `[count, channels]`, `places` as above.
+/// Along width. `taps` is `[count, channels]`, `places` as above; a voxel has `vectors` vectors of channels.
 #[cube(launch_unchecked)]
-fn blur_width_kernel(
-    x: &[f32],
-    y: &mut [f32],
-    taps: &[f32],
+fn blur_width_kernel<N: Size>(
+    x: &[Vector<f32, N>],
+    y: &mut [Vector<f32, N>],
+    taps: &[Vector<f32, N>],
     places: &[u32],
     count: usize,
-    channels: usize,
+    vectors: usize,
     extent: &Extent,
     #[comptime] by_row: bool,
 ) {
@@ -80,13 +80,13 @@ fn blur_width_kernel(
     for row in row_low..row_high {
         let first = row * extent.width;
         for at in x_low..x_high {
-            for c in 0..channels {
-                let mut sum = 0.0f32;
+            for v in 0..vectors {
+                let mut sum = Vector::<f32, N>::new(0.0);
                 for t in 0..count {
                     let from = first + usize::cast_from(places[at * count + t]);
-                    sum += taps[t * channels + c] * x[from * channels + c];
+                    sum += taps[t * vectors + v] * x[from * vectors + v];
                 }
-                y[(first + at) * channels + c] = sum;
+                y[(first + at) * vectors + v] = sum;
             }
         }
     }
@@ -124,7 +124,7 @@ pub fn blur(
     let places = context.upload(&places, Dtype::U32)?;
     // Lanes are channels, over and over: the same ones again after a whole number of vectors.
     let row = patch.dims[2] * patch.channels;
-    let lanes = if axis < 2 { lanes_of(context, row) } else { 1 };
+    let lanes = lanes_of(context, if axis < 2 { row } else { patch.channels });
     let period = (1..=patch.channels).find(|period| period * lanes % patch.channels == 0).unwrap_or(patch.channels);
     let table = (0..count * period * lanes).map(|i| tap(i % (period * lanes) % patch.channels, i / (period * lanes)));
     let table = context.upload_f32(&table.map(Option::unwrap_or_default).collect::<Vec<_>>())?;
@@ -132,10 +132,10 @@ pub fn blur(
     let work = Work::Items(if by_row {
         patch.rows()
     } else {
-        patch.elements() / if axis < 2 { lanes } else { patch.channels }
+        if axis < 2 { patch.elements() / lanes } else { patch.voxels() }
     });
     context.launch(OPERATION, work, |client, cubes, dim| {
-        // SAFETY: `x` and `y` hold the patch, whose rows are whole vectors; places lie on the axis, and the table holds the
+        // SAFETY: `x` and `y` hold the patch, whose rows or voxels are whole vectors; places lie on the axis, and the table holds the
         // taps of the channels of `period` vectors.
         unsafe {
             if axis == 2 {
@@ -143,12 +143,13 @@ pub fn blur(
                     client,
                     cubes,
                     dim,
+                    lanes,
                     x.arg(),
                     y.arg(),
                     table.arg(),
                     places.arg(),
                     count,
-                    patch.channels,
+                    period,
                     patch.extent(),
                     by_row,
                 )

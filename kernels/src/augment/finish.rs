@@ -3,16 +3,18 @@
 
 use super::patch::{Extent, OPERATION, Sample, row_work, rows_and_voxels};
 use super::spatial::Region;
+use crate::elementwise::lanes_of;
 use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// The source's voxels begin at `first`, the destination's at `first_out`; the box begins at (`z`, `y`, `x`) of the source.
-/// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel.
+/// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel, and vectors one lane where it
+/// counts. A voxel has `vectors` vectors of channels.
 #[cube(launch_unchecked)]
-fn finish_kernel<E: Float, L: Int, T: Int>(
-    image: &[f32],
+fn finish_kernel<E: Float, L: Int, T: Int, N: Size>(
+    image: &[Vector<f32, N>],
     labels: &[L],
-    image_out: &mut [E],
+    image_out: &mut [Vector<E, N>],
     labels_out: &mut [T],
     masked: &[u32],
     first: usize,
@@ -21,7 +23,7 @@ fn finish_kernel<E: Float, L: Int, T: Int>(
     start_y: usize,
     start_x: usize,
     mirrored: u32,
-    channels: usize,
+    vectors: usize,
     from: &Extent,
     to: &Extent,
     #[comptime] by_row: bool,
@@ -42,14 +44,14 @@ fn finish_kernel<E: Float, L: Int, T: Int>(
             let code = u32::cast_from(labels[voxel]);
             // Code 0 is label -1, which becomes 0.
             labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
-            for c in 0..channels {
-                let value = image[voxel * channels + c];
+            for v in 0..vectors {
+                let mut value = image[voxel * vectors + v];
                 if comptime!(with_mask) {
-                    let hidden = code == 0u32 && masked[c] != 0u32;
-                    image_out[voxel_out * channels + c] = E::cast_from(select(hidden, 0.0f32, value));
-                } else {
-                    image_out[voxel_out * channels + c] = E::cast_from(value);
+                    if code == 0u32 && masked[v] != 0u32 {
+                        value = Vector::new(0.0f32);
+                    }
                 }
+                image_out[voxel_out * vectors + v] = Vector::cast_from(value);
             }
         }
     }
@@ -86,6 +88,7 @@ pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> R
     let masked = context.upload(&masked, Dtype::U32)?;
     let mirrored = (0..3).map(|axis| u32::from(how.mirror[axis]) << axis).sum::<u32>();
     let (work, by_row) = row_work(context, &to.patch);
+    let lanes = if with_mask { 1 } else { lanes_of(context, to.patch.channels) };
     context.launch(OPERATION, work, |client, count, dim| {
         // SAFETY: source and destination hold their samples; the box of the one lies inside of the other; there is a word of
         // the mask for every channel where it is read.
@@ -94,6 +97,7 @@ pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> R
                 client,
                 count,
                 dim,
+                lanes,
                 source.image.arg(),
                 source.labels.arg(),
                 to.image.arg(),
@@ -105,7 +109,7 @@ pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> R
                 start[1],
                 start[2],
                 mirrored,
-                to.patch.channels,
+                to.patch.channels / lanes,
                 source.patch.extent(),
                 to.patch.extent(),
                 by_row,

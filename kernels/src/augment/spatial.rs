@@ -7,6 +7,7 @@
 //! tied ones, else to the smallest of them.
 
 use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
+use crate::elementwise::lanes_of;
 use crate::{Buffer, Context, KernelError};
 use cubecl::prelude::*;
 
@@ -148,17 +149,53 @@ fn winner_of_two(codes: &Array<u32>, weights: &Array<f32>, other: u32, near: usi
     select(of_first == of_other, codes[near], winner)
 }
 
+/// Linear weight of one of the two ends, and whether it is inside.
+#[cube]
+fn end(ends: &Ends, #[comptime] high: bool) -> (f32, bool) {
+    if comptime!(high) { (ends.share, ends.high_inside) } else { (1.0f32 - ends.share, ends.low_inside) }
+}
+
+/// The weight of one of the two ends in the image, which is 0 outside.
+#[cube]
+fn weight_in_image(ends: &Ends, #[comptime] high: bool) -> f32 {
+    let (weight, inside) = end(ends, high);
+    select(inside, weight, 0.0f32)
+}
+
+/// The code that eight corners vote for; corner `k` is at the higher end along depth if bit 2 of `k` is set, along height if
+/// bit 1 is, along width if bit 0 is.
+#[cube]
+fn voted(codes: &Array<u32>, other: u32, ez: &Ends, ey: &Ends, ex: &Ends, near: usize) -> u32 {
+    let mut weights = Array::<f32>::new(8usize);
+    let mut third = false.runtime();
+    #[unroll]
+    for k in 0..8usize {
+        let (wz, _inside_z) = end(ez, comptime!(k >= 4));
+        let (wy, _inside_y) = end(ey, comptime!(k % 4 >= 2));
+        let (wx, _inside_x) = end(ex, comptime!(k % 2 == 1));
+        weights[k] = wz * wy * wx;
+        third = third || (codes[k] != codes[0] && codes[k] != other);
+    }
+    let mut code = 0u32.runtime();
+    if third {
+        code += winner(codes, &weights, near);
+    } else {
+        code += winner_of_two(codes, &weights, other, near);
+    }
+    code
+}
+
 /// `map` holds the matrix, row by row, the centre of the volume, and where the box on the device begins. The sample's voxels
-/// begin at `first`.
+/// begin at `first`, and have `vectors` vectors of channels each.
 #[cube(launch_unchecked)]
-fn spatial_kernel<L: Int>(
-    image: &[f32],
+fn spatial_kernel<L: Int, N: Size>(
+    image: &[Vector<f32, N>],
     labels: &[L],
-    image_out: &mut [f32],
+    image_out: &mut [Vector<f32, N>],
     labels_out: &mut [L],
     map: &[f32],
     first: usize,
-    channels: usize,
+    vectors: usize,
     from: &Extent,
     to: &Extent,
     #[comptime] by_row: bool,
@@ -177,82 +214,76 @@ fn spatial_kernel<L: Int>(
             let ez = ends(map[0] * z + map[1] * y + map[2] * x + map[9], map[12], from.depth);
             let ey = ends(map[3] * z + map[4] * y + map[5] * x + map[10], map[13], from.height);
             let ex = ends(map[6] * z + map[7] * y + map[8] * x + map[11], map[14], from.width);
-            // Corner k: bit 2 is the higher end along depth, bit 1 along height, bit 0 along width.
+            // From the lowest corner to the others: nothing where the volume ends.
+            let lowest = first + (ez.low * from.height + ey.low) * from.width + ex.low;
+            let step_z = (ez.high - ez.low) * from.height * from.width;
+            let step_y = (ey.high - ey.low) * from.width;
+            let step_x = ex.high - ex.low;
             let mut voxels = Array::<usize>::new(8usize);
-            let mut weights = Array::<f32>::new(8usize);
             let mut codes = Array::<u32>::new(8usize);
-            // A code that is not the first corner's, where there is one; whether there is a third.
-            let mut other = 0u32.runtime();
-            let mut third = false.runtime();
             #[unroll]
             for k in 0..8usize {
-                let high_z = comptime!(k >= 4);
-                let high_y = comptime!(k % 4 >= 2);
-                let high_x = comptime!(k % 2 == 1);
-                let (vz, wz, inside_z) = end(&ez, high_z);
-                let (vy, wy, inside_y) = end(&ey, high_y);
-                let (vx, wx, inside_x) = end(&ex, high_x);
-                let inside = inside_z && inside_y && inside_x;
-                let voxel = first + (vz * from.height + vy) * from.width + vx;
+                let mut voxel = lowest;
+                if comptime!(k >= 4) {
+                    voxel += step_z;
+                }
+                if comptime!(k % 4 >= 2) {
+                    voxel += step_y;
+                }
+                if comptime!(k % 2 == 1) {
+                    voxel += step_x;
+                }
                 voxels[k] = voxel;
-                weights[k] = wz * wy * wx;
-                codes[k] = select(inside, u32::cast_from(labels[voxel]), 0u32);
+                codes[k] = u32::cast_from(labels[voxel]);
             }
-            let first_code = codes[0];
-            other += first_code;
+            let inside_z = ez.low_inside && ez.high_inside;
+            let inside_y = ey.low_inside && ey.high_inside;
+            let inside_x = ex.low_inside && ex.high_inside;
+            if !(inside_z && inside_y && inside_x) {
+                #[unroll]
+                for k in 0..8usize {
+                    let (_wz, inside_z) = end(&ez, comptime!(k >= 4));
+                    let (_wy, inside_y) = end(&ey, comptime!(k % 4 >= 2));
+                    let (_wx, inside_x) = end(&ex, comptime!(k % 2 == 1));
+                    codes[k] = select(inside_z && inside_y && inside_x, codes[k], 0u32);
+                }
+            }
+            // A code that is not the first corner's, where there is one.
+            let mut other = codes[0];
             #[unroll]
             for k in 1..8usize {
-                other = select(codes[k] != first_code, codes[k], other);
-            }
-            #[unroll]
-            for k in 1..8usize {
-                third = third || (codes[k] != first_code && codes[k] != other);
+                other = select(codes[k] != codes[0], codes[k], other);
             }
             let to_voxel = row * to.width + at;
-            let mut near = 0usize.runtime();
-            near += select(ez.high_is_near, 4usize, 0usize);
-            near += select(ey.high_is_near, 2usize, 0usize);
-            near += select(ex.high_is_near, 1usize, 0usize);
             let mut code = codes[0];
-            if other != first_code {
+            if other != codes[0] {
+                let mut near = 0usize.runtime();
+                near += select(ez.high_is_near, 4usize, 0usize);
+                near += select(ey.high_is_near, 2usize, 0usize);
+                near += select(ex.high_is_near, 1usize, 0usize);
                 if comptime!(vote) {
-                    if third {
-                        code = winner(&codes, &weights, near);
-                    } else {
-                        code = winner_of_two(&codes, &weights, other, near);
-                    }
+                    code = voted(&codes, other, &ez, &ey, &ex, near);
                 } else {
                     code = codes[near];
                 }
             }
             labels_out[to_voxel] = L::cast_from(code);
-            // The image is 0 outside.
+            let mut weights = Array::<f32>::new(8usize);
             #[unroll]
             for k in 0..8usize {
-                let (_vz, _wz, inside_z) = end(&ez, comptime!(k >= 4));
-                let (_vy, _wy, inside_y) = end(&ey, comptime!(k % 4 >= 2));
-                let (_vx, _wx, inside_x) = end(&ex, comptime!(k % 2 == 1));
-                weights[k] = select(inside_z && inside_y && inside_x, weights[k], 0.0f32);
+                weights[k] = weight_in_image(&ez, comptime!(k >= 4))
+                    * weight_in_image(&ey, comptime!(k % 4 >= 2))
+                    * weight_in_image(&ex, comptime!(k % 2 == 1));
             }
-            for c in 0..channels {
-                let mut sum = 0.0f32;
+            for v in 0..vectors {
+                let mut sum = Vector::<f32, N>::new(0.0);
                 #[unroll]
                 for k in 0..8usize {
-                    sum += weights[k] * image[voxels[k] * channels + c];
+                    sum += Vector::new(weights[k]) * image[voxels[k] * vectors + v];
                 }
-                image_out[to_voxel * channels + c] = sum;
+                image_out[to_voxel * vectors + v] = sum;
             }
         }
-    }
-}
-
-/// Index, weight, and whether it is inside, of one of the two ends.
-#[cube]
-fn end(ends: &Ends, #[comptime] high: bool) -> (usize, f32, bool) {
-    if comptime!(high) {
-        (ends.high, ends.share, ends.high_inside)
-    } else {
-        (ends.low, 1.0f32 - ends.share, ends.low_inside)
     }
 }
 
@@ -290,6 +321,7 @@ pub fn spatial(
     let map = [matrix.as_flattened(), &centre, &region.start.map(|n| n as f32)].concat();
     let map = context.upload_f32(&map)?;
     let (work, by_row) = row_work(context, patch);
+    let lanes = lanes_of(context, patch.channels);
     context.launch(OPERATION, work, |client, count, dim| {
         // SAFETY: the source holds the sample at `first`, whose voxels all indices are moved into; the destination holds the
         // rows of `patch`, and the map fifteen values.
@@ -298,13 +330,14 @@ pub fn spatial(
                 client,
                 count,
                 dim,
+                lanes,
                 source.image.arg(),
                 source.labels.arg(),
                 image.arg(),
                 codes.arg(),
                 map.arg(),
                 source.first_voxel(),
-                patch.channels,
+                patch.channels / lanes,
                 source.patch.extent(),
                 patch.extent(),
                 by_row,
