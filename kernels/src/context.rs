@@ -285,15 +285,31 @@ impl Context {
     /// # Errors
     /// As [`Context::empty`].
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T], dtype: Dtype) -> Result<Buffer, KernelError> {
+        self.create::<T>(values.len(), dtype, || Bytes::from_bytes_vec(bytemuck::cast_slice(values).to_vec()))
+    }
+
+    /// As [`Context::upload`], without the copy that a borrowed slice costs.
+    ///
+    /// # Errors
+    /// As [`Context::empty`].
+    pub fn upload_owned<T: bytemuck::NoUninit + Send + Sync>(
+        &self,
+        values: Vec<T>,
+        dtype: Dtype,
+    ) -> Result<Buffer, KernelError> {
+        self.create::<T>(values.len(), dtype, || Bytes::from_elems(values))
+    }
+
+    /// A buffer of `len` values of `T`, whose bytes are asked for if they are needed.
+    fn create<T>(&self, len: usize, dtype: Dtype, bytes: impl FnOnce() -> Bytes) -> Result<Buffer, KernelError> {
         if size_of::<T>() != dtype.size() {
             return Err(KernelError::shape("upload", "bytes of an element", dtype.size(), size_of::<T>()));
         }
         if self.is_dry() {
-            return self.empty(values.len(), dtype);
+            return self.empty(len, dtype);
         }
-        self.check_size(values.len(), dtype)?;
-        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        Ok(self.buffer(handle, values.len(), dtype, Kind::Other))
+        self.check_size(len, dtype)?;
+        Ok(self.buffer(self.client.create(bytes()), len, dtype, Kind::Other))
     }
 
     /// Copies f32 values to the device.

@@ -163,31 +163,6 @@ impl Draw {
         let rotation = product(product(about_third, about_second), about_first);
         Some(rotation.map(|row| std::array::from_fn(|column| (row[column] * scales[column]) as f32)))
     }
-
-    /// Whether the values of the image change otherwise than by being moved.
-    pub(super) fn changes_intensities(&self) -> bool {
-        // By name and without `..`, so that a new transform cannot be forgotten here.
-        let Draw {
-            angles: _,
-            scale: _,
-            in_plane: _,
-            mirror: _,
-            noise,
-            blur,
-            brightness,
-            contrast,
-            low_resolution,
-            gamma_inverted,
-            gamma,
-        } = self;
-        noise.is_some()
-            || blur.is_some()
-            || brightness.is_some()
-            || contrast.is_some()
-            || low_resolution.is_some()
-            || gamma_inverted.is_some()
-            || gamma.is_some()
-    }
 }
 
 fn product(a: [[f64; 3]; 3], b: [[f64; 3]; 3]) -> [[f64; 3]; 3] {

@@ -141,7 +141,7 @@ pub(super) fn fitting(
     let planned = |patch, batch, fusion| -> Result<MemoryPlan> {
         let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, fusion)?;
         // Augmentation is over before the step begins.
-        let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
+        let augmentation = augmenter(model, patch, settings).bytes(architecture.channels_in);
         let before = plan.parameters + plan.batch + augmentation;
         Ok(MemoryPlan { total: plan.total.max(before), ..plan })
     };

@@ -1,14 +1,15 @@
-//! Copies between batches and single samples: the centre crop on the way in; mirroring, masking, the storage type and the
-//! codes' return to labels on the way out. Reads and writes the image once.
+//! Single samples become those of a batch: the centre crop, mirroring, masking, the storage type and the codes' return to
+//! labels. Reads and writes the image once.
 
-use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
-use crate::{Buffer, Context, Dtype, KernelError};
+use super::patch::{Extent, OPERATION, Sample, row_work, rows_and_voxels};
+use super::spatial::Region;
+use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// The source's voxels begin at `first`, the destination's at `first_out`; the box begins at (`z`, `y`, `x`) of the source.
 /// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel.
 #[cube(launch_unchecked)]
-fn transfer_kernel<E: Float, L: Int, T: Int>(
+fn finish_kernel<E: Float, L: Int, T: Int>(
     image: &[f32],
     labels: &[L],
     image_out: &mut [E],
@@ -25,7 +26,6 @@ fn transfer_kernel<E: Float, L: Int, T: Int>(
     to: &Extent,
     #[comptime] by_row: bool,
     #[comptime] with_mask: bool,
-    #[comptime] to_labels: bool,
     #[define(E, L, T)] _dtypes: [ElemType; 3],
 ) {
     let (row_low, row_high, x_low, x_high) = rows_and_voxels(to.depth * to.height, to.width, by_row);
@@ -40,12 +40,8 @@ fn transfer_kernel<E: Float, L: Int, T: Int>(
             let voxel = source_row + x;
             let voxel_out = first_out + row * to.width + at;
             let code = u32::cast_from(labels[voxel]);
-            if comptime!(to_labels) {
-                // Code 0 is label -1, which becomes 0.
-                labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
-            } else {
-                labels_out[voxel_out] = T::cast_from(code);
-            }
+            // Code 0 is label -1, which becomes 0.
+            labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
             for c in 0..channels {
                 let value = image[voxel * channels + c];
                 if comptime!(with_mask) {
@@ -68,18 +64,19 @@ pub struct Finish<'a> {
     pub masked: &'a [bool],
 }
 
-/// Where the box of `patch` in the middle of `source` begins: half of the one minus half of the other, both rounded down.
-fn centre_start(source: &Patch, patch: &Patch) -> Result<[usize; 3], KernelError> {
-    if source.channels != patch.channels || (0..3).any(|axis| source.dims[axis] < patch.dims[axis]) {
-        return Err(KernelError::shape(OPERATION, "patch", format_args!("inside of {source:?}"), patch));
-    }
-    Ok(std::array::from_fn(|axis| source.dims[axis] / 2 - patch.dims[axis] / 2))
-}
-
-fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_labels: bool) -> Result<(), KernelError> {
+/// Stores the middle of `source` (codes) as the sample `to` of a batch: image in f32, f16 or bf16, labels in u8 or u16.
+///
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit, or the patch is larger than the sample,
+/// [`KernelError::Limit`] beyond the device's index range.
+pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> Result<(), KernelError> {
     source.check_f32(context)?;
     to.check(context)?;
-    let start = centre_start(&source.patch, &to.patch)?;
+    let centre =
+        Region::centre(source.patch.dims, to.patch.dims).filter(|_| source.patch.channels == to.patch.channels);
+    let Some(Region { start, .. }) = centre else {
+        return Err(KernelError::shape(OPERATION, "patch", format_args!("inside of {:?}", source.patch), to.patch));
+    };
     if !how.masked.is_empty() {
         to.patch.check_parameters("masked channels", how.masked)?;
     }
@@ -93,7 +90,7 @@ fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_lab
         // SAFETY: source and destination hold their samples; the box of the one lies inside of the other; there is a word of
         // the mask for every channel where it is read.
         unsafe {
-            transfer_kernel::launch_unchecked(
+            finish_kernel::launch_unchecked(
                 client,
                 count,
                 dim,
@@ -113,35 +110,8 @@ fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_lab
                 to.patch.extent(),
                 by_row,
                 with_mask,
-                to_labels,
                 [to.image.dtype().elem(), source.labels.dtype().elem(), to.labels.dtype().elem()],
             )
         }
     })
-}
-
-/// Copies the middle of a sample to `image` and `codes`, which hold one sample of `patch`.
-///
-/// # Errors
-/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit, or the patch is larger than the sample,
-/// [`KernelError::Limit`] beyond the device's index range.
-pub fn crop(
-    context: &Context,
-    source: &Sample,
-    patch: &Patch,
-    image: &Buffer,
-    codes: &Buffer,
-) -> Result<(), KernelError> {
-    patch.check_image("image", image)?;
-    codes.check(OPERATION, "codes", patch.voxels(), source.labels.dtype())?;
-    let to = Sample { patch: *patch, image, labels: codes, index: 0 };
-    transfer(context, source, &to, Finish::default(), false)
-}
-
-/// Stores the middle of `source` (codes) as the sample `to` of a batch: image in f32, f16 or bf16, labels in u8 or u16.
-///
-/// # Errors
-/// As [`crop`].
-pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> Result<(), KernelError> {
-    transfer(context, source, to, how, true)
 }
