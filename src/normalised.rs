@@ -62,7 +62,7 @@ pub(crate) enum Raw {
     /// As it was.
     Kept(Tensor),
     /// What a convolution puts out, computed again when it is first asked for.
-    Again(Convolution, OnceLock<Tensor>),
+    Again(Box<Convolution>, OnceLock<Tensor>),
 }
 
 impl Raw {

@@ -352,7 +352,7 @@ pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bi
 fn activated(tape: &Tape, mut normalised: Normalised, again: Option<Convolution>) -> Result<(Value, Arc<Normalised>)> {
     let output = normalised.activate(tape.context())?;
     if let Some(convolution) = again {
-        normalised.raw = Raw::Again(convolution, OnceLock::new());
+        normalised.raw = Raw::Again(Box::new(convolution), OnceLock::new());
     }
     let normalised = Arc::new(normalised);
     Ok((Value::normalised(output, normalised.clone(), tape.fusion().recompute_activations), normalised))

@@ -87,7 +87,9 @@ impl Workload {
             decoder_blocks: 2,
         });
         let mut stages: Vec<Stage> = stages.collect();
-        stages.iter_mut().next_back().into_iter().for_each(|bottleneck| bottleneck.decoder_blocks = 0);
+        if let Some(bottleneck) = stages.last_mut() {
+            bottleneck.decoder_blocks = 0;
+        }
         let names: serde_json::Map<_, _> = (0..classes)
             .map(|class| (if class == 0 { "background".into() } else { format!("class {class}") }, class.into()))
             .collect();

@@ -21,7 +21,6 @@ use voxgrad::train::{DataSource, EpochTimes, Model, Precision, Settings, Trainer
 #[derive(clap::Args)]
 pub struct Benchmark {
     /// nnU-Net's plans, with dataset.json beside them, and beside it raw or preprocessed cases.
-    #[arg(required_unless_present = "features")]
     plans: Option<PathBuf>,
     /// Configuration of the plans; 3d_fullres unless given.
     #[arg(conflicts_with = "features")]
@@ -119,6 +118,10 @@ impl Benchmark {
     /// The network; of plans also the model, and the folder that they are in.
     fn workload(&self) -> anyhow::Result<(Workload, Option<(Model, PathBuf)>)> {
         let Some(file) = &self.plans else {
+            anyhow::ensure!(
+                !self.features.is_empty(),
+                "name PLANS, or with --features the channels of a network's stages"
+            );
             let patch = <[usize; 3]>::try_from(self.patch.as_slice())
                 .map_err(|_| anyhow::anyhow!("--patch is {:?}: give the extents along z,y,x", self.patch))?;
             let [batch, channels, classes] = [(self.batch_size, 2), (self.channels, 1), (self.classes, 3)]
