@@ -6,18 +6,19 @@
 
 use crate::augment::flip;
 use crate::dataset::LabelManager;
-use crate::device::host_memory;
 use crate::error::{Error, PredictError, Result};
 use crate::infer::export::Exporter;
-use crate::infer::memory::{planned_case, planned_host, planned_probabilities};
-use crate::infer::{Accumulator, DeviceSums, Prediction, Resolved, SlidingWindow, Wanted, mirror_subsets};
+use crate::infer::memory::planned_probabilities;
+use crate::infer::{
+    Accumulator, Budget, Demand, DeviceSums, Kept, Prediction, Resolved, SlidingWindow, Wanted, mirror_subsets,
+};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{Network, PredictionMemory, UNetShape, planned_prediction};
+use crate::nn::{Network, UNetShape};
 use crate::preprocess::resample::{Grid, Taps};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
-use ndarray::{Array3, Array4};
+use ndarray::Array3;
 
 /// Settings of a prediction. The defaults are nnU-Net's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,8 +41,8 @@ impl Default for Settings {
 /// have one shape. `observe` is called with the passes done and to do.
 ///
 /// # Errors
-/// [`PredictError::PredictionMemory`] before anything is launched if the case is too large, [`PredictError::NonFiniteLogits`], or if
-/// the patch does not fit the network, or the device fails.
+/// [`PredictError::PredictionMemory`] or [`PredictError::KeptMemory`] before anything is launched or allocated if the case is
+/// too large, [`PredictError::NonFiniteLogits`], or if the patch does not fit the network, or the device fails.
 pub fn logits(
     context: &Context,
     networks: &[Network],
@@ -52,10 +53,11 @@ pub fn logits(
 ) -> Result<Vec<f32>> {
     let job = Job { context, networks, case, patch, settings };
     let shape = case.seg.dim().into();
-    let mut logits = Vec::with_capacity(case.seg.len() * first(networks)?.shape().heads);
+    let bytes = planned_probabilities(first(networks)?.shape().heads, shape);
     let grid = Grid::between(shape, shape, [1.0; 3], [1.0; 3])?;
     let taps = std::array::from_fn(|axis| grid.taps(axis));
-    let plan = job.plan(&taps, Wanted::Logits, logits.capacity() as u64 * 4)?;
+    let plan = job.plan(&taps, Wanted::Logits, Some(Kept { what: "logits", bytes }))?;
+    let mut logits = Vec::with_capacity((bytes / 4) as usize);
     match plan.at_once {
         Some(at_once) => {
             let collect = |resolved| {
@@ -90,7 +92,7 @@ pub fn segmentation(
 ) -> Result<Array3<u16>> {
     let job = Job { context, networks, case, patch, settings };
     let exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
-    job.export(exporter, Wanted::Labels(&preprocessor.labels), 0, observe)?.finish()
+    job.export(exporter, Wanted::Labels(&preprocessor.labels), None, observe)?.finish()
 }
 
 /// Labels and probabilities of a case on the grid of its raw image, `(z, y, x)` and `(head, z, y, x)`. Probabilities are
@@ -109,10 +111,10 @@ pub fn prediction(
     observe: impl FnMut(usize, usize),
 ) -> Result<Prediction> {
     let heads = first(networks)?.shape().heads;
-    let probabilities = planned_probabilities(heads, case.properties.shape_before_cropping);
+    let bytes = planned_probabilities(heads, case.properties.shape_before_cropping);
     let job = Job { context, networks, case, patch, settings };
     let exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
-    job.export(exporter, Wanted::Logits, probabilities, observe)?.prediction()
+    job.export(exporter, Wanted::Logits, Some(Kept { what: "probabilities", bytes }), observe)?.prediction()
 }
 
 /// Launches on a context that compiles ([`Context::compiling`]) what the prediction of a case launches: a pass of the network over
@@ -135,12 +137,12 @@ pub fn compile(
     if !has_time() {
         return Ok(());
     }
-    let case = Array4::zeros((channels, patch[0], patch[1], patch[2]));
+    let case = compiling.empty(channels * patch.iter().product::<usize>(), Dtype::F32)?;
     let grid = Grid::between(patch, patch, [1.0; 3], [1.0; 3])?;
     let taps = std::array::from_fn(|axis| grid.taps(axis));
     let window = SlidingWindow::new(patch, patch, settings.step_size)?;
     let wanted = labels.map_or(Wanted::Logits, Wanted::Labels);
-    let sums = DeviceSums::new(compiling, window, case.view(), heads, &taps, wanted)?;
+    let sums = DeviceSums::new(compiling, window, (case, channels), heads, &taps, wanted)?;
     let (starts, mirror) = ([[0; 3]], [false; 3]);
     sums.count(&starts)?;
     sums.cut(&starts, mirror, windows.buffer())?;
@@ -164,9 +166,6 @@ fn first(networks: &[Network]) -> Result<&Network> {
     })
 }
 
-/// Windows of one pass on a GPU, where small ones leave units idle; on a CPU one keeps all cores busy, and the caches warm.
-const MOST_AT_ONCE: usize = 4;
-
 /// A case to be predicted.
 #[derive(Clone, Copy)]
 struct Job<'a> {
@@ -189,74 +188,22 @@ impl Job<'_> {
         self.networks.first().map_or(0, |network| network.shape().heads)
     }
 
-    /// Chooses a plan that fits into memory with `beside` bytes more on the host.
-    fn plan(&self, taps: &[Vec<Taps>; 3], wanted: Wanted<'_>, beside: u64) -> Result<Plan> {
+    /// Chooses a plan that fits into memory, with what the host keeps.
+    fn plan(&self, taps: &[Vec<Taps>; 3], wanted: Wanted<'_>, kept: Option<Kept>) -> Result<Plan> {
         let Job { context, networks, case, patch, settings } = *self;
-        let shape = first(networks)?.shape();
         let window = SlidingWindow::new(case.seg.dim().into(), patch, settings.step_size)?;
-        let (caps, raw) = (context.caps(), case.properties.shape_before_cropping);
-        // The other folds lie on the device too: weights, and room for gradients and momenta that every network has.
-        let others = (networks.len() as u64 - 1).saturating_mul(first(networks)?.parameters().count() as u64 * 3 * 4);
-        let fewest = |at_once: &usize| *at_once == 1 || *at_once < 2 * window.starts.len();
-        for at_once in if caps.cores.is_some() { vec![1] } else { vec![MOST_AT_ONCE, 2, 1] }.into_iter().filter(fewest)
-        {
-            let Ok(mut plan) = self.planned_on_device(&window, taps, wanted, at_once) else { continue };
-            let host = planned_case(window.image, case.data.dim().0, raw);
-            plan.host = plan.host.saturating_add(host).saturating_add(beside);
-            plan.device = plan.device.saturating_add(others);
-            // Others use the device too, and its memory is counted whole: several windows leave a quarter of it.
-            let room = if at_once > 1 { plan.device / 3 } else { 0 };
-            let padded = PredictionMemory { device: plan.device.saturating_add(room), ..plan };
-            if padded.check(caps, host_memory()).is_ok() {
-                return Ok(Plan { window, at_once: Some(at_once) });
-            }
-        }
-        let threads = rayon::current_num_threads();
-        let host = planned_host(&window, case.data.dim().0, shape.heads, raw, threads).saturating_add(beside);
-        let mut plan = planned_prediction(context, shape, patch, settings.dtype, host)?;
-        plan.device = plan.device.saturating_add(others);
-        plan.check(caps, host_memory())?;
-        Ok(Plan { window, at_once: None })
-    }
-
-    /// What a pass over so many windows and all that lies beside it take, on a dry context.
-    fn planned_on_device(
-        &self,
-        window: &SlidingWindow,
-        taps: &[Vec<Taps>; 3],
-        wanted: Wanted<'_>,
-        at_once: usize,
-    ) -> Result<PredictionMemory> {
-        let dry = self.context.dry();
-        let network = Network::new(&dry, first(self.networks)?.shape().clone(), 0)?;
-        let sums = DeviceSums::new(&dry, window.clone(), self.case.data.view(), self.heads(), taps, wanted)?;
-        let starts = vec![[0; 3]; at_once];
-        self.pass(&dry, &sums, std::slice::from_ref(&network), &starts, [false; 3], 1.0)?;
-        let results = sums.result_bytes();
-        let device = dry.peak_bytes().saturating_add(results);
-        Ok(PredictionMemory { device, largest_buffer: dry.largest_bytes().max(results), host: results })
-    }
-
-    /// Adds up the logits of some windows, mirrored, of all networks.
-    fn pass(
-        &self,
-        context: &Context,
-        sums: &DeviceSums,
-        networks: &[Network],
-        starts: &[[usize; 3]],
-        mirror: [bool; 3],
-        share: f32,
-    ) -> Result<()> {
-        let shape = Shape { batch: starts.len(), dims: self.patch, channels: self.case.data.dim().0 };
-        let windows = Tensor::empty(context, shape, self.settings.dtype)?;
-        sums.cut(starts, mirror, windows.buffer())?;
-        let x = Var::data(windows);
-        for network in networks {
-            for output in network.forward(&mut Tape::inference(context), &x, 1)? {
-                sums.add(output.value().buffer(), starts, mirror, share)?;
-            }
-        }
-        Ok(())
+        let demand = Demand {
+            window: &window,
+            channels: case.data.dim().0,
+            raw: case.properties.shape_before_cropping,
+            shape: first(networks)?.shape(),
+            networks: networks.len(),
+            dtype: settings.dtype,
+            wanted,
+            kept,
+        };
+        let at_once = demand.plan_resampled(context, taps, &Budget::of(context))?.at_once;
+        Ok(Plan { window, at_once })
     }
 
     /// Predicts onto the raw image's grid.
@@ -264,7 +211,7 @@ impl Job<'_> {
         &self,
         mut exporter: Exporter<'e>,
         wanted: Wanted<'_>,
-        probabilities: u64,
+        kept: Option<Kept>,
         observe: impl FnMut(usize, usize),
     ) -> Result<Exporter<'e>> {
         if let Wanted::Labels(labels) = wanted
@@ -274,7 +221,7 @@ impl Job<'_> {
             return Err(Error::BufferLength { what: "heads of the network", found, expected });
         }
         let taps = exporter.taps();
-        let plan = self.plan(&taps, wanted, probabilities)?;
+        let plan = self.plan(&taps, wanted, kept)?;
         if matches!(wanted, Wanted::Logits) {
             exporter = exporter.with_probabilities();
         }
@@ -304,7 +251,10 @@ impl Job<'_> {
         let subsets = mirror_subsets(self.settings.mirror);
         let passes = subsets.len() * self.networks.len();
         let (mut done, all) = (0, window.starts.len() * passes);
-        let case = self.case.data.view();
+        let case = {
+            let data = self.case.data.as_standard_layout();
+            (self.context.upload_f32(data.as_slice().unwrap_or_default())?, data.dim().0)
+        };
         let mut sums = DeviceSums::new(self.context, window.clone(), case, self.heads(), taps, wanted)?;
         // Those that begin in one slice need the same slices of sums.
         for beginning in window.starts.chunk_by(|a, b| a[0] == b[0]) {
@@ -315,7 +265,7 @@ impl Job<'_> {
             for starts in beginning.chunks(at_once) {
                 sums.count(starts)?;
                 for &mirror in &subsets {
-                    self.pass(self.context, &sums, self.networks, starts, mirror, 1.0 / passes as f32)?;
+                    sums.pass(self.networks, starts, mirror, 1.0 / passes as f32, self.settings.dtype)?;
                     // The queue holds no more than this, and progress is what has been done.
                     sums.wait()?;
                     done += starts.len() * self.networks.len();

@@ -82,6 +82,9 @@ mod device {
     /// Predicting folders of cases on the command line: what is kept, what fails, what it takes of memory.
     mod predict;
 
+    /// What the best configuration is, as its commands make it.
+    mod best;
+
     /// Completing annotated cases, and suggesting what to annotate.
     mod annotate;
 

@@ -46,7 +46,10 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         Error::Train(TrainError::Continuation { .. }) => "leave these out, and they are what they were",
         Error::Train(TrainError::Loader { .. }) => "--loader-threads sets how many threads cut patches",
         Error::Train(TrainError::MemoryBudget { .. }) => "--memory-budget allows more",
-        Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
+        Error::Predict(PredictError::PredictionMemory { in_16_bits: true, .. }) => {
+            "--precision f16 or bf16 takes 16 bits"
+        }
+        Error::Predict(PredictError::KeptMemory { .. }) => "leave out --save-probabilities (in training --npz)",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
         Error::Exchange(ExchangeError::FoldMissing { .. }) => "-f names folds, -chk the checkpoint",
         Error::Exchange(ExchangeError::FilesThere { .. }) => "--overwrite replaces files",

@@ -4,13 +4,15 @@ use super::crossval::{Reference, accumulate, average, five_unless, results_name}
 use super::options::FolderArguments;
 use super::postprocess::decide;
 use anyhow::Context as _;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use voxgrad::dataset::DatasetJson;
 use voxgrad::dataset::folders::Folders;
 use voxgrad::dataset::splits::Fold;
-use voxgrad::eval::crossval::{clear_results, folds_name, write_results};
+use voxgrad::eval::crossval::{clear_results, folds_name, validation_files, write_results};
 use voxgrad::eval::{Determined, Json, ensemble};
-use voxgrad::io;
+use voxgrad::{Error, io};
 
 /// What was typed.
 #[derive(clap::Args)]
@@ -91,6 +93,7 @@ impl FindBestConfiguration {
         let dataset = folders.locate(&self.dataset)?.name;
         let results = folders.results_of(&dataset)?;
         let models = self.models(&results)?;
+        check_same_cases(&models, &folds)?;
         let mut candidates = Vec::new();
         for model in &models {
             let source = model.folder.join(results_name(&folds));
@@ -132,7 +135,7 @@ impl FindBestConfiguration {
         let information = results.join("inference_information.json");
         let text = information_of(&dataset, &folds, &models, !self.disable_ensembling, &candidates, best, &determined);
         io::write_atomically(&information, text.as_bytes())?;
-        let instructions = instructions_of(&dataset, &folds, best);
+        let instructions = instructions_of(&folds, best)?;
         let file = results.join("inference_instructions.txt");
         io::write_atomically(&file, instructions.as_bytes())?;
         println!("\n{instructions}\nwrote {} and {}", file.display(), information.display());
@@ -191,6 +194,34 @@ impl FindBestConfiguration {
         models.sort_by_key(place);
         Ok(models)
     }
+}
+
+/// Refuses models that have validated different cases, since their means are not of the same thing.
+fn check_same_cases(models: &[Model], folds: &[Fold]) -> anyhow::Result<()> {
+    let (mut predicted, mut faults) = (Vec::with_capacity(models.len()), Vec::new());
+    for model in models {
+        let ending = DatasetJson::read(&model.folder.join("dataset.json"))?.file_ending;
+        match validation_files(&model.folder, folds, &ending) {
+            Ok(files) => predicted.push(files.into_keys().collect::<BTreeSet<String>>()),
+            Err(error) => faults.push(error),
+        }
+    }
+    Error::all(faults)?;
+    let all: BTreeSet<&String> = predicted.iter().flatten().collect();
+    let mut lacking = Vec::new();
+    for (model, files) in models.iter().zip(&predicted) {
+        let missing: Vec<&str> = all.iter().filter(|name| !files.contains(**name)).map(|name| name.as_str()).collect();
+        if !missing.is_empty() {
+            lacking.push(format!("{} has not predicted {}", model.name(), missing.join(", ")));
+        }
+    }
+    anyhow::ensure!(
+        lacking.is_empty(),
+        "models cannot be compared that have validated different cases: {}; validate them again, or leave one out with -c, \
+         -tr or -p",
+        lacking.join("; ")
+    );
+    Ok(())
 }
 
 /// Why voxgrad could not predict with a configuration that is the best.
@@ -307,37 +338,41 @@ fn information_of(
     .to_text()
 }
 
-/// How to predict with the best model, in commands of this program.
-fn instructions_of(dataset: &str, folds: &[Fold], best: &Candidate) -> String {
+/// How to predict with the best model, in commands of this program that mean the same wherever they are typed: folders are
+/// named whole, so that none of them depends on this folder, on the environment, or on what was given here.
+fn instructions_of(folds: &[Fold], best: &Candidate) -> anyhow::Result<String> {
     let folds = folds.iter().map(Fold::to_string).collect::<Vec<_>>().join(" ");
     let is_ensemble = best.models.len() > 1;
     let mut text = String::from("Predict like this:\n\n");
     let mut outputs = Vec::new();
     for (place, model) in best.models.iter().enumerate() {
         let output = if is_ensemble { format!("OUTPUT_FOLDER_MODEL_{}", place + 1) } else { "OUTPUT_FOLDER".into() };
-        let Model { trainer, plans, configuration, .. } = model;
         let save = if is_ensemble { " --save_probabilities" } else { "" };
+        let folder = in_shell(&model.folder)?;
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "voxgrad predict -d {dataset} -i INPUT_FOLDER -o {output} -f {folds} -tr {trainer} -c {configuration} -p \
-             {plans}{save}"
-        );
+        let _ = writeln!(text, "voxgrad predict -m {folder} -f {folds} -i INPUT_FOLDER -o {output}{save}");
         outputs.push(output);
     }
-    let [description, file] = ["dataset.json", "postprocessing.json"].map(|name| best.source.join(name));
     if is_ensemble {
+        let description = in_shell(&best.source.join("dataset.json"))?;
         let _ = writeln!(
             text,
-            "\nThen average them:\n\nvoxgrad ensemble -i {} -o OUTPUT_FOLDER --dataset-json \"{}\"",
-            outputs.join(" "),
-            description.display()
+            "\nThen average them:\n\nvoxgrad ensemble -i {} -o OUTPUT_FOLDER --dataset-json {description}",
+            outputs.join(" ")
         );
     }
     let _ = writeln!(
         text,
-        "\nThen postprocess:\n\nvoxgrad apply-postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP -pp_pkl_file \"{}\"",
-        file.display()
+        "\nThen postprocess:\n\nvoxgrad apply-postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP -pp_pkl_file {}",
+        in_shell(&best.source.join("postprocessing.json"))?
     );
-    text
+    Ok(text)
+}
+
+/// A path from the root, as one word of a shell's command.
+fn in_shell(path: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(path).with_context(|| format!("finding {}", path.display()))?;
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    Ok(if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) })
 }

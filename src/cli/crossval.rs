@@ -14,7 +14,9 @@ use voxgrad::dataset::plans::Plans;
 use voxgrad::dataset::splits::Fold;
 use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::error::FileError;
-use voxgrad::eval::crossval::{clear_results, folds_name, references, score, validation_files, write_results};
+use voxgrad::eval::crossval::{
+    check_folds, clear_results, folds_name, references, score, validation_files, write_results,
+};
 use voxgrad::eval::{Classes, Summary, ensemble};
 use voxgrad::{Error, io};
 
@@ -96,6 +98,8 @@ pub struct Reference {
     pub labels: LabelManager,
     /// References of all cases by their names.
     pub files: BTreeMap<String, PathBuf>,
+    /// What the dataset's folds are, if that is written down.
+    splits: Option<PathBuf>,
 }
 
 impl Reference {
@@ -107,7 +111,27 @@ impl Reference {
         let dataset = folders.locate(&plans.dataset_name)?;
         let preprocessed = folders.preprocessed.as_ref().map(|folder| folder.join(&dataset.name));
         let files = references(&dataset, preprocessed.as_deref(), &json)?;
-        Ok(Self { json, labels, files })
+        let places = preprocessed.iter().chain(&dataset.raw).map(|folder| folder.join("splits_final.json"));
+        let splits = places.into_iter().find(|file| file.is_file());
+        Ok(Self { json, labels, files, splits })
+    }
+
+    /// The validation predictions of these folds of a model, each fold's of the cases that it is to validate.
+    fn predictions(&self, model: &Path, folds: &[Fold]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+        let ending = &self.json.file_ending;
+        let found = validation_files(model, folds, ending)?;
+        match &self.splits {
+            Some(file) => {
+                let cases: Vec<String> =
+                    self.files.keys().filter_map(|name| name.strip_suffix(ending.as_str())).map(String::from).collect();
+                check_folds(model, folds, ending, file, &cases)?;
+            }
+            None => eprintln!(
+                "note: there is no splits_final.json: whether the folds of {} have predicted their own cases is not known",
+                model.display()
+            ),
+        }
+        Ok(found)
     }
 
     /// Scores predictions, by their names, and says what looks odd.
@@ -128,7 +152,7 @@ impl Reference {
 pub fn accumulate(model: &Path, folds: &[Fold], output: &Path, folders: &Folders) -> anyhow::Result<Summary> {
     let reference = Reference::of(model, folders)?;
     let ending = &reference.json.file_ending;
-    let predictions = validation_files(model, folds, ending)?;
+    let predictions = reference.predictions(model, folds)?;
     let summary = reference.score(&predictions)?;
     clear_results(output, ending)?;
     Ok(write_results(&predictions, &summary, model, output)?)
@@ -177,7 +201,8 @@ impl Ensemble {
         }
         let folders: Vec<Vec<PathBuf>> = self.input.iter().map(|folder| vec![folder.clone()]).collect();
         let cases = ensemble::members(&folders)?;
-        let endings: &[&str] = if self.save_npz { &[&json.file_ending, ".npz"] } else { &[&json.file_ending] };
+        // Probabilities of another mean would be taken for those of this one.
+        let endings = [json.file_ending.as_str(), ".npz"];
         let targets = cases.keys().flat_map(|case| endings.iter().map(move |ending| format!("{case}{ending}")));
         let there = targets.map(|name| self.output.join(name)).filter(|path| path.symlink_metadata().is_ok());
         let exists = |path| FileError::OutputExists { path, problem: "is there already".into() }.into();
@@ -200,7 +225,8 @@ impl Ensemble {
     }
 }
 
-/// Writes the segmentations of mean probabilities into a folder; returns them by their names.
+/// Writes the segmentations of mean probabilities into a folder, where probabilities of other ones do not stay; returns them
+/// by their names.
 pub fn average(
     cases: &BTreeMap<String, Vec<PathBuf>>,
     output: &Path,
@@ -216,9 +242,10 @@ pub fn average(
         let name = format!("{case}{ending}");
         let path = output.join(&name);
         io::write_segmentation(&path, merged.segmentation.view(), &merged.geometry)?;
-        if save {
-            let file = output.join(format!("{case}.npz"));
-            io::write_npz_array(&file, "probabilities", merged.probabilities.view())?;
+        let file = output.join(format!("{case}.npz"));
+        match save {
+            true => io::write_npz_array(&file, "probabilities", merged.probabilities.view())?,
+            false => _ = io::remove_if_there(&file)?,
         }
         bar.inc(1);
         Ok((name, path))

@@ -5,6 +5,7 @@ use super::progress::progress_bar;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use voxgrad::dataset::{DatasetJson, LabelManager};
+use voxgrad::eval::crossval::{check_results, clear_results};
 use voxgrad::eval::postprocess::determine;
 use voxgrad::eval::{Determined, file_ending_of};
 use voxgrad::exchange::{read_postprocessing, write_postprocessing};
@@ -25,7 +26,8 @@ pub struct DeterminePostprocessing {
     /// nnU-Net's plans, which have no use here.
     #[arg(long, value_name = "FILE", hide = true)]
     plans: Option<PathBuf>,
-    /// Do not keep the postprocessed predictions, which go to the folder `postprocessed` inside of the input.
+    /// Do not keep the postprocessed predictions, which go to the folder `postprocessed` inside of the input; those of an
+    /// earlier run are removed.
     #[arg(long)]
     remove_postprocessed: bool,
     /// Cases that are worked on at a time; all processor cores unless given. nnU-Net's -np.
@@ -93,6 +95,8 @@ pub fn decide(
     labels: &LabelManager,
     keep: bool,
 ) -> anyhow::Result<Determined> {
+    let folder = predictions.join("postprocessed");
+    check_results(&folder, file_ending)?;
     let bar = progress_bar("trying", 0);
     let found = determine(references, predictions, file_ending, labels, &|steps| count(&bar, steps))?;
     bar.finish_and_clear();
@@ -115,11 +119,15 @@ pub fn decide(
     }
     let after = found.after.foreground_dice();
     println!("mean foreground Dice {:.5} before, {after:.5} after postprocessing", found.before.foreground_dice());
+    // What an earlier decision has left there is none of this one's.
+    clear_results(&folder, file_ending)?;
+    if !keep && folder.is_dir() {
+        std::fs::remove_dir(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        println!("removed {}, which was of an earlier decision", folder.display());
+    }
     if keep {
-        let folder = predictions.join("postprocessed");
         let bar = progress_bar("writing", 0);
-        // What an earlier decision has left there is none of this one's.
-        found.postprocessing.apply_to_folder(predictions, &folder, file_ending, true, &|files| count(&bar, files))?;
+        found.postprocessing.apply_to_folder(predictions, &folder, file_ending, false, &|files| count(&bar, files))?;
         bar.finish_and_clear();
         found.after_in(&folder).write(&folder.join("summary.json"))?;
         println!("wrote {}", folder.display());

@@ -455,7 +455,8 @@ fn numbered(file: &str) -> String {
     format!("{stem}_0000{}", &file[stem.len()..])
 }
 
-fn undeclared(found: &[(i16, u64)]) -> String {
+/// Undeclared values with the number of their voxels.
+pub(super) fn undeclared(found: &[(i16, u64)]) -> String {
     let values: Vec<String> = found.iter().map(|(value, voxels)| format!("{value} ({voxels} voxels)")).collect();
     listed(&values)
 }

@@ -46,6 +46,19 @@ pub enum EvaluateError {
         /// Names of the files.
         files: Vec<String>,
     },
+    /// Validation folders do not hold the cases that their folds validate.
+    #[error(
+        "{path}: by {splits}, {}; validate these folds again, and remove the predictions of other cases",
+        .faults.join("; ")
+    )]
+    FoldCases {
+        /// The model folder.
+        path: PathBuf,
+        /// The file of splits.
+        splits: PathBuf,
+        /// For every such fold what it lacks and what does not belong to it.
+        faults: Vec<String>,
+    },
     /// The references of a dataset are nowhere.
     #[error("{dataset}: its labels are not known: there is neither {}", .searched.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" nor "))]
     ReferencesUnknown {

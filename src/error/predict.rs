@@ -15,6 +15,27 @@ pub enum PredictError {
         limit: u64,
         /// What would need less.
         remedy: &'static str,
+        /// Whether activations of 16 bits would.
+        in_16_bits: bool,
+    },
+    /// Everything fits into memory but what is to be kept of all heads for the whole case.
+    #[error(
+        "{what} of {heads} heads in {voxels:?} voxels (z, y, x) are {bytes} bytes, with which predicting needs {needed}, and \
+         there is room for {limit}; predict labels only, on a machine with more memory, or an image cut into parts"
+    )]
+    KeptMemory {
+        /// What is kept: logits, or probabilities.
+        what: &'static str,
+        /// Its bytes.
+        bytes: u64,
+        /// Classes or regions.
+        heads: usize,
+        /// Extents of the image.
+        voxels: [usize; 3],
+        /// Bytes of all that is held.
+        needed: u64,
+        /// The largest number of bytes possible.
+        limit: u64,
     },
     /// The network's output is infinite or no number.
     #[error(

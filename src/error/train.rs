@@ -1,5 +1,6 @@
 //! Why training cannot begin, go on or be continued.
 
+use super::dataset::undeclared;
 use super::network::NetworkError;
 use std::path::PathBuf;
 
@@ -26,16 +27,17 @@ pub enum TrainError {
         /// All names, with commas.
         known: String,
     },
-    /// A preprocessed case has a label that the dataset does not declare.
+    /// A preprocessed case has labels that the dataset does not declare.
     #[error(
-        "case {case} holds label {found}, the highest that dataset.json declares is {largest}; correct the label map and \
-         preprocess again"
+        "case {case} holds, of labels that dataset.json does not declare, {}; the highest that it declares is {largest}; \
+         correct the label map and preprocess again",
+        undeclared(.found)
     )]
     CaseLabel {
         /// Case identifier.
         case: String,
-        /// The label.
-        found: i16,
+        /// All such labels, each with the number of its voxels.
+        found: Box<[(i16, u64)]>,
         /// The highest declared one.
         largest: i16,
     },

@@ -13,36 +13,23 @@ pub struct Components {
 }
 
 impl Components {
-    /// Finds the components of a mask (z, y, x).
+    /// Finds the components of a mask (z, y, x), in 4 bytes a voxel and, for the scattered masks that need the most, 2 more.
     pub fn of(mask: ArrayView3<bool>) -> Self {
-        let (depth, height, width) = mask.dim();
-        let mut numbers = Array3::<u32>::zeros(mask.dim());
+        let (mut numbers, mut parents) = provisional(mask);
         let mut sizes = Vec::new();
-        let mut pending = Vec::new();
-        let around = |at: usize, length: usize| at.saturating_sub(1)..(at + 2).min(length);
-        for (seed, &inside) in mask.indexed_iter() {
-            if !inside || numbers[seed] != 0 {
-                continue;
-            }
-            let number = sizes.len() as u32 + 1;
-            let mut size = 0;
-            numbers[seed] = number;
-            pending.push(seed);
-            while let Some((z, y, x)) = pending.pop() {
-                size += 1;
-                for z in around(z, depth) {
-                    for y in around(y, height) {
-                        for x in around(x, width) {
-                            let neighbour = (z, y, x);
-                            if mask[neighbour] && numbers[neighbour] == 0 {
-                                numbers[neighbour] = number;
-                                pending.push(neighbour);
-                            }
-                        }
-                    }
-                }
-            }
-            sizes.push(size);
+        // A part's parent comes before it, and has its final number by then.
+        for part in 1..parents.len() {
+            let parent = parents[part] as usize;
+            parents[part] = if parent == part {
+                sizes.push(0);
+                sizes.len() as u32
+            } else {
+                parents[parent]
+            };
+        }
+        for number in numbers.iter_mut().filter(|number| **number != 0) {
+            *number = parents[*number as usize];
+            sizes[*number as usize - 1] += 1;
         }
         Components { numbers, sizes }
     }
@@ -69,4 +56,49 @@ impl Components {
         let square = |voxel: &[usize; 3]| (0..3).map(|axis| (voxel[axis] as f64 - centre[axis]).powi(2)).sum::<f64>();
         voxels().min_by(|a, b| square(a).total_cmp(&square(b)))
     }
+}
+
+/// The number of a part for every voxel of a mask, 0 outside, and for every part one before it of the same component; the
+/// first of a component is its own. Voxels come in their order, and a part begins where none before has a neighbour.
+fn provisional(mask: ArrayView3<bool>) -> (Array3<u32>, Vec<u32>) {
+    let (_, height, width) = mask.dim();
+    let mut numbers = Array3::<u32>::zeros(mask.dim());
+    let mut parents = vec![0];
+    let around = |at: usize, length: usize| at.saturating_sub(1)..(at + 2).min(length);
+    for (voxel, _) in mask.indexed_iter().filter(|(_, inside)| **inside) {
+        let (z, y, x) = voxel;
+        let mut number = 0;
+        for z in z.saturating_sub(1)..=z {
+            for y in around(y, height) {
+                for x in around(x, width) {
+                    if (z, y, x) < voxel && numbers[(z, y, x)] != 0 {
+                        let other = first_part(&mut parents, numbers[(z, y, x)]);
+                        number = match number {
+                            0 => other,
+                            number => {
+                                parents[number.max(other) as usize] = number.min(other);
+                                number.min(other)
+                            }
+                        };
+                    }
+                }
+            }
+        }
+        if number == 0 {
+            number = parents.len() as u32;
+            parents.push(number);
+        }
+        numbers[voxel] = number;
+    }
+    (numbers, parents)
+}
+
+/// The first part of a part's component. The way there is shortened for those who come after.
+fn first_part(parents: &mut [u32], mut part: u32) -> u32 {
+    while parents[part as usize] != part {
+        let next = parents[parents[part as usize] as usize];
+        parents[part as usize] = next;
+        part = next;
+    }
+    part
 }

@@ -6,8 +6,10 @@ use crate::dataset::LabelManager;
 use crate::error::Result;
 use crate::kernels::window::{self, NOT_FINITE, Output, Problem, Resampling};
 use crate::kernels::{Buffer, Context, Dtype, elementwise};
+use crate::nn::Network;
 use crate::preprocess::resample::Taps;
-use ndarray::ArrayView4;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Shape, Tensor};
 
 /// Bytes of results that leave the device at a time, or one slice.
 const RESULTS_AT_ONCE: usize = 64 << 20;
@@ -55,19 +57,19 @@ pub struct DeviceSums<'a> {
 }
 
 impl<'a> DeviceSums<'a> {
-    /// Uploads a case `(c, z, y, x)` of `heads` heads. What comes out is resampled by `taps`, of depth, height and width.
+    /// Takes a case `[channels, depth, height, width]` with the number of its channels, of which `heads` heads are made. What
+    /// comes out is resampled by `taps`, of depth, height and width.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel) if the device cannot hold that much, or cannot count it.
     pub(crate) fn new(
         context: &'a Context,
         window: SlidingWindow,
-        case: ArrayView4<f32>,
+        (case, channels): (Buffer, usize),
         heads: usize,
         taps: &[Vec<Taps>; 3],
         wanted: Wanted<'_>,
     ) -> Result<Self> {
-        let channels = case.dim().0;
         let slices = (window.patch[0] + 1).min(window.padded[0]);
         let volume = (window.image, window.before, window.padded);
         let problem = Problem::new(volume, window.patch, channels, heads, slices)?;
@@ -81,8 +83,6 @@ impl<'a> DeviceSums<'a> {
                 Some((context.upload(&values, Dtype::U32)?, order.is_some()))
             }
         };
-        let case = case.as_standard_layout();
-        let case = context.upload_f32(case.as_slice().unwrap_or_default())?;
         let ones = context.empty(problem.weights_len(), Dtype::F32)?;
         elementwise::fill(context, &ones, 1.0)?;
         let sums = context.empty(problem.sums_len(), Dtype::F32)?;
@@ -153,6 +153,32 @@ impl<'a> DeviceSums<'a> {
         let weight = (&self.importance, share);
         for (sample, &start) in starts.iter().enumerate() {
             window::add(self.context, &self.problem, logits, sample, start, mirror, weight, &self.sums)?;
+        }
+        Ok(())
+    }
+
+    /// Adds up `share` times the logits of some windows, mirrored along the axes of `mirror`, of all networks, with activations
+    /// of type `dtype`.
+    ///
+    /// # Errors
+    /// As [`cut`](Self::cut), and if the windows do not fit the networks.
+    pub fn pass(
+        &self,
+        networks: &[Network],
+        starts: &[[usize; 3]],
+        mirror: [bool; 3],
+        share: f32,
+        dtype: Dtype,
+    ) -> Result<()> {
+        let channels = self.problem.window_len() / self.problem.weights_len();
+        let windows =
+            Tensor::empty(self.context, Shape { batch: starts.len(), dims: self.window.patch, channels }, dtype)?;
+        self.cut(starts, mirror, windows.buffer())?;
+        let x = Var::data(windows);
+        for network in networks {
+            for output in network.forward(&mut Tape::inference(self.context), &x, 1)? {
+                self.add(output.value().buffer(), starts, mirror, share)?;
+            }
         }
         Ok(())
     }

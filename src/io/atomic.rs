@@ -111,6 +111,17 @@ pub fn remove_leftovers(folder: &Path) -> Result<usize> {
     Ok(removed)
 }
 
+/// Removes a file, if it is there. Returns whether it was.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn remove_if_there(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true).map_err(Error::io(path, "remove")),
+    }
+}
+
 /// A folder of this process, removed when it is dropped.
 struct Scratch {
     path: PathBuf,

@@ -11,7 +11,7 @@ mod npz;
 mod nrrd;
 
 pub(crate) use atomic::{in_scratch, write_aside};
-pub use atomic::{remove_leftovers, write_atomically, write_json};
+pub use atomic::{remove_if_there, remove_leftovers, write_atomically, write_json};
 pub use geometry::Geometry;
 pub use grid::grid_difference;
 pub use listing::{Listing, is_file_name, list_folder};

@@ -24,15 +24,15 @@ impl PredictionMemory {
     /// # Errors
     /// [`PredictError::PredictionMemory`], which says what to reduce.
     pub fn check(&self, caps: &Caps, host_memory: Option<u64>) -> Result<()> {
-        let too_large = |what, needed, limit, remedy| {
-            Err(Error::Predict(PredictError::PredictionMemory { what, needed, limit, remedy }))
+        let too_large = |what, needed, limit, remedy, in_16_bits| {
+            Err(Error::Predict(PredictError::PredictionMemory { what, needed, limit, remedy, in_16_bits }))
         };
-        let window = "a configuration with a smaller patch, in 16 bits, or another device";
+        let window = "a configuration with a smaller patch, activations of 16 bits, or another device";
         if self.largest_buffer > caps.max_buffer {
-            return too_large("the largest tensor of a window", self.largest_buffer, caps.max_buffer, window);
+            return too_large("the largest tensor of a window", self.largest_buffer, caps.max_buffer, window, true);
         }
         if let Some(memory) = caps.memory.filter(|&memory| self.device > memory) {
-            return too_large("a window", self.device, memory, window);
+            return too_large("a window", self.device, memory, window, true);
         }
         let remedy =
             "fewer classes, a smaller patch, a configuration with a larger voxel spacing, or an image cut into parts";
@@ -43,7 +43,8 @@ impl PredictionMemory {
             _ => ("the slices of logits around a window", self.host, host_memory),
         };
         if let Some(memory) = memory.filter(|&memory| held > memory) {
-            return too_large(what, held, memory, remedy);
+            // What lies on the host is f32 in any case.
+            return too_large(what, held, memory, remedy, held - self.host > self.host);
         }
         Ok(())
     }

@@ -136,11 +136,19 @@ impl Opening<'_> {
             case
         });
         let mut cases = Vec::with_capacity(opened.len());
+        let mut faults = Vec::new();
         for case in opened {
-            let (case, warnings) = case?;
-            cases.extend(case);
-            notes.extend(warnings);
+            match case {
+                Ok((case, warnings)) => {
+                    cases.extend(case);
+                    notes.extend(warnings);
+                }
+                // Which all cases after it have too.
+                Err(fault @ Error::Preprocess(PreprocessError::CaseMemory { .. })) => return Err(fault),
+                Err(fault) => faults.push(fault),
+            }
         }
+        Error::all(faults)?;
         if whole > 0 {
             let mebibytes = held.bytes.into_inner() as f64 / (1u64 << 20) as f64;
             notes.push(format!("{whole} cases are kept in memory as a whole: {mebibytes:.1} MiB"));

@@ -79,8 +79,11 @@ impl DataSource<'_> {
         // Found now, and not when a patch shows it, perhaps after days.
         let largest = model.labels.expected_labels().into_iter().max().unwrap_or(0);
         let beyond = opened.cases.iter().filter_map(|case| {
-            let (&found, _) = case.label_counts().last_key_value()?;
-            (found > largest).then(|| Error::Train(TrainError::CaseLabel { case: case.name().into(), found, largest }))
+            // -1 is where there is no image.
+            let counts = case.label_counts().into_iter();
+            let found: Box<[_]> = counts.filter(|(label, _)| !(-1..=largest).contains(label)).collect();
+            let case = case.name().to_owned();
+            (!found.is_empty()).then_some(Error::Train(TrainError::CaseLabel { case, found, largest }))
         });
         Error::all(beyond.collect())?;
         let (mut annotated, mut all) = (0, 0);

@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, TrainingCases, is_whole};
 use super::progress::{Outcome, Report};
 use super::trainer::Trainer;
 use crate::error::{Error, NetworkError, Result, TrainError};
-use crate::io::write_atomically;
+use crate::io::{remove_if_there, write_atomically};
 use crate::sample::PatchSource;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
@@ -180,7 +180,9 @@ impl Files<'_> {
         let last = self.folder.join(FINAL);
         self.state(trainer)?.write(&last)?;
         // As nnU-Net does: what the final checkpoint holds is not kept twice.
-        [PREVIOUS, LATEST].iter().try_for_each(|name| remove(&self.folder.join(name)))?;
+        for name in [PREVIOUS, LATEST] {
+            remove_if_there(&self.folder.join(name))?;
+        }
         Ok(Some(last))
     }
 }
@@ -195,18 +197,11 @@ fn keep_previous(latest: &Path, previous: &Path) -> Result<()> {
     if !is_whole(bytes) {
         return Ok(());
     }
-    remove(previous)?;
+    remove_if_there(previous)?;
     // Not every file system has second names.
     if std::fs::hard_link(latest, previous).is_err() {
         let bytes = std::fs::read(latest).map_err(Error::io(latest, "read"))?;
         write_atomically(previous, &bytes)?;
     }
     Ok(())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
-        _ => Ok(()),
-    }
 }

@@ -4,7 +4,8 @@ use super::phantom;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
 
 /// nnU-Net's three folders in a temporary place.
 pub struct Place(tempfile::TempDir);
@@ -60,6 +61,23 @@ impl Place {
         }
         assert!(!said.contains("panicked"), "{said}");
         said
+    }
+}
+
+/// Runs a program, and returns how it ended and the most bytes of memory that it had. Linux only.
+pub fn peak_memory(command: &mut Command) -> (ExitStatus, u64) {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    // The peak only grows: the last value before the end counts.
+    let mut peak = 0;
+    loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(peak);
+        if let Some(exit) = child.try_wait().unwrap() {
+            return (exit, peak << 10);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

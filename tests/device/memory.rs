@@ -2,13 +2,13 @@
 //! activations again changes no bit of a gradient.
 
 use crate::common::network::{BATCH, labels, network, step, step_in};
-use crate::common::{device, phantom, uniform};
+use crate::common::{context, device, phantom, uniform};
 use voxgrad::Error;
-use voxgrad::dataset::DatasetJson;
 use voxgrad::dataset::plans::Plans;
+use voxgrad::dataset::{DatasetJson, LabelManager};
 use voxgrad::error::{NetworkError, PredictError, TrainError};
-use voxgrad::infer::SlidingWindow;
 use voxgrad::infer::memory::planned_host;
+use voxgrad::infer::{Budget, Demand, Kept, Planned, SlidingWindow, Wanted};
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Caps, Context, Dtype};
 use voxgrad::nn::{Encoder, Network, UNetShape, planned_prediction, pytorch_kept_bytes};
@@ -171,6 +171,106 @@ fn the_host_holds_a_patch_deep_of_a_case() {
     let window = SlidingWindow::new(flat, [128; 3], 0.5).unwrap();
     let fine = planned_host(&window, 1, 3, [512, 1024, 1024], 16);
     assert!(fine > planned_host(&window, 1, 3, flat, 16) + 2 * (512 - 32) * 1024 * 1024);
+}
+
+/// A whole body, 512x512 voxels in 800 slices, of 105 classes, by a network of nnU-Net's size: what a case of this kind is
+/// planned to take, and where.
+fn whole_body(wanted: Wanted, kept: Option<Kept>, budget: &Budget) -> voxgrad::Result<Planned> {
+    let image = [800, 512, 512];
+    let shape = network(&[32, 64, 128, 256, 320, 320], 1, 105);
+    let window = SlidingWindow::new(image, [128; 3], 0.5).unwrap();
+    let (window, shape) = (&window, &shape);
+    let demand = Demand { window, channels: 1, raw: image, shape, networks: 1, dtype: Dtype::F32, wanted, kept };
+    demand.plan(context(), image, budget)
+}
+
+/// Bytes of classes times voxels, once.
+const COPY: u64 = 4 * 105 * 800 * 512 * 512;
+
+fn many_labels() -> LabelManager {
+    let labels: Vec<String> = (1..105).map(|label| format!(r#""l{label}": {label}"#)).collect();
+    let json = format!(
+        r#"{{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, {}}}, "numTraining": 1,
+            "file_ending": ".nii.gz"}}"#,
+        labels.join(", ")
+    );
+    LabelManager::new(&DatasetJson::parse("d".as_ref(), &json).unwrap()).unwrap()
+}
+
+/// A CPU, a GPU that takes buffers of any size, and one that takes 4 GiB at most, with so much memory, and a host.
+fn budgets(memory: u64, host: u64) -> [(&'static str, Budget); 3] {
+    let caps = context().caps();
+    [("CPU", Some(16), memory), ("GPU", None, memory), ("GPU of small buffers", None, (4 << 30) - 1)].map(
+        |(name, cores, max_buffer)| {
+            let caps = Caps { cores, max_buffer, memory: Some(memory), ..caps.clone() };
+            (name, Budget { caps, host: Some(host) })
+        },
+    )
+}
+
+#[test]
+fn a_whole_body_of_105_classes_is_predicted_in_24_gib() {
+    let labels = many_labels();
+    for (name, budget) in budgets(24 << 30, 24 << 30) {
+        let planned = whole_body(Wanted::Labels(&labels), None, &budget).unwrap();
+        let [device, host] =
+            [planned.memory.device, planned.memory.host].map(|bytes| bytes as f64 / (1u64 << 30) as f64);
+        eprintln!(
+            "{name}: {:?} windows at once on the device, {device:.1} GiB there, {host:.1} GiB on the host",
+            planned.at_once
+        );
+        assert_eq!(planned.at_once.is_none(), name == "GPU of small buffers");
+    }
+}
+
+#[test]
+fn classes_times_voxels_are_not_held_one_and_a_half_times() {
+    let labels = many_labels();
+    let kept = |what| Some(Kept { what, bytes: COPY });
+    let all = [
+        ("labels", Wanted::Labels(&labels), None, 0),
+        ("logits", Wanted::Logits, kept("logits"), COPY),
+        ("probabilities", Wanted::Logits, kept("probabilities"), COPY),
+    ];
+    for (what, wanted, kept, least) in all {
+        for (name, budget) in budgets(1 << 40, 1 << 40) {
+            let Planned { memory, .. } = whole_body(wanted, kept, &budget).unwrap();
+            let held = memory.device + memory.host;
+            eprintln!("{what}, {name}: {:.2} copies", held as f64 / COPY as f64);
+            assert!(held >= least && held < COPY + COPY / 2, "{what}, {name}: {held} bytes");
+            assert!(memory.largest_buffer < COPY / 2, "{what}, {name}: {} bytes at once", memory.largest_buffer);
+        }
+        // Labels need no copy at all.
+        if kept.is_none() {
+            let (_, budget) = &budgets(1 << 40, 1 << 40)[0];
+            let Planned { memory, .. } = whole_body(wanted, kept, budget).unwrap();
+            assert!(memory.device + memory.host < COPY / 4, "{memory:?}");
+        }
+    }
+}
+
+/// What is too large is named: a smaller patch would not make room for probabilities.
+#[test]
+fn too_many_probabilities_are_told_from_too_large_windows() {
+    let labels = many_labels();
+    for (name, budget) in budgets(24 << 30, 24 << 30) {
+        let kept = Kept { what: "probabilities", bytes: COPY };
+        let error = whole_body(Wanted::Logits, Some(kept), &budget).unwrap_err();
+        let told = error.to_string();
+        assert!(matches!(error, Error::Predict(PredictError::KeptMemory { bytes: COPY, .. })), "{name}: {told}");
+        for word in ["probabilities of 105 heads", "[800, 512, 512]", "labels only"] {
+            assert!(told.contains(word), "{name}: no `{word}` in {told}");
+        }
+        assert!(!told.contains("patch") && !told.contains("16 bits"), "{name}: {told}");
+    }
+    for (name, budget) in budgets(1 << 30, 1 << 30) {
+        for kept in [None, Some(Kept { what: "probabilities", bytes: 1 })] {
+            let error = whole_body(Wanted::Labels(&labels), kept, &budget).unwrap_err();
+            let told = error.to_string();
+            assert!(matches!(error, Error::Predict(PredictError::PredictionMemory { .. })), "{name}: {told}");
+            assert!(told.contains("patch"), "{name}: {told}");
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Cross-validation as one: collected and scored, averaged, compared; beside what nnU-Net 2.8.1 makes of the same files.
 
 use crate::common::data;
-use crate::common::place::Place;
+use crate::common::place::{Place, copy_folder};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,12 @@ fn ensembles_are_nnunets() {
         }
         place.refuses(&base, &["case_0.nii.gz", "case_0.npz", "is there already", "--overwrite"]);
         place.succeeds(&[&base[..], &["--overwrite"]].concat());
+        // Probabilities of an earlier mean do not stay beside the segmentations of another.
+        let without = &base[..base.len() - 1];
+        fs::remove_file(Path::new(output).join("case_0.nii.gz")).unwrap();
+        place.refuses(without, &["case_0.npz", "is there already", "--overwrite"]);
+        place.succeeds(&[without, &["--overwrite"]].concat());
+        assert!(!Path::new(output).join("case_0.npz").exists());
     }
 }
 
@@ -168,6 +174,92 @@ fn probabilities_that_do_not_fit_are_named() {
     place.refuses(&base, &["case_0", "another member has"]);
     fs::remove_file(b.join("case 1 with blanks.npz")).unwrap();
     place.refuses(&base, &["no probabilities (.npz)"]);
+}
+
+/// The splits of [`trained`]: cases take turns.
+fn write_splits(place: &Place) {
+    let of = |fold: usize| -> (Vec<&str>, Vec<&str>) {
+        let taken = CASES.iter().enumerate().partition::<Vec<_>, _>(|(number, _)| number % 2 != fold);
+        let names = |cases: Vec<(usize, &&'static str)>| cases.into_iter().map(|(_, name)| *name).collect();
+        (names(taken.0), names(taken.1))
+    };
+    let splits: Vec<Value> =
+        [0, 1].map(of).into_iter().map(|(train, val)| serde_json::json!({"train": train, "val": val})).collect();
+    let file = place.path("preprocessed").join(DATASET).join("splits_final.json");
+    fs::write(file, serde_json::to_string(&splits).unwrap()).unwrap();
+}
+
+#[test]
+fn folds_hold_the_cases_that_the_splits_give_them() {
+    let (place, model) = trained();
+    let accumulate = ["accumulate-crossval", "901", "-c", "3d_fullres", "-f", "0", "1"];
+    let find = ["find-best-configuration", "901", "-c", "3d_fullres", "-f", "0", "1"];
+    let said = place.succeeds(&accumulate);
+    assert!(said.contains("no splits_final.json"), "{said}");
+    write_splits(&place);
+    let said = place.succeeds(&accumulate);
+    assert!(!said.contains("splits_final.json"), "{said}");
+    // One that another split has validated there, and one that is missing.
+    let validation = |fold: usize| model.join(format!("fold_{fold}/validation"));
+    fs::rename(validation(0).join("case_4.nii.gz"), validation(1).join("case_4.nii.gz")).unwrap();
+    fs::remove_file(validation(1).join("病例_5.nii.gz")).unwrap();
+    for command in [&accumulate[..], &find[..]] {
+        place.refuses(
+            command,
+            &[
+                "3d_fullres",
+                "splits_final.json",
+                "fold 0 lacks case_4.nii.gz",
+                "fold 1 lacks 病例_5.nii.gz",
+                "fold 1 holds, of other folds, case_4.nii.gz",
+            ],
+        );
+    }
+}
+
+#[test]
+fn models_of_different_cases_are_not_compared() {
+    let (place, model) = trained();
+    let other = model.with_file_name("nnUNetTrainer__nnUNetPlans__3d_lowres");
+    copy_folder(&model, &other);
+    let find = ["find-best-configuration", "901", "-f", "0", "1", "--disable_ensembling"];
+    place.succeeds(&find);
+    fs::remove_file(other.join("fold_0/validation/case_0.nii.gz")).unwrap();
+    fs::remove_file(model.join("fold_1/validation/case_3.nii.gz")).unwrap();
+    place.refuses(
+        &find,
+        &["3d_lowres has not predicted case_0.nii.gz", "3d_fullres has not predicted case_3.nii.gz", "different cases"],
+    );
+    place.succeeds(&[&find[..], &["-c", "3d_lowres"]].concat());
+}
+
+/// dataset.json may list label maps of any name, in labelsTr too.
+#[test]
+fn listed_labels_have_any_name() {
+    let (place, model) = trained();
+    let raw = place.path("raw").join(DATASET);
+    let copies = place.path("preprocessed").join(DATASET).join("gt_segmentations");
+    let mut listed = serde_json::Map::new();
+    for case in CASES {
+        let [image, label] = [format!("imagesTr/{case}.nii.gz"), format!("labelsTr/drawn of {case}.nii.gz")];
+        for file in [&image, &label] {
+            copy(&copies.join(format!("{case}.nii.gz")), &raw.join(file));
+        }
+        listed.insert(case.into(), serde_json::json!({"images": [image], "label": label}));
+    }
+    let mut description = json(&model.join("dataset.json"));
+    description["dataset"] = listed.into();
+    description["numTraining"] = CASES.len().into();
+    description["channel_names"] = serde_json::json!({"0": "CT"});
+    fs::write(raw.join("dataset.json"), description.to_string()).unwrap();
+    let accumulate = ["accumulate-crossval", "901", "-c", "3d_fullres", "-f", "0", "1"];
+    let results = model.join("crossval_results_folds_0_1/summary.json");
+    let references = || json(&results)["metric_per_case"][1]["reference_file"].as_str().unwrap().to_owned();
+    place.succeeds(&accumulate);
+    assert!(references().ends_with("gt_segmentations/case_0.nii.gz"), "{}", references());
+    fs::remove_dir_all(&copies).unwrap();
+    place.succeeds(&accumulate);
+    assert!(references().ends_with("labelsTr/drawn of case_0.nii.gz"), "{}", references());
 }
 
 /// Two configurations with probabilities of the same two cases.
@@ -215,11 +307,9 @@ fn the_best_configuration_is_found_and_told() {
     assert_eq!(best["selected_model_or_models"][0]["configuration"], "3d_fullres");
     assert_eq!(found["folds"], serde_json::json!([0, 1]));
     let instructions = fs::read_to_string(results.join("inference_instructions.txt")).unwrap();
-    for words in [
-        "voxgrad predict -d Dataset901_Evaluation",
-        "-f 0 1 -tr nnUNetTrainer -c 3d_fullres -p nnUNetPlans",
-        "apply-postprocessing",
-    ] {
+    // They are followed in `device::best`.
+    let model = results.join("nnUNetTrainer__nnUNetPlans__3d_fullres");
+    for words in [&format!("voxgrad predict -m {} -f 0 1 -i", model.display()), "voxgrad apply-postprocessing -i"] {
         assert!(instructions.contains(words), "{instructions}");
     }
     let file = best["postprocessing_file"].as_str().unwrap();

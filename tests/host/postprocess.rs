@@ -1,7 +1,7 @@
 //! Postprocessing: components by hand, and what nnU-Net 2.8.1 decides on the same predictions.
 
-use crate::common::data;
-use crate::common::place::text;
+use crate::common::place::{peak_memory, text};
+use crate::common::{data, uniform};
 use ndarray::{Array3, arr3};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,87 @@ fn components_and_the_largest_by_hand() {
     let mut together = map.clone();
     assert_eq!(keep_largest(&mut together, &LabelGroup::Region(vec![1, 2])), 2);
     assert_eq!(together.iter().filter(|&&label| label > 0).count(), 3);
+}
+
+/// The definition: from every voxel to all that can be reached over neighbours.
+fn reached(mask: &Array3<bool>) -> Components {
+    let mut found = Components { numbers: Array3::zeros(mask.dim()), sizes: Vec::new() };
+    for (seed, &inside) in mask.indexed_iter() {
+        if !inside || found.numbers[seed] != 0 {
+            continue;
+        }
+        found.sizes.push(0);
+        let mut pending = vec![seed];
+        found.numbers[seed] = found.sizes.len() as u32;
+        while let Some((z, y, x)) = pending.pop() {
+            found.sizes[found.numbers[(z, y, x)] as usize - 1] += 1;
+            for (neighbour, &inside) in mask.indexed_iter() {
+                let near = |a: usize, b: usize| a.abs_diff(b) <= 1;
+                let touches = near(neighbour.0, z) && near(neighbour.1, y) && near(neighbour.2, x);
+                if inside && touches && found.numbers[neighbour] == 0 {
+                    found.numbers[neighbour] = found.sizes.len() as u32;
+                    pending.push(neighbour);
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn components_are_what_neighbours_reach() {
+    for (seed, dense) in (0..60).flat_map(|seed| [0.05, 0.1, 0.2].map(|dense| (seed, dense))) {
+        let (depth, height, width) = (1 + seed as usize % 4, 9, 11);
+        let values = uniform(seed + 1, depth * height * width);
+        let inside = values.iter().map(|value| f64::from(*value) < 2.0 * dense - 1.0).collect();
+        let mask = Array3::from_shape_vec((depth, height, width), inside).unwrap();
+        let expected = reached(&mask);
+        assert_eq!(Components::of(mask.view()), expected, "{seed} {dense}");
+        // In another order of memory.
+        let turned = mask.view().permuted_axes([2, 1, 0]);
+        assert_eq!(Components::of(turned), reached(&turned.to_owned()), "{seed} {dense}");
+    }
+    // Arms of a comb that meet at their ends, and arms within arms.
+    let comb = Array3::from_shape_fn((1, 40, 41), |(_, y, x)| x % 2 == 0 || y == 39);
+    assert_eq!(Components::of(comb.view()).sizes, [21 * 40 + 20]);
+    let rings = Array3::from_shape_fn((1, 41, 41), |(_, y, x)| {
+        let ring = [y, x, 40 - y, 40 - x].into_iter().min().unwrap();
+        ring % 2 == 0 && !(ring < 20 && y == 40 - ring && x == 20)
+    });
+    let found = Components::of(rings.view());
+    assert_eq!(found.sizes.len(), 11);
+    assert_eq!(found, reached(&rings));
+}
+
+/// Volumes of whole bodies have a billion voxels: what is searched takes few bytes of each.
+#[test]
+fn a_search_takes_few_bytes_a_voxel() {
+    if !cfg!(target_os = "linux") {
+        return eprintln!("skipped: peak memory is read from /proc");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+    let file = dir.path().join("postprocessing.json");
+    fs::write(
+        &file,
+        r#"{"postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+            "postprocessing_kwargs": [{"labels_or_regions": 1}]}"#,
+    )
+    .unwrap();
+    fs::create_dir(&input).unwrap();
+    let peak = |side: usize| {
+        let solid = Array3::<u8>::ones((side, side, side));
+        write_labels(&input.join("a.nii.gz"), solid.view(), &Geometry::new([1.0; 3])).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_voxgrad"));
+        command.arg("apply-postprocessing").arg("-i").arg(&input).arg("-o").arg(&output).arg("-pp_pkl_file").arg(&file);
+        let (exit, peak) = peak_memory(command.arg("--overwrite"));
+        assert!(exit.success());
+        peak
+    };
+    let (small, side) = (peak(64), 160);
+    let per_voxel = (peak(side) - small) as f64 / (side * side * side) as f64;
+    eprintln!("{per_voxel:.1} bytes a voxel");
+    assert!(per_voxel < 20.0, "{per_voxel} bytes a voxel");
 }
 
 #[test]
@@ -180,7 +261,22 @@ fn determined_and_applied_on_the_command_line() {
     assert!(said.contains("largest component of liver (1): Dice 0.77108 -> 0.82620, taken"), "{said}");
     let expected = fs::read_to_string(folder("labels").join("postprocessing.json")).unwrap();
     assert_eq!(fs::read_to_string(predictions.join("postprocessing.json")).unwrap(), expected);
-    assert_eq!(names(&predictions.join("postprocessed")).len(), 6);
+    let kept = predictions.join("postprocessed");
+    assert_eq!(names(&kept).len(), 6);
+
+    // What an earlier decision has left is not mixed with this one's, and does not stay beside another.
+    fs::copy(kept.join("case_0.nii.gz"), kept.join("long gone.nii.gz")).unwrap();
+    assert!(voxgrad(&[&base[..], &[&dataset]].concat()).status.success());
+    assert_eq!(names(&kept).len(), 6);
+    fs::write(kept.join("notes.txt"), "mine").unwrap();
+    let removing = [&base[..], &[&dataset, path("--remove_postprocessed")]].concat();
+    let result = voxgrad(&removing);
+    assert_eq!(result.status.code(), Some(2));
+    assert!(text(&result.stderr).contains("notes.txt") && names(&kept).len() == 6, "{}", text(&result.stderr));
+    fs::remove_file(kept.join("notes.txt")).unwrap();
+    let result = voxgrad(&removing);
+    assert!(result.status.success() && text(&result.stdout).contains("removed "), "{}", text(&result.stderr));
+    assert!(!kept.exists() && predictions.join("postprocessing.pkl").is_file());
 
     let output = dir.path().join("output");
     let pickle = predictions.join("postprocessing.pkl");

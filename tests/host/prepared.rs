@@ -138,6 +138,7 @@ fn labels_that_are_not_declared_are_found_when_cases_are_opened() {
         fs::copy(from.join(format!("{name}.npz")), theirs.join(format!("{name}.npz"))).unwrap();
     }
     let mut described = json(&from.join("dataset.json"));
+    // They hold 0 to 4.
     described["labels"] = serde_json::json!({"background": 0, "edema": 1, "ignore": 2});
     described.as_object_mut().unwrap().remove("regions_class_order");
     fs::write(folder.path().join("dataset.json"), described.to_string()).unwrap();
@@ -156,7 +157,7 @@ fn labels_that_are_not_declared_are_found_when_cases_are_opened() {
         skip_unreadable: false,
     };
     let error = source.open(&model, |_| ()).err().unwrap().to_string();
-    for words in ["case case_000 holds label 4", "case case_001 holds label 4", "declares is 2"] {
+    for words in ["case case_000 holds", "case case_001 holds", "3 (", " voxels), 4 (", "declares is 2"] {
         assert!(error.contains(words), "no `{words}` in: {error}");
     }
 }
