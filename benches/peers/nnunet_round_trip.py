@@ -3,6 +3,7 @@
     cargo build --release
     sh benches/peers/run.sh benches/peers/nnunet_round_trip.py [FOLDER] [--workers 2] [--no-training] [--shipped-only]
     sh benches/peers/run.sh benches/peers/nnunet_round_trip.py --models MODEL... --images FOLDER [--mirror]
+    sh benches/peers/run.sh benches/peers/nnunet_round_trip.py --postprocessing
 
 First nnU-Net opens every dataset and every plans file of the repository: it checks the datasets, builds the networks and
 preprocesses a case of each with the plans beside it. --shipped-only ends there, and needs no voxgrad.
@@ -16,12 +17,17 @@ With --models nothing is trained: each MODEL, a folder that nnU-Net has trained 
 written by `voxgrad export` in the other's format, and both programs predict the images of --images with their own file. Their
 segmentations must agree in at least 99.99 % of the voxels; so must nnU-Net's with the model as it was and as voxgrad wrote it,
 voxel by voxel.
+
+With --postprocessing voxgrad decides on the postprocessing of the predictions in tests/data/evaluation, of labels and of
+regions, nnU-Net's own function loads the postprocessing.pkl that voxgrad has written and applies it, and so does voxgrad: the
+files must hold the same voxels on the same grids.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +47,8 @@ def main():
     arguments = parse()
     if arguments.models:
         sys.exit(1 if models(arguments) else 0)
+    if arguments.postprocessing:
+        sys.exit(1 if postprocessing(arguments) else 0)
     failures = shipped(arguments.workers)
     if arguments.shipped_only:
         sys.exit(1 if failures else 0)
@@ -89,6 +97,7 @@ def parse():
     parser.add_argument("--models", type=Path, nargs="+", default=[], help="trained models, of either program")
     parser.add_argument("--images", type=Path, help="images to predict with them")
     parser.add_argument("--mirror", action="store_true", help="average over mirrored copies")
+    parser.add_argument("--postprocessing", action="store_true", help="exchange a postprocessing.pkl, nothing else")
     return parser.parse_args()
 
 
@@ -121,6 +130,56 @@ def models(arguments):
     return failures
 
 
+def postprocessing(arguments):
+    """Whether nnU-Net loads the postprocessing.pkl that voxgrad writes, and makes the same files with it."""
+    import nibabel
+
+    failures = []
+    for kind in ("labels", "regions"):
+        source = ROOT / "tests/data/evaluation" / kind
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary)
+            predictions, ours, theirs = place / "predictions", place / "ours", place / "theirs"
+            shutil.copytree(source / "predictions", predictions)
+            description, plans, pickle = source / "dataset.json", source / "plans.json", predictions / "postprocessing.pkl"
+            run(
+                [
+                    arguments.voxgrad, "determine-postprocessing", "-i", predictions, "-ref", source / "references",
+                    "-dataset_json", description, "--remove_postprocessed",
+                ],
+                os.environ,
+            )
+            run(
+                [
+                    arguments.voxgrad, "apply-postprocessing", "-i", predictions, "-o", ours, "-pp_pkl_file", pickle,
+                    "-dataset_json", description,
+                ],
+                os.environ,
+            )
+            imports = (
+                "from batchgenerators.utilities.file_and_folder_operations import load_pickle\n"
+                "from nnunetv2.postprocessing.remove_connected_components import apply_postprocessing_to_folder"
+            )
+            code = (
+                f"functions, arguments = load_pickle({str(pickle)!r}); "
+                f"apply_postprocessing_to_folder({str(predictions)!r}, {str(theirs)!r}, functions, arguments, "
+                f"{str(plans)!r}, {str(description)!r}, {arguments.workers}); print(len(functions), 'operations')"
+            )
+            said = run(python(imports, code), without_folders(place))
+            names = sorted(file.name for file in theirs.glob("*.nii.gz"))
+            same = bool(names) and names == sorted(file.name for file in ours.glob("*.nii.gz"))
+            changed = voxels = 0
+            for name in names if same else []:
+                before, a, b = (nibabel.load(folder / name) for folder in (predictions, ours, theirs))
+                values = [np.asarray(image.dataobj) for image in (before, a, b)]
+                same &= bool(np.array_equal(values[1], values[2]) and np.allclose(a.affine, b.affine))
+                changed += int((values[0] != values[2]).sum())
+                voxels += values[0].size
+            figure = f": {len(names)} files, {changed} of {voxels} voxels changed by {said.strip().splitlines()[-1]}"
+            report(f"{kind}: nnU-Net with voxgrad's postprocessing.pkl", same and changed > 0, failures, figure)
+    return failures
+
+
 def is_theirs(model):
     return model.is_dir() and any(model.glob("fold_*/checkpoint_final.pth"))
 
@@ -134,10 +193,15 @@ def theirs_predict(arguments, model, output):
         f"p.predict_from_files_sequential({str(arguments.images)!r}, {str(output)!r})"
     )
     imports = "import torch\nfrom nnunetv2.inference.predict_from_raw_data import nnUNetPredictor"
-    unused = {name: str(output.parent) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     threads = str(arguments.workers)
-    run(python(imports, code), dict(os.environ, **unused, nnUNet_compile="f", OMP_NUM_THREADS=threads))
+    run(python(imports, code), dict(without_folders(output.parent), nnUNet_compile="f", OMP_NUM_THREADS=threads))
     return output
+
+
+def without_folders(place):
+    """The environment with some place for each of nnU-Net's folders, which it asks for even where it has no use for them."""
+    unused = {name: str(place) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    return dict(os.environ, **unused)
 
 
 def ours_predict(arguments, model, output):
@@ -254,6 +318,7 @@ def run(command, environment):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"failed with {done.returncode}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done.stdout
 
 
 def report(what, good, failures, figure=""):

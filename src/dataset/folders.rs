@@ -127,6 +127,11 @@ impl Located {
     }
 }
 
+/// Whether a folder of this name holds a dataset: `Dataset004_Hippocampus`.
+pub fn is_dataset_name(name: &str) -> bool {
+    id_of(name).is_some()
+}
+
 /// The number in `Dataset004_Hippocampus`.
 fn id_of(name: &str) -> Option<u16> {
     let (digits, _) = name.strip_prefix("Dataset")?.split_once('_')?;

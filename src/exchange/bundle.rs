@@ -3,6 +3,7 @@
 
 use super::archive::{Archive, Entry};
 use super::folder::CHECKPOINTS;
+use crate::dataset::folders::is_dataset_name;
 use crate::dataset::splits::Fold;
 use crate::error::{Error, ExchangeError, Result};
 use crate::io::{in_scratch, is_file_name, write_aside};
@@ -42,9 +43,15 @@ pub struct Installed {
 /// Packs models that lie in the folder of results, atomically. Returns the number of files.
 ///
 /// # Errors
-/// [`ExchangeError::ModelFolder`] with all that is missing, [`FileError::Io`](crate::error::FileError::Io),
+/// [`ExchangeError::ModelFolder`] with all that is missing, or for models whose place in the folder of results is none that
+/// [`install_zip`] knows; [`FileError::Io`](crate::error::FileError::Io),
 /// [`ExchangeError::Archive`].
 pub fn export_zip(path: &Path, results: &Path, bundle: &Bundle) -> Result<usize> {
+    let misplaced = bundle.models.iter().filter(|model| !is_installable(model, results));
+    let problem = "an archive is unpacked as DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION, and this folder does not lie so; \
+                   copy it to such a place";
+    let refuse = |model: &PathBuf| ExchangeError::ModelFolder { path: model.clone(), problem: problem.into() }.into();
+    Error::all(misplaced.map(refuse).collect())?;
     let (mut files, mut missing) = (BTreeSet::new(), Vec::new());
     for model in &bundle.models {
         let mut need = |file: PathBuf, needed: bool| match file.is_file() {
@@ -123,6 +130,13 @@ pub fn export_zip(path: &Path, results: &Path, bundle: &Bundle) -> Result<usize>
         archive.finish().map_err(failed)?.flush().map_err(Error::io(path, "write"))
     })?;
     Ok(files.len())
+}
+
+/// Whether a model lies where archives are unpacked to.
+fn is_installable(model: &Path, results: &Path) -> bool {
+    let inside = model.strip_prefix(results).unwrap_or(model).iter().map(|part| part.to_str().unwrap_or_default());
+    let parts: Vec<&str> = inside.collect();
+    matches!(parts.as_slice(), [dataset, name] if is_dataset_name(dataset) && name.split("__").count() == 3)
 }
 
 fn files_and_folders(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -292,6 +292,15 @@ fn archives_of_models() {
     assert!(!zip.exists());
     let done = run(&pack, &[("nnUNet_results", &from)]);
     assert!(done.status.success() && text(&done).contains("5 files"), "{}", text(&done));
+    // No archive is made that could not be installed.
+    let elsewhere = folder.path().join("my models/of the brain");
+    copy(&data(MODEL), &elsewhere);
+    let other = folder.path().join("other.zip");
+    let done = run(&["export-zip", "-m", path(&elsewhere), "-o", path(&other)], &[]);
+    assert!(done.status.code() == Some(2) && !other.exists(), "{}", text(&done));
+    for word in ["my models/of the brain", "DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION"] {
+        assert!(text(&done).contains(word), "{word}: {}", text(&done));
+    }
     let install = ["install-zip", path(&zip)];
     let done = run(&install, &[("nnUNet_results", &to)]);
     assert!(done.status.success() && text(&done).contains("5 files"), "{}", text(&done));

@@ -1,7 +1,8 @@
 //! Predicting folders of cases on the command line: what is kept and what is made again, what fails alone, and what it
 //! takes of memory.
 
-use crate::common::{device, phantom};
+use crate::common::network::network;
+use crate::common::{context, device, phantom};
 use ndarray::Array3;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -231,6 +232,26 @@ fn the_device_adds_up_what_the_host_does() {
     crate::common::assert_close("mean logits", &found, &expected, 1e-5);
     let again = predict::logits(context, &networks, &case, patch, &settings, |_, _| ()).unwrap();
     assert_eq!(found, again, "to the bit");
+}
+
+/// Logits of a whole case may be more than there is memory: that is said before room for them is asked for.
+#[test]
+fn logits_that_no_memory_holds_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    phantom::write(folder.path(), 1);
+    let dataset = Dataset::open(folder.path()).unwrap();
+    let plans = Plans::read(&folder.path().join("nnUNetPlans.json")).unwrap();
+    let model = Model::new(plans, "3d_fullres", dataset.json.clone()).unwrap();
+    let preprocessor =
+        Preprocessor::from_plans(&model.plans, &model.configuration, model.labels.clone(), Compat::Corrected).unwrap();
+    let files = CaseFiles { label: None, ..dataset.cases[0].clone() };
+    let case = preprocessor.run(RawCase::read(&files, &model.labels).unwrap()).unwrap();
+    // A tebibyte of logits. Nothing is computed on a dry context, and weights take no memory.
+    let context = context().dry();
+    let network = Network::new(&context, network(&[4, 8], 1, 1 << 26), 0).unwrap();
+    let settings = predict::Settings::default();
+    let error = predict::logits(&context, &[network], &case, [8; 3], &settings, |_, _| ()).unwrap_err();
+    eprintln!("{error}");
 }
 
 /// Infinity or NaN must not become background.
