@@ -2,12 +2,11 @@
 //! `benches/peers/torch_peers.py`. Usage: `cargo bench --bench medians -- GROUP [REPEATS [TEXT]]`, where only items whose
 //! id contains TEXT run, and GROUP may be one whole id. On Linux the last line is the process's peak resident memory.
 
-#[path = "work/peak.rs"]
-mod peak;
 #[path = "work/mod.rs"]
 mod work;
 
 use std::time::Instant;
+use voxgrad::kernels;
 use work::Amount;
 
 fn main() {
@@ -21,8 +20,9 @@ fn main() {
     let only = arguments.next().unwrap_or_default();
     let place = work::Place::open();
     let context = &place.context;
-    let peak = peak::flops(context);
-    println!("# multiply-add peak {:.1} GFLOP/s", peak / 1e9);
+    let peak = kernels::multiply_add_rate(context).expect("multiply-add peak");
+    let copy = kernels::copy_rate(context).expect("copy bandwidth");
+    println!("# multiply-add peak {:.1} GFLOP/s, copy bandwidth {:.1} GB/s", peak / 1e9, copy / 1e9);
     for item in work::items(&place, &group).into_iter().filter(|item| item.id.contains(&only)) {
         let mut run = (item.prepare)(context);
         // The first run compiles; the second finds warm pools.
@@ -42,7 +42,10 @@ fn main() {
                 let rate = flops as f64 / median;
                 format!("{:.1} GFLOP/s, {:.0} % of peak", rate / 1e9, 100.0 * rate / peak)
             }
-            Amount::Bytes(bytes) => format!("{:.1} GB/s", bytes as f64 / median / 1e9),
+            Amount::Bytes(bytes) => {
+                let rate = bytes as f64 / median;
+                format!("{:.1} GB/s, {:.0} % of copy bandwidth", rate / 1e9, 100.0 * rate / copy)
+            }
             Amount::Voxels(voxels) => format!("{:.2} Mvoxel/s", voxels as f64 / median / 1e6),
         };
         println!("{} {median:.6} # {rate}, fastest {fastest:.6}", item.id);

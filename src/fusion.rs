@@ -16,6 +16,10 @@ pub struct Fusion {
     /// Whether a convolution that stores the complete gradient of a normalised tensor takes the sums that the norm's
     /// own gradient begins with, where its kernel can. Saves a pass of two reads for an additional read in the convolution.
     pub norm_sums_by_convolution: bool,
+    /// Of so many stages, from full resolution on, backward computes the convolutions again but for the last one of each row of
+    /// blocks, where it computes activations again: less memory, for another forward pass of these. Without a fusion: for who
+    /// lacks the memory.
+    pub recompute_stages: usize,
 }
 
 impl Fusion {
@@ -25,14 +29,16 @@ impl Fusion {
         moments_by_convolution: false,
         no_bias_gradient_before_norm: false,
         norm_sums_by_convolution: false,
+        recompute_stages: 0,
     };
 
-    /// All that there is: the least memory and the fewest launches.
+    /// All that costs no time: the fewest launches.
     pub const ALL: Self = Self {
         recompute_activations: true,
         moments_by_convolution: true,
         no_bias_gradient_before_norm: true,
         norm_sums_by_convolution: true,
+        recompute_stages: 0,
     };
 }
 

@@ -6,6 +6,7 @@
 pub use voxgrad_kernels as kernels;
 
 // What everything stands on.
+pub mod compilation;
 pub mod device;
 pub mod error;
 
@@ -66,6 +67,7 @@ pub mod exchange;
 pub mod annotate;
 
 // Whole experiments.
+pub mod benchmark;
 pub mod simulate;
 
 pub use compat::Compat;

@@ -4,11 +4,11 @@
 use crate::error::Result;
 use crate::kernels::instance_norm::{self, GradientParts, Moments};
 use crate::kernels::{Context, Dtype, average_pool, conv_transpose3d, conv3d, elementwise, reduce};
-use crate::normalised::{Kept, Normalised, TensorGradient, Value};
+use crate::normalised::{Convolution, Kept, Normalised, Raw, TensorGradient, Value};
 use crate::parameters::Parameter;
 use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Kernel and stride of a convolution along depth, height, width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,26 @@ pub fn conv3d_norm_leaky_relu(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
-    normalised_convolution(tape, x, second, convolution, norm, channels_out, shape, Some(LEAKY_RELU_SLOPE))
+    let activation = Some(LEAKY_RELU_SLOPE);
+    normalised_convolution(tape, x, second, convolution, norm, channels_out, shape, activation, true)
+}
+
+/// The same, whose convolution is computed again for backward instead of keeping what it puts out, where activations are computed
+/// again too ([`Fusion::recompute_activations`]).
+///
+/// # Errors
+/// If shapes do not fit or the device is out of memory.
+pub fn conv3d_norm_leaky_relu_again(
+    tape: &mut Tape,
+    x: &Var,
+    second: Option<&Var>,
+    convolution: (&Parameter, Option<&Parameter>),
+    norm: (&Parameter, &Parameter),
+    channels_out: usize,
+    shape: ConvShape,
+) -> Result<Var> {
+    let (keeps, activation) = (!tape.fusion().recompute_activations, Some(LEAKY_RELU_SLOPE));
+    normalised_convolution(tape, x, second, convolution, norm, channels_out, shape, activation, keeps)
 }
 
 /// Convolution and instance norm with nothing behind them: the projection of a residual block's skip.
@@ -67,7 +86,7 @@ pub fn conv3d_norm(
     channels_out: usize,
     shape: ConvShape,
 ) -> Result<Var> {
-    normalised_convolution(tape, x, None, convolution, norm, channels_out, shape, None)
+    normalised_convolution(tape, x, None, convolution, norm, channels_out, shape, None, true)
 }
 
 #[allow(clippy::too_many_arguments, reason = "those of the two operations that it is")]
@@ -80,12 +99,14 @@ fn normalised_convolution(
     channels_out: usize,
     shape: ConvShape,
     activation: Option<f32>,
+    keeps: bool,
 ) -> Result<Var> {
     let Convolved { output, moments, inputs, backward } =
         convolve(tape, x, second, convolution, channels_out, shape, true)?;
     let context = tape.context().clone();
+    let again = (!keeps && tape.is_recording()).then(|| backward.again(moments.is_some()));
     let normalised = normalise(tape, output, moments, norm, activation)?;
-    let output = activated(tape, &normalised)?;
+    let (output, normalised) = activated(tape, normalised, again)?;
     Ok(tape.record_value(output, &inputs, move |gradient, sole| {
         let dy = norm_gradient(&context, &normalised, gradient)?;
         drop(normalised);
@@ -115,7 +136,7 @@ pub fn conv3d_norm_onto_leaky_relu(
     // What reads the output keeps it anyway.
     let kept = output.clone();
     Ok(tape.record_value(output.into(), &inputs, move |gradient, sole| {
-        let Normalised { problem, raw, .. } = &*normalised;
+        let (problem, raw) = (&normalised.problem, normalised.raw.tensor(&context)?);
         let (norm, onto) = (normalised.norm(), gradient.tensor);
         let parts =
             instance_norm::gradient_parts_onto(&context, problem, raw.buffer(), &norm, kept.buffer(), onto.buffer())?;
@@ -214,6 +235,20 @@ struct ConvolutionBackward {
 }
 
 impl ConvolutionBackward {
+    /// The convolution itself.
+    fn again(&self, with_moments: bool) -> Convolution {
+        Convolution {
+            problem: self.problem.clone(),
+            x: self.x.0.clone(),
+            second: self.second.as_ref().map(|(kept, _)| kept.clone()),
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            out_shape: self.out_shape,
+            dtype: self.dtype,
+            with_moments,
+        }
+    }
+
     /// Launches the gradients of weights, bias and inputs. `sole`: nobody else reads the first input.
     fn run(self, context: &Context, dy: Tensor, sole: bool) -> Result<Vec<Option<TensorGradient>>> {
         let dy = dy.buffer();
@@ -238,7 +273,9 @@ impl ConvolutionBackward {
         let (x_shape, second_shape) = (self.x.1, self.second.as_ref().map(|second| second.1));
         drop((self.x, self.second));
         let takes_sums = self.fusion.norm_sums_by_convolution && sole;
-        let before = self.norm_before.as_deref().filter(|_| takes_sums).and_then(Normalised::before);
+        let norm_before = self.norm_before.as_deref().filter(|norm| takes_sums && norm.coefficients.is_some());
+        let raw = norm_before.map(|norm| norm.raw.tensor(context)).transpose()?;
+        let before = norm_before.zip(raw.as_ref()).and_then(|(norm, raw)| norm.before(raw));
         let dx = Tensor::empty(context, x_shape, self.dtype)?;
         let second_dx = second_shape.map(|shape| Tensor::empty(context, shape, self.dtype)).transpose()?;
         let second_buffer = second_dx.as_ref().map(Tensor::buffer);
@@ -304,17 +341,21 @@ const LEAKY_RELU_SLOPE: f32 = 0.01;
 pub fn instance_norm_leaky_relu(tape: &mut Tape, x: &Var, weight: &Parameter, bias: &Parameter) -> Result<Var> {
     let context = tape.context().clone();
     let normalised = normalise(tape, x.value().clone(), None, (weight, bias), Some(LEAKY_RELU_SLOPE))?;
-    let output = activated(tape, &normalised)?;
+    let (output, normalised) = activated(tape, normalised, None)?;
     Ok(tape.record_value(output, &[x], move |gradient, _| {
         let dx = norm_gradient(&context, &normalised, gradient)?;
         Ok(vec![Some(dx.into())])
     }))
 }
 
-/// Launches norm and activation.
-fn activated(tape: &Tape, normalised: &Arc<Normalised>) -> Result<Value> {
+/// Launches norm and activation. From then on what the norm has read is that of a convolution computed `again`, if there is one.
+fn activated(tape: &Tape, mut normalised: Normalised, again: Option<Convolution>) -> Result<(Value, Arc<Normalised>)> {
     let output = normalised.activate(tape.context())?;
-    Ok(Value::normalised(output, normalised.clone(), tape.fusion().recompute_activations))
+    if let Some(convolution) = again {
+        normalised.raw = Raw::Again(Box::new(convolution), OnceLock::new());
+    }
+    let normalised = Arc::new(normalised);
+    Ok((Value::normalised(output, normalised.clone(), tape.fusion().recompute_activations), normalised))
 }
 
 /// Launches the statistics of `raw`, of its moments where they were taken. `activation` is the slope of what follows.
@@ -324,7 +365,7 @@ fn normalise(
     moments: Option<Moments>,
     (weight, bias): (&Parameter, &Parameter),
     activation: Option<f32>,
-) -> Result<Arc<Normalised>> {
+) -> Result<Normalised> {
     let context = tape.context();
     let (Shape { batch, dims, channels }, dtype) = (raw.shape(), raw.buffer().dtype());
     let voxels = dims.iter().product();
@@ -335,6 +376,7 @@ fn normalise(
         None => instance_norm::moments(context, &problem, raw.buffer())?,
     };
     let (weight, bias) = (weight.clone(), bias.clone());
+    let raw = Raw::Kept(raw);
     let mut normalised = Normalised { problem, raw, statistics, weight, bias, coefficients: None };
     if tape.fusion().norm_sums_by_convolution {
         let coefficients = instance_norm::coefficients(context, &problem, moments, &normalised.norm())?;
@@ -342,16 +384,19 @@ fn normalise(
     } else {
         instance_norm::statistics_of_moments(context, &problem, moments, &normalised.statistics)?;
     }
-    Ok(Arc::new(normalised))
+    Ok(normalised)
 }
 
 /// The gradient of a norm's input, and those of its parameters.
 fn norm_gradient(context: &Context, normalised: &Normalised, gradient: TensorGradient) -> Result<Tensor> {
-    let Normalised { problem, raw, .. } = normalised;
+    let problem = &normalised.problem;
     let TensorGradient { tensor: dy, parts } = gradient;
     let parts = match parts {
         Some(parts) => parts,
-        None => instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?,
+        None => {
+            let raw = normalised.raw.tensor(context)?;
+            instance_norm::gradient_parts(context, problem, raw.buffer(), &normalised.norm(), dy.buffer())?
+        }
     };
     norm_gradient_of_parts(context, normalised, problem, parts, &dy)
 }
@@ -364,7 +409,7 @@ fn norm_gradient_of_parts(
     parts: GradientParts,
     dy: &Tensor,
 ) -> Result<Tensor> {
-    let (raw, norm) = (&normalised.raw, normalised.norm());
+    let (raw, norm) = (normalised.raw.tensor(context)?, normalised.norm());
     let sums = context.empty(problem.statistics_len(), Dtype::F32)?;
     instance_norm::backward_sums_of_parts(context, problem, parts, &sums, &normalised.gradient())?;
     let dx = Tensor::empty(context, raw.shape(), dy.buffer().dtype())?;

@@ -5,18 +5,19 @@
 //! wanted), if the case and a window's depth of sums fit there. Else windows are cut and added up on the host.
 
 use crate::augment::flip;
+use crate::dataset::LabelManager;
 use crate::device::host_memory;
 use crate::error::{Error, PredictError, Result};
 use crate::infer::export::Exporter;
 use crate::infer::memory::{planned_case, planned_host, planned_probabilities};
 use crate::infer::{Accumulator, DeviceSums, Prediction, Resolved, SlidingWindow, Wanted, mirror_subsets};
 use crate::kernels::{Context, Dtype};
-use crate::nn::{Network, PredictionMemory, planned_prediction};
+use crate::nn::{Network, PredictionMemory, UNetShape, planned_prediction};
 use crate::preprocess::resample::{Grid, Taps};
 use crate::preprocess::{PreprocessedCase, Preprocessor};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
-use ndarray::Array3;
+use ndarray::{Array3, Array4};
 
 /// Settings of a prediction. The defaults are nnU-Net's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,6 +113,43 @@ pub fn prediction(
     let job = Job { context, networks, case, patch, settings };
     let exporter = Exporter::new(case.seg.dim().into(), &case.properties, preprocessor)?;
     job.export(exporter, Wanted::Logits, probabilities, observe)?.prediction()
+}
+
+/// Launches on a context that compiles ([`Context::compiling`]) what the prediction of a case launches: a pass of the network over
+/// a window; and, where `has_time` still says so, what cuts windows and adds them up. Of logits where there are no `labels`.
+///
+/// # Errors
+/// If the patch does not fit the network.
+pub fn compile(
+    compiling: &Context,
+    shape: &UNetShape,
+    labels: Option<&LabelManager>,
+    patch: [usize; 3],
+    settings: &Settings,
+    has_time: &dyn Fn() -> bool,
+) -> Result<()> {
+    let (channels, heads) = (shape.channels_in, shape.heads);
+    let network = Network::new(compiling, shape.clone(), 0)?;
+    let windows = Tensor::empty(compiling, Shape { batch: 1, dims: patch, channels }, settings.dtype)?;
+    let outputs = network.forward(&mut Tape::inference(compiling), &Var::data(windows.clone()), 1)?;
+    if !has_time() {
+        return Ok(());
+    }
+    let case = Array4::zeros((channels, patch[0], patch[1], patch[2]));
+    let grid = Grid::between(patch, patch, [1.0; 3], [1.0; 3])?;
+    let taps = std::array::from_fn(|axis| grid.taps(axis));
+    let window = SlidingWindow::new(patch, patch, settings.step_size)?;
+    let wanted = labels.map_or(Wanted::Logits, Wanted::Labels);
+    let sums = DeviceSums::new(compiling, window, case.view(), heads, &taps, wanted)?;
+    let (starts, mirror) = ([[0; 3]], [false; 3]);
+    sums.count(&starts)?;
+    sums.cut(&starts, mirror, windows.buffer())?;
+    for output in outputs {
+        sums.add(output.value().buffer(), &starts, mirror, 1.0)?;
+    }
+    // There is nothing to read back, which ends it.
+    let _ = sums.finish(&mut |_| Ok(()));
+    Ok(())
 }
 
 /// Name of the array in nnU-Net's files of probabilities, `CASE.npz`.

@@ -53,6 +53,17 @@ impl Batch {
         self.patch.iter().product()
     }
 
+    /// Image of one patch, `[depth, height, width, channels]`.
+    pub fn image_of(&self, index: usize) -> &[f32] {
+        let values = self.voxels() * self.channels;
+        &self.image[index * values..][..values]
+    }
+
+    /// Labels of one patch, `[depth, height, width]`.
+    pub fn labels_of(&self, index: usize) -> &[i16] {
+        &self.labels[index * self.voxels()..][..self.voxels()]
+    }
+
     /// Image and labels of one patch.
     pub fn sample_mut(&mut self, index: usize) -> (&mut [f32], &mut [i16]) {
         let voxels = self.voxels();

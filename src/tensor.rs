@@ -44,7 +44,7 @@ impl Tensor {
     /// # Errors
     /// If the device has no buffer that large.
     pub fn empty(context: &Context, shape: Shape, dtype: Dtype) -> Result<Self> {
-        Ok(Self { buffer: context.empty(shape.len(), dtype)?, shape })
+        Ok(Self { buffer: context.tensor(shape.len(), dtype)?, shape })
     }
 
     /// Copies `[batch, depth, height, width, channels]` values to the device.

@@ -109,6 +109,12 @@ mod device {
     /// The memory of a training step, counted and real.
     mod memory;
 
+    /// Kernels that are compiled on another thread, before they are needed.
+    mod compilation;
+
+    /// Recorded launches, and the profile of a step.
+    mod benchmark;
+
     /// Algorithms chosen by shape.
     mod tune;
 
@@ -183,6 +189,9 @@ mod host {
 
     /// The command line and its errors.
     mod cli;
+
+    /// Benchmarks on the command line.
+    mod benchmark;
 
     /// What a training that goes on remembers, and what it is told again.
     mod continuing;

@@ -108,5 +108,6 @@ fn fusion() -> Fusion {
         moments_by_convolution: has("moments"),
         no_bias_gradient_before_norm: has("bias"),
         norm_sums_by_convolution: has("sums"),
+        recompute_stages: 0,
     }
 }

@@ -1,13 +1,20 @@
 //! A device to launch on, and flat buffers on it.
 
 use crate::dry::Dry;
+use crate::held::{Held, Kind, Lease};
+use crate::profile::{Launched, Recorder};
+use crate::work::{Declared, Work, layout};
 use crate::{Caps, Dtype, KernelError};
 use cubecl::bytes::Bytes;
+use cubecl::dry_run::{DryRun, RealRun};
+use cubecl::launched::LaunchedKernels;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use std::any::Any;
+use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 /// Launches are handed to the device in groups of at most this many. A queue of 32 that runs full makes
 /// the caller spin, which on the CPU runtime takes the cores from the kernels.
@@ -21,35 +28,6 @@ pub struct Buffer {
     dtype: Dtype,
     /// Counts the memory as held until the last clone or part is dropped; `None` for somebody else's memory.
     lease: Option<Arc<Lease>>,
-}
-
-/// Bytes of buffers that a [`Context`] has handed out.
-#[derive(Debug, Default)]
-struct Held {
-    now: AtomicU64,
-    peak: AtomicU64,
-    largest: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Lease {
-    held: Arc<Held>,
-    bytes: u64,
-}
-
-impl Lease {
-    fn new(held: &Arc<Held>, bytes: u64) -> Arc<Self> {
-        let now = held.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        held.peak.fetch_max(now, Ordering::Relaxed);
-        held.largest.fetch_max(bytes, Ordering::Relaxed);
-        Arc::new(Self { held: held.clone(), bytes })
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.held.now.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 impl Buffer {
@@ -115,6 +93,9 @@ impl Buffer {
 
     /// The buffer as a kernel's slice argument.
     pub fn arg(&self) -> BufferArg {
+        if let Some(lease) = &self.lease {
+            lease.give(self.handle.offset_start.unwrap_or(0), bytes_of(self.len, self.dtype));
+        }
         // SAFETY: `len` elements lie inside the handle: both constructors made sure of it.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
     }
@@ -149,22 +130,6 @@ impl Buffer {
     }
 }
 
-/// The work of one launch.
-#[derive(Clone, Copy, Debug)]
-pub enum Work {
-    /// So many items, which the kernel shares out in strips: on a GPU a unit for each, on a CPU one cube of a unit a core.
-    Items(usize),
-    /// So many cubes of this shape.
-    Cubes(usize, CubeDim),
-}
-
-impl Work {
-    /// At least so many units, in cubes of `of_cube`. Kernels guard the last cube.
-    pub fn units(units: usize, of_cube: u32) -> Self {
-        Self::Cubes(units.div_ceil(of_cube as usize), CubeDim::new_1d(of_cube))
-    }
-}
-
 /// An opened device: CubeCL's client, what the device can do, and the bookkeeping of launches.
 /// Clones are the same device.
 #[derive(Clone)]
@@ -175,6 +140,7 @@ pub struct Context {
     policy: Option<Arc<dyn Any + Send + Sync>>,
     held: Arc<Held>,
     dry: Option<Arc<Dry>>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -187,7 +153,7 @@ impl Context {
     /// Launches on an existing client, one's own or another engine's, see [`embedding`](crate::embedding).
     pub fn new(client: Client) -> Self {
         let caps = Arc::new(Caps::of(&client));
-        Self { client, caps, launches: Arc::new(AtomicU32::new(0)), policy: None, held: Arc::default(), dry: None }
+        Self { client, caps, launches: Arc::default(), policy: None, held: Arc::default(), dry: None, recorder: None }
     }
 
     /// The same device, with the same algorithms, on which nothing happens: buffers have no memory behind them but are
@@ -195,7 +161,29 @@ impl Context {
     /// and writes are dropped, and there is nothing to download. So code that runs on it tells what it would take.
     pub fn dry(&self) -> Self {
         let dry = Some(Arc::new(Dry::new(self.client.empty(1))));
-        Self { dry, held: Arc::default(), launches: Arc::default(), ..self.clone() }
+        Self { dry, held: Arc::default(), launches: Arc::default(), recorder: None, ..self.clone() }
+    }
+
+    /// The same device, with the same algorithms, on which every launch is waited for and timed. Buffers are counted from 0 on.
+    /// What is made on it, and clones of it, record into the same list, which [`Context::take_launched`] empties.
+    pub fn profiled(&self) -> Self {
+        let (held, recorder) = (Arc::new(Held::recording()), Some(Arc::default()));
+        Self { held, launches: Arc::default(), recorder, ..self.clone() }
+    }
+
+    /// The launches since the last call on a [`Context::profiled`] context, in order; none on another.
+    pub fn take_launched(&self) -> Vec<Launched> {
+        self.recorder.as_ref().map_or_else(Vec::new, |recorder| recorder.take())
+    }
+
+    /// A [`Context::dry`] one on which kernels that are launched are compiled, if they are not yet, and not run: for as long as
+    /// `wanted` is true. Each launch waits for it. So another thread finds them compiled later.
+    ///
+    /// Launches through other contexts of this package run as always meanwhile; those that another CubeCL program makes in this
+    /// process without one may be left out, since CubeCL decides that for a whole process.
+    pub fn compiling(&self, wanted: Arc<AtomicBool>) -> Self {
+        let dry = Some(Arc::new(Dry::new(self.client.empty(1)).compiling(wanted)));
+        Self { dry, ..self.dry() }
     }
 
     /// Whether this is a [`Context::dry`] one.
@@ -242,22 +230,38 @@ impl Context {
 
     /// Bytes of all buffers of this context that are alive. What the runtime keeps in its pools is not counted.
     pub fn held_bytes(&self) -> u64 {
-        self.held.now.load(Ordering::Relaxed)
+        self.held.now()
     }
 
     /// The most bytes that were alive at once since the last [`Context::reset_peak`].
     pub fn peak_bytes(&self) -> u64 {
-        self.held.peak.load(Ordering::Relaxed)
+        self.held.peak()
+    }
+
+    /// Of [`Context::held_bytes`], those of [`Context::tensor`].
+    pub fn tensor_bytes(&self) -> u64 {
+        self.held.tensors()
+    }
+
+    /// Of [`Context::peak_bytes`], those of [`Context::tensor`].
+    pub fn tensor_bytes_at_peak(&self) -> u64 {
+        self.held.tensors_at_peak()
     }
 
     /// Bytes of the largest buffer so far.
     pub fn largest_bytes(&self) -> u64 {
-        self.held.largest.load(Ordering::Relaxed)
+        self.held.largest()
     }
 
     /// Begins a new measurement of [`Context::peak_bytes`].
     pub fn reset_peak(&self) {
-        self.held.peak.store(self.held_bytes(), Ordering::Relaxed);
+        self.held.reset_peak();
+    }
+
+    /// Bytes that the runtime keeps of the device's memory for all programs that share it in this process: buffers that are
+    /// alive, gaps between them, and what it holds in reserve.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.client.memory_report(cubecl::MemoryScope::Device).usage().bytes_reserved
     }
 
     /// Memory for `len` elements, with whatever was in it before.
@@ -265,11 +269,15 @@ impl Context {
     /// # Errors
     /// [`KernelError::Limit`] if no buffer of the device can be that large.
     pub fn empty(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
-        if let Some(dry) = &self.dry {
-            return Ok(self.buffer(dry.handle(bytes_of(len, dtype)), len, dtype));
-        }
-        self.check_size(len, dtype)?;
-        Ok(self.buffer(self.client.empty(len * dtype.size()), len, dtype))
+        self.allocate(len, dtype, Kind::Other)
+    }
+
+    /// As [`Context::empty`], counted as activations or their gradients, beside what kernels have for themselves.
+    ///
+    /// # Errors
+    /// As [`Context::empty`].
+    pub fn tensor(&self, len: usize, dtype: Dtype) -> Result<Buffer, KernelError> {
+        self.allocate(len, dtype, Kind::Tensor)
     }
 
     /// Copies plain old data to the device.
@@ -277,15 +285,31 @@ impl Context {
     /// # Errors
     /// As [`Context::empty`].
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T], dtype: Dtype) -> Result<Buffer, KernelError> {
+        self.create::<T>(values.len(), dtype, || Bytes::from_bytes_vec(bytemuck::cast_slice(values).to_vec()))
+    }
+
+    /// As [`Context::upload`], without the copy that a borrowed slice costs.
+    ///
+    /// # Errors
+    /// As [`Context::empty`].
+    pub fn upload_owned<T: bytemuck::NoUninit + Send + Sync>(
+        &self,
+        values: Vec<T>,
+        dtype: Dtype,
+    ) -> Result<Buffer, KernelError> {
+        self.create::<T>(values.len(), dtype, || Bytes::from_elems(values))
+    }
+
+    /// A buffer of `len` values of `T`, whose bytes are asked for if they are needed.
+    fn create<T>(&self, len: usize, dtype: Dtype, bytes: impl FnOnce() -> Bytes) -> Result<Buffer, KernelError> {
         if size_of::<T>() != dtype.size() {
             return Err(KernelError::shape("upload", "bytes of an element", dtype.size(), size_of::<T>()));
         }
         if self.is_dry() {
-            return self.empty(values.len(), dtype);
+            return self.empty(len, dtype);
         }
-        self.check_size(values.len(), dtype)?;
-        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        Ok(self.buffer(handle, values.len(), dtype))
+        self.check_size(len, dtype)?;
+        Ok(self.buffer(self.client.create(bytes()), len, dtype, Kind::Other))
     }
 
     /// Copies f32 values to the device.
@@ -359,12 +383,14 @@ impl Context {
     /// # Errors
     /// [`KernelError::Limit`], naming the `operation`, for more cubes than the device counts. What fails later shows when an
     /// output is read.
+    #[track_caller]
     pub fn launch(
         &self,
         operation: &'static str,
-        work: Work,
+        work: impl Into<Declared>,
         launch: impl FnOnce(&Client, CubeCount, CubeDim),
     ) -> Result<(), KernelError> {
+        let Declared { work, flops } = work.into();
         let (cubes, dim) = match work {
             Work::Cubes(cubes, dim) => (cubes, dim),
             Work::Items(items) => {
@@ -375,10 +401,21 @@ impl Context {
         };
         let [x, y] = layout(operation, cubes as u64, self.caps.max_cubes)?;
         let count = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.is_dry() {
+        let launch = || launch(&self.client, CubeCount::Static(x, y, 1), dim);
+        if let Some(dry) = &self.dry {
+            if dry.compiles() {
+                let _compiled_only = DryRun::new();
+                launch();
+                let _ = self.client.flush();
+            }
             return Ok(());
         }
-        launch(&self.client, CubeCount::Static(x, y, 1), dim);
+        // Whatever a compiling context does on another thread.
+        let _executed = RealRun::new();
+        if let Some(recorder) = &self.recorder {
+            return self.record(recorder, operation, Location::caller(), flops, launch);
+        }
+        launch();
         if count.is_multiple_of(LAUNCHES_PER_FLUSH) {
             // Nothing is lost by ignoring the result: a failed launch taints its outputs, and reading them tells.
             let _ = self.client.flush();
@@ -386,8 +423,43 @@ impl Context {
         Ok(())
     }
 
-    fn buffer(&self, handle: Handle, len: usize, dtype: Dtype) -> Buffer {
-        let lease = Some(Lease::new(&self.held, bytes_of(len, dtype)));
+    /// Launches and waits.
+    fn record(
+        &self,
+        recorder: &Recorder,
+        operation: &'static str,
+        place: &'static Location<'static>,
+        flops: u64,
+        launch: impl FnOnce(),
+    ) -> Result<(), KernelError> {
+        // Uploads before it are not its own.
+        self.wait()?;
+        self.held.take_given();
+        let forms = LaunchedKernels::new();
+        let began = Instant::now();
+        launch();
+        self.wait()?;
+        let took = began.elapsed();
+        let (form, bytes) = (forms.finish().into_iter().next().unwrap_or_default(), self.held.take_given());
+        recorder.push(Launched { operation, place, form, began, took, flops, bytes });
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), KernelError> {
+        cubecl::future::block_on(self.client.sync())
+            .map_err(|e| KernelError::Device { doing: "waiting for a kernel", reason: e.to_string() })
+    }
+
+    fn allocate(&self, len: usize, dtype: Dtype, kind: Kind) -> Result<Buffer, KernelError> {
+        if let Some(dry) = &self.dry {
+            return Ok(self.buffer(dry.handle(bytes_of(len, dtype)), len, dtype, kind));
+        }
+        self.check_size(len, dtype)?;
+        Ok(self.buffer(self.client.empty(len * dtype.size()), len, dtype, kind))
+    }
+
+    fn buffer(&self, handle: Handle, len: usize, dtype: Dtype, kind: Kind) -> Buffer {
+        let lease = Some(Lease::new(&self.held, bytes_of(len, dtype), kind));
         Buffer { handle, len, dtype, lease }
     }
 
@@ -402,35 +474,4 @@ impl Context {
 
 fn bytes_of(len: usize, dtype: Dtype) -> u64 {
     (len as u64).saturating_mul(dtype.size() as u64)
-}
-
-/// At least so many cubes along x and y, and few more: an axis has a limit.
-fn layout(operation: &'static str, cubes: u64, most: [u32; 2]) -> Result<[u32; 2], KernelError> {
-    let [max_x, max_y] = most.map(u64::from);
-    let limit = max_x.saturating_mul(max_y);
-    if cubes > limit {
-        return Err(KernelError::Limit { operation, what: "number of cubes", actual: cubes, limit });
-    }
-    let y = cubes.div_ceil(max_x).max(1);
-    Ok([cubes.div_ceil(y) as u32, y as u32])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_cubes_than_an_axis_holds_are_laid_out_in_two() {
-        let most = [65_535, 65_535];
-        for cubes in [0, 1, 65_535, 65_536, 58_720_256, 65_535 * 65_535] {
-            let [x, y] = layout("test", cubes, most).expect("fits");
-            let laid_out = u64::from(x) * u64::from(y);
-            assert!(x <= most[0] && y <= most[1] && y >= 1, "{cubes}: {x} {y}");
-            assert!(laid_out >= cubes && laid_out < cubes + u64::from(y), "{cubes}: {x} {y}");
-        }
-        let limit = 65_535 * 65_535;
-        let refused = layout("test", limit + 1, most);
-        let actual = limit + 1;
-        assert_eq!(refused, Err(KernelError::Limit { operation: "test", what: "number of cubes", actual, limit }));
-    }
 }

@@ -2,18 +2,31 @@
 
 use cubecl::server::Handle;
 use std::any::Any;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Handles without memory, and what a dry context remembers.
 pub(crate) struct Dry {
     /// Whose device and stream the handles without memory name.
     like: Handle,
     notes: Mutex<Vec<Box<dyn Any + Send>>>,
+    /// Whether kernels are compiled, for as long as this is true.
+    compiles: Option<Arc<AtomicBool>>,
 }
 
 impl Dry {
     pub(crate) fn new(like: Handle) -> Self {
-        Self { like, notes: Mutex::default() }
+        Self { like, notes: Mutex::default(), compiles: None }
+    }
+
+    /// The same, where kernels are compiled for as long as `wanted`.
+    pub(crate) fn compiling(self, wanted: Arc<AtomicBool>) -> Self {
+        Self { compiles: Some(wanted), ..self }
+    }
+
+    /// Whether a kernel that is launched is to be compiled.
+    pub(crate) fn compiles(&self) -> bool {
+        self.compiles.as_ref().is_some_and(|wanted| wanted.load(Ordering::Relaxed))
     }
 
     /// A handle of a size behind which there is no memory, not even another buffer's.

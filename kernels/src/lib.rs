@@ -32,6 +32,7 @@ pub mod average_pool;
 mod bf16;
 mod block;
 mod caps;
+mod ceiling;
 mod context;
 pub mod conv3d;
 pub mod conv_transpose3d;
@@ -41,16 +42,22 @@ pub mod elementwise;
 #[doc = include_str!("../EMBEDDING.md")]
 pub mod embedding {}
 mod error;
+mod held;
 pub mod instance_norm;
 pub mod loss;
 mod loss_scale;
 pub mod optimizer;
+mod profile;
 pub mod reduce;
 pub mod vector_math;
 pub mod window;
+mod work;
 
 pub use caps::{Caps, TensorCoreTile};
-pub use context::{Buffer, Context, Work};
+pub use ceiling::{copy_rate, multiply_add_rate};
+pub use context::{Buffer, Context};
 pub use dtype::Dtype;
 pub use error::KernelError;
 pub use loss_scale::{LossScale, LossScaleState, Scale};
+pub use profile::Launched;
+pub use work::{Declared, Work};

@@ -3,8 +3,8 @@
 use super::draw::Draw;
 use super::recipe::{Geometry, Recipe, Transforms};
 use crate::error::{Error, Result, TrainError};
-use crate::kernels::augment::{self as kernels, Finish, Patch, Sample};
-use crate::kernels::{Buffer, Context, Dtype};
+use crate::kernels::augment::{self as kernels, Finish, Movement, Patch, Region, Sample};
+use crate::kernels::{Buffer, Context, Dtype, KernelError};
 use crate::sample::Batch;
 use crate::tensor::{Shape, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -42,11 +42,11 @@ impl Augmenter {
         &self.geometry
     }
 
-    /// Bytes of device memory at once, beside those of the batch that is made.
-    pub fn bytes(&self, batch: usize, channels: usize) -> u64 {
+    /// The most bytes of device memory at once, beside those of the batch that is made: one sample after the other.
+    pub fn bytes(&self, channels: usize) -> u64 {
         let [source, patch] = [self.geometry.initial, self.geometry.patch].map(|dims| dims.iter().product::<usize>());
         let code = self.code_dtype().size();
-        (batch * source * (channels * 4 + code) + patch * (2 * channels * 4 + code)) as u64
+        (source * (channels * 4 + code) + patch * (2 * channels * 4 + code)) as u64
     }
 
     /// Draws for every sample, and makes the batch: images `[batch, depth, height, width, channels]`, and labels in u8, or
@@ -84,44 +84,61 @@ impl Augmenter {
     /// # Errors
     /// As [`Augmenter::batch`].
     pub fn apply(&self, context: &Context, raw: &Batch, draws: &[Draw]) -> Result<(Tensor, Buffer)> {
-        let source = Patch::new(self.geometry.initial, raw.channels)?;
         let patch = Patch::new(self.geometry.patch, raw.channels)?;
-        let image = context.upload_f32(&raw.image)?;
-        let codes = self.upload_codes(context, &raw.labels)?;
+        if raw.patch != self.geometry.initial {
+            let problem = KernelError::shape("augmentation", "patch", self.geometry.initial, raw.patch);
+            return Err(problem.into());
+        }
+        self.check(&raw.labels)?;
         let shape = Shape { batch: raw.size, dims: self.geometry.patch, channels: raw.channels };
         let out = Tensor::empty(context, shape, self.dtype)?;
         let target = context.empty(shape.voxels(), self.label_dtype())?;
         for (index, draw) in draws.iter().enumerate() {
-            let from = Sample { patch: source, image: &image, labels: &codes, index };
             let to = Sample { patch, image: out.buffer(), labels: &target, index };
             let how = Finish { mirror: draw.mirror, masked: &self.masked };
-            match self.moved(context, &from, &patch, draw)? {
-                None => kernels::finish(context, &from, &to, how)?,
-                Some((image, codes)) => {
-                    let image = changed(context, &patch, image, draw)?;
-                    let from = Sample { patch, image: &image, labels: &codes, index: 0 };
-                    kernels::finish(context, &from, &to, how)?;
-                }
-            }
+            let (image, codes) = self.moved(context, raw, index, &patch, draw)?;
+            let image = changed(context, &patch, image, draw)?;
+            kernels::finish(context, &Sample { patch, image: &image, labels: &codes, index: 0 }, &to, how)?;
         }
         Ok((out, target))
     }
 
-    /// A copy of the sample, rotated and scaled; `None` where none is needed.
-    fn moved(&self, context: &Context, from: &Sample, patch: &Patch, draw: &Draw) -> Result<Option<(Buffer, Buffer)>> {
-        let matrix = draw.matrix();
-        if matrix.is_none() && !draw.changes_intensities() {
-            return Ok(None);
-        }
-        let image = context.empty(patch.elements(), Dtype::F32)?;
-        let codes = context.empty(patch.voxels(), from.labels.dtype())?;
-        match matrix {
-            Some(matrix) => {
-                kernels::spatial(context, from, matrix, self.recipe.label_rule(), patch, &image, &codes)?;
-            }
-            None => kernels::crop(context, from, patch, &image, &codes)?,
-        }
-        Ok(Some((image, codes)))
+    /// Image and codes of a sample of the patch's size: the middle of what was cut out, or rotated and scaled. Only what is
+    /// looked at is uploaded: a patch with its margins for every rotation is several times as large.
+    fn moved(
+        &self,
+        context: &Context,
+        raw: &Batch,
+        index: usize,
+        patch: &Patch,
+        draw: &Draw,
+    ) -> Result<(Buffer, Buffer)> {
+        let Some(matrix) = draw.matrix() else {
+            let centre = Region::centre(raw.patch, patch.dims()).ok_or_else(|| larger(raw.patch, patch.dims()))?;
+            return self.upload(context, raw, index, centre);
+        };
+        let region = Region::touched(raw.patch, matrix, patch.dims());
+        let (image, codes) = self.upload(context, raw, index, region)?;
+        let source = Patch::new(region.dims, raw.channels)?;
+        let from = Sample { patch: source, image: &image, labels: &codes, index: 0 };
+        let movement = Movement { matrix, region, rule: self.recipe.label_rule() };
+        let (image, codes) =
+            (context.empty(patch.elements(), Dtype::F32)?, context.empty(patch.voxels(), codes.dtype())?);
+        kernels::spatial(context, &from, &movement, patch, &image, &codes)?;
+        Ok((image, codes))
+    }
+
+    /// The region of a sample on the device: image, and labels plus one.
+    fn upload(&self, context: &Context, raw: &Batch, index: usize, region: Region) -> Result<(Buffer, Buffer)> {
+        let image = context.upload_owned(cut(raw.image_of(index), &region, raw.channels, |value| value), Dtype::F32)?;
+        let labels = raw.labels_of(index);
+        // Preprocessing writes no label below -1.
+        let code = |label: i16| label.max(-1).wrapping_add(1);
+        let codes = match self.code_dtype() {
+            Dtype::U8 => context.upload_owned(cut(labels, &region, 1, |label| code(label) as u8), Dtype::U8)?,
+            _ => context.upload_owned(cut(labels, &region, 1, |label| code(label) as u16), Dtype::U16)?,
+        };
+        Ok((image, codes))
     }
 
     fn code_dtype(&self) -> Dtype {
@@ -139,17 +156,23 @@ impl Augmenter {
             false => Ok(()),
         }
     }
+}
 
-    /// Labels plus one.
-    fn upload_codes(&self, context: &Context, labels: &[i16]) -> Result<Buffer> {
-        self.check(labels)?;
-        // Preprocessing writes no label below -1.
-        let codes = labels.iter().map(|&label| label.max(-1).wrapping_add(1) as u16);
-        Ok(match self.code_dtype() {
-            Dtype::U8 => context.upload(&codes.map(|code| code as u8).collect::<Vec<_>>(), Dtype::U8)?,
-            _ => context.upload(&codes.collect::<Vec<_>>(), Dtype::U16)?,
-        })
+/// The region's values of a volume `[depth, height, width, channels]`.
+fn cut<T: Copy, U>(volume: &[T], region: &Region, channels: usize, convert: impl Fn(T) -> U) -> Vec<U> {
+    let [depth, height, width] = region.dims;
+    let mut values = Vec::with_capacity(depth * height * width * channels);
+    for z in region.start[0]..region.start[0] + depth {
+        for y in region.start[1]..region.start[1] + height {
+            let first = (z * region.volume[1] + y) * region.volume[2] + region.start[2];
+            values.extend(volume[first * channels..][..width * channels].iter().map(|&value| convert(value)));
+        }
     }
+    values
+}
+
+fn larger(cut_out: [usize; 3], patch: [usize; 3]) -> KernelError {
+    KernelError::shape("augmentation", "patch", format_args!("inside of {cut_out:?}"), patch)
 }
 
 /// The image with its values changed, in nnU-Net's order.

@@ -69,6 +69,30 @@ impl Draw {
         draw
     }
 
+    /// Samples that together go through all that samples of so many channels may go through: all of it, all of it but for rotation
+    /// and scaling, nothing.
+    pub fn of_every_kind(transforms: Transforms, geometry: &Geometry, channels: usize) -> Vec<Self> {
+        let nothing = Self::default();
+        if transforms != Transforms::Nnunet {
+            return vec![nothing];
+        }
+        let (factors, in_plane) = (Some(vec![0.9; channels]), geometry.in_plane);
+        let in_place = Self {
+            angles: None,
+            scale: None,
+            in_plane,
+            noise: Some((0.1, [0, 0])),
+            blur: Some(vec![Some([1.0; 3]); channels]),
+            brightness: factors.clone(),
+            contrast: factors.clone(),
+            low_resolution: Some(vec![Some(geometry.patch.map(|extent| extent.div_ceil(2))); channels]),
+            gamma_inverted: factors.clone(),
+            gamma: factors,
+            mirror: [true; 3],
+        };
+        vec![Self { angles: Some([0.1, 0.0, 0.0]), scale: Some(0.9), ..in_place.clone() }, in_place, nothing]
+    }
+
     fn spatial(&mut self, geometry: &Geometry, rng: &mut ChaCha8Rng) {
         let (rotates, scales) = (rng.random_bool(0.2), rng.random_bool(0.2));
         self.in_plane = geometry.in_plane;
@@ -138,31 +162,6 @@ impl Draw {
         let scales = [if self.in_plane { 1.0 } else { scale }, scale, scale];
         let rotation = product(product(about_third, about_second), about_first);
         Some(rotation.map(|row| std::array::from_fn(|column| (row[column] * scales[column]) as f32)))
-    }
-
-    /// Whether the values of the image change otherwise than by being moved.
-    pub(super) fn changes_intensities(&self) -> bool {
-        // By name and without `..`, so that a new transform cannot be forgotten here.
-        let Draw {
-            angles: _,
-            scale: _,
-            in_plane: _,
-            mirror: _,
-            noise,
-            blur,
-            brightness,
-            contrast,
-            low_resolution,
-            gamma_inverted,
-            gamma,
-        } = self;
-        noise.is_some()
-            || blur.is_some()
-            || brightness.is_some()
-            || contrast.is_some()
-            || low_resolution.is_some()
-            || gamma_inverted.is_some()
-            || gamma.is_some()
     }
 }
 

@@ -45,6 +45,7 @@ fn collect(error: &Error, options: &mut Vec<&'static str>) {
         }
         Error::Train(TrainError::Continuation { .. }) => "leave these out, and they are what they were",
         Error::Train(TrainError::Loader { .. }) => "--loader-threads sets how many threads cut patches",
+        Error::Train(TrainError::MemoryBudget { .. }) => "--memory-budget allows more",
         Error::Predict(PredictError::PredictionMemory { .. }) => "--precision f16 or bf16 takes 16 bits",
         Error::Predict(PredictError::NonFiniteLogits { .. }) => "--precision f32",
         Error::Exchange(ExchangeError::FoldMissing { .. }) => "-f names folds, -chk the checkpoint",

@@ -70,19 +70,7 @@ impl Job {
         model.check()?;
         let dataset = dataset(&source, &model)?;
         let (fold, split) = split(typed, &source, &dataset, checkpoint.as_ref())?;
-        let missing: Vec<String> = [&split.train, &split.val]
-            .into_iter()
-            .flatten()
-            .filter(|name| dataset.cases.iter().all(|case| case.name != **name))
-            .cloned()
-            .collect();
-        if !missing.is_empty() {
-            return Err(Error::Train(TrainError::SplitCasesMissing {
-                cases: missing.join(", "),
-                folder: dataset.folder,
-            })
-            .into());
-        }
+        check_cases(&dataset, &split)?;
         let checkpoint = checkpoint.map(|(_, mut checkpoint)| {
             checkpoint.settings = settings;
             checkpoint
@@ -119,6 +107,30 @@ impl Job {
     pub fn files(&self, names: &[String]) -> Vec<&CaseFiles> {
         names.iter().filter_map(|name| self.dataset.cases.iter().find(|case| case.name == *name)).collect()
     }
+}
+
+/// The cases in a folder of plans, raw or preprocessed ones, and how fold 0 divides them.
+pub(super) fn cases_beside(plans: &Path, model: &Model) -> anyhow::Result<(Dataset, Split)> {
+    let raw = plans.join("imagesTr").is_dir().then(|| plans.to_path_buf());
+    let source = Source { raw, prepared: plans.into(), results: None };
+    let dataset = dataset(&source, model)?;
+    let split = split_now(&source, &dataset, Fold::Index(0))?;
+    check_cases(&dataset, &split)?;
+    Ok((dataset, split))
+}
+
+fn check_cases(dataset: &Dataset, split: &Split) -> anyhow::Result<()> {
+    let missing: Vec<String> = [&split.train, &split.val]
+        .into_iter()
+        .flatten()
+        .filter(|name| dataset.cases.iter().all(|case| case.name != **name))
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        let (cases, folder) = (missing.join(", "), dataset.folder.clone());
+        return Err(Error::Train(TrainError::SplitCasesMissing { cases, folder }).into());
+    }
+    Ok(())
 }
 
 fn source(typed: &Train) -> anyhow::Result<Source> {
@@ -344,29 +356,7 @@ fn split(
     dataset: &Dataset,
     checkpoint: Option<&(PathBuf, Checkpoint)>,
 ) -> anyhow::Result<(Fold, Split)> {
-    let names = dataset.case_names();
-    let file = source.prepared.join("splits_final.json");
-    let now = |fold: Fold| -> anyhow::Result<Split> {
-        let (splits, whose) = match (fold, file.exists()) {
-            (Fold::All, _) => (Vec::new(), String::new()),
-            (_, true) => (splits::read(&file, &names)?, file.display().to_string()),
-            (_, false) => (splits::k_fold(&names)?, "nnU-Net's own split".into()),
-        };
-        let without = splits::without_fold(&splits, &names);
-        if !without.is_empty() {
-            eprintln!(
-                "warning: no fold of {whose} has {}: not trained and not validated on. Add them there, or delete the \
-                 file to have it made again",
-                without.join(", ")
-            );
-        }
-        if let Fold::Index(index) = fold
-            && index >= splits.len()
-        {
-            return Err(Error::Train(TrainError::FoldUnknown { fold: index, known: splits.len(), whose }).into());
-        }
-        Ok(splits::cases_of_fold(&splits, fold, &names)?)
-    };
+    let now = |fold: Fold| split_now(source, dataset, fold);
     match checkpoint {
         Some((_, Checkpoint { cases: Some(cases), .. })) => {
             let (fold, split) = (cases.fold, cases.split.clone());
@@ -396,4 +386,29 @@ fn split(
             Ok((fold, now(fold)?))
         }
     }
+}
+
+/// What the splits file says of a fold, or nnU-Net's own split without one.
+fn split_now(source: &Source, dataset: &Dataset, fold: Fold) -> anyhow::Result<Split> {
+    let names = dataset.case_names();
+    let file = source.prepared.join("splits_final.json");
+    let (splits, whose) = match (fold, file.exists()) {
+        (Fold::All, _) => (Vec::new(), String::new()),
+        (_, true) => (splits::read(&file, &names)?, file.display().to_string()),
+        (_, false) => (splits::k_fold(&names)?, "nnU-Net's own split".into()),
+    };
+    let without = splits::without_fold(&splits, &names);
+    if !without.is_empty() {
+        eprintln!(
+            "warning: no fold of {whose} has {}: not trained and not validated on. Add them there, or delete the file to \
+             have it made again",
+            without.join(", ")
+        );
+    }
+    if let Fold::Index(index) = fold
+        && index >= splits.len()
+    {
+        return Err(Error::Train(TrainError::FoldUnknown { fold: index, known: splits.len(), whose }).into());
+    }
+    Ok(splits::cases_of_fold(&splits, fold, &names)?)
 }

@@ -1,6 +1,7 @@
 //! The command line: a verb a file, and what several of them share.
 
 mod advice;
+mod benchmark;
 mod best;
 mod complete;
 mod crossval;

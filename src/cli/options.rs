@@ -183,3 +183,18 @@ impl Which {
         Ok(self.datasets.iter().map(|wanted| folders.locate(wanted)).collect::<Result<_, _>>()?)
     }
 }
+
+/// Bytes: a number, and K, M, G or T for powers of 1024.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[number.len()..].to_ascii_uppercase();
+    let power = match unit.trim_end_matches('B').trim_end_matches('I') {
+        "" => Some(0),
+        unit => ["K", "M", "G", "T"].iter().position(|known| *known == unit).map(|place| place as i32 + 1),
+    };
+    let bytes = power.zip(number.parse::<f64>().ok()).map(|(power, number)| number * 1024f64.powi(power));
+    match bytes.filter(|bytes| (1.0..1e18).contains(bytes)) {
+        Some(bytes) => Ok(bytes as u64),
+        None => Err("write a number of bytes such as 8G, 512M or 1500000000".into()),
+    }
+}

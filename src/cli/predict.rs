@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use ndarray::Array4;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use voxgrad::compilation::Compilation;
 use voxgrad::dataset::{CaseFiles, LabelManager, list_cases};
 use voxgrad::exchange::{TrainedModel, write_properties};
 use voxgrad::infer::Prediction;
@@ -244,7 +245,16 @@ pub fn predict_prepared(
     let bar = going.shown.bar("predicting", cases.len());
     let wanted = left_to_do(cases, places, going, &bar, beside);
     let mut tally = Tally { kept: cases.len() - wanted.len(), ..Tally::default() };
-    let predict = |case: &CaseFiles, prepared: PreprocessedCase| -> voxgrad::Result<Made> {
+    // While the first case is read.
+    let mut compilation = networks.first().filter(|_| !wanted.is_empty()).map(|network| {
+        let (shape, labels, settings) = (network.shape().clone(), model.labels.clone(), *settings);
+        let labels = (!going.probabilities).then_some(labels);
+        Compilation::start(context, move |compiling, has_time| {
+            predict::compile(compiling, &shape, labels.as_ref(), patch, &settings, has_time)
+        })
+    });
+    let mut predict = |case: &CaseFiles, prepared: PreprocessedCase| -> voxgrad::Result<Made> {
+        compilation.take().into_iter().for_each(Compilation::finish);
         let progress = Windows::new(&bar, &case.name);
         let observe = |done, all| progress.show(done, all);
         let found = match going.probabilities {

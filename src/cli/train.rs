@@ -12,12 +12,13 @@ use indicatif::ProgressBar;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
+use voxgrad::compilation::Compilation;
 use voxgrad::device::Device;
 use voxgrad::exchange::load_pretrained;
 use voxgrad::kernels::Context;
 use voxgrad::report::write_progress;
 use voxgrad::train::run::{self, Ended, Epoch};
-use voxgrad::train::{Checkpoint, DataSource, Report, Trainer, TrainingData};
+use voxgrad::train::{Checkpoint, DataSource, Report, Trainer, TrainingData, compile};
 
 impl Train {
     /// Trains, predicts, scores.
@@ -31,17 +32,19 @@ impl Train {
         let references = References::find(self.reference.as_deref(), &job)?;
         let device = self.device.open()?;
         if self.val {
-            let trainer = trainer(&device.context, &job)?;
+            let trainer = trainer(&device.context, &job, None)?;
             job.make_output()?;
             return self.validate(&job, &trainer, references).map(drop);
         }
         let loading = self.loading();
+        let compilation = compiled_meanwhile(&device.context, &job);
         let data = open(&job, loading.skip_unreadable)?;
+        compilation.into_iter().for_each(Compilation::finish);
         let context = match job.settings.tuned {
             true => tuned(&device, &job.model, &job.settings)?,
             false => device.context.clone(),
         };
-        let mut trainer = trainer(&context, &job)?.with_loading(loading);
+        let mut trainer = trainer(&context, &job, self.memory_budget)?.with_loading(loading);
         if let (Some(path), None) = (&self.pretrained_weights, &job.checkpoint) {
             let loaded = load_pretrained(&context, path, trainer.network().parameters())?;
             let path = path.display();
@@ -183,11 +186,20 @@ impl Train {
 }
 
 /// The network, as the job has it.
-fn trainer(context: &Context, job: &Job) -> voxgrad::Result<Trainer> {
-    match job.checkpoint.clone() {
-        Some(checkpoint) => Trainer::resume(context, checkpoint),
-        None => Trainer::new(context, job.model.clone(), job.settings),
+fn trainer(context: &Context, job: &Job, budget: Option<u64>) -> voxgrad::Result<Trainer> {
+    let trainer = match job.checkpoint.clone() {
+        Some(checkpoint) => Trainer::resume_within(context, checkpoint, budget)?,
+        None => Trainer::within(context, job.model.clone(), job.settings, budget)?,
+    };
+    if budget.is_some() {
+        let (stages, bytes) = trainer.recomputed();
+        println!(
+            "memory: a step takes {:.1} MiB, with the convolutions of {stages} of {} stages computed again",
+            bytes as f64 / (1 << 20) as f64,
+            trainer.network().shape().stages.len()
+        );
     }
+    Ok(trainer)
 }
 
 /// What somebody whose training has failed can go on with.
@@ -200,6 +212,16 @@ fn what_is_left(output: &Path) -> String {
         ),
         _ => "training has ended early, before anything was saved".into(),
     }
+}
+
+/// The kernels of the steps that follow are compiled while cases are read. Which these are is not known before algorithms are
+/// measured.
+fn compiled_meanwhile(context: &Context, job: &Job) -> Option<Compilation> {
+    if job.settings.tuned {
+        return None;
+    }
+    let (model, settings) = (job.model.clone(), job.settings);
+    Some(Compilation::start(context, move |compiling, has_time| compile(compiling, &model, &settings, has_time)))
 }
 
 /// Opens all cases of the split and says how much is annotated.

@@ -1,7 +1,7 @@
 //! What is typed for `voxgrad train`.
 
 use super::device::{DeviceArgument, ExactArgument};
-use super::options::FolderArguments;
+use super::options::{FolderArguments, bytes};
 use std::path::PathBuf;
 use voxgrad::Compat;
 use voxgrad::augment::{Recipe, TrainerVariant, Transforms};
@@ -119,6 +119,10 @@ pub struct Train {
     /// Write no checkpoints, not even the final one.
     #[arg(long = "disable-checkpointing", conflicts_with_all = ["resume", "val"])]
     disable_checkpointing: bool,
+    /// Bytes of the device's memory that a step may take, such as 8G: where it would take more, convolutions are computed again
+    /// for backward, of as few stages as needed, which takes longer and changes no bit. Unless given, none is.
+    #[arg(long, value_name = "SIZE", value_parser = bytes, conflicts_with = "val")]
+    pub memory_budget: Option<u64>,
     /// Devices to train one network on: 1 only.
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_gpus: usize,

@@ -2,8 +2,8 @@
 
 use super::progress::BEGAN;
 use super::{
-    best, complete, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict, prepare,
-    simulate, sparsify, spelling, suggest, typed, verify,
+    benchmark, best, complete, crossval, devices, evaluate, exchange, import, inspect, overlay, postprocess, predict,
+    prepare, simulate, sparsify, spelling, suggest, typed, verify,
 };
 use clap::{Parser, Subcommand};
 use std::time::Instant;
@@ -44,6 +44,8 @@ enum Verb {
     Suggest(Box<suggest::Suggest>),
     /// Train a network on one fold of a dataset, then predict and score its validation cases.
     Train(Box<typed::Train>),
+    /// Time epochs of training and say where the time of a step goes, for plans or for a network of one's own.
+    Benchmark(benchmark::Benchmark),
     /// Segment images with a trained network.
     Predict(Box<predict::Predict>),
     /// Score segmentations against references, on annotated voxels only; writes nnU-Net's summary.json.
@@ -89,6 +91,7 @@ pub fn run() -> anyhow::Result<()> {
         Verb::Complete(complete) => complete.run(),
         Verb::Suggest(suggest) => suggest.run(),
         Verb::Train(train) => train.run(),
+        Verb::Benchmark(benchmark) => benchmark.run(),
         Verb::Predict(predict) => predict.run(),
         Verb::Evaluate(evaluate) => evaluate.run(),
         Verb::EvaluateSimple(evaluate) => evaluate.run(),

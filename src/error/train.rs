@@ -116,6 +116,17 @@ pub enum TrainError {
         /// The file, or whose split it is.
         whose: String,
     },
+    /// A training step that does not fit the memory it was allowed.
+    #[error(
+        "a training step takes at least {least} bytes, also with all stages computed again, and was allowed {budget}; allow \
+         more, or use a smaller patch or batch size"
+    )]
+    MemoryBudget {
+        /// Bytes that were allowed.
+        budget: u64,
+        /// Bytes that are needed.
+        least: u64,
+    },
     /// A training step that does not fit the device, and what would.
     #[error("{problem}{}", what_fits(.fits))]
     TrainingMemory {

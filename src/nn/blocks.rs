@@ -15,6 +15,9 @@ pub(super) struct Block {
     norm_bias: ParameterId,
     features: usize,
     shape: ConvShape,
+    /// The stage, from full resolution on, of a block whose convolution may be computed again for backward
+    /// ([`Fusion::recompute_stages`](crate::tape::Fusion::recompute_stages)): one whose output a next block of the stage reads.
+    inside: Option<usize>,
 }
 
 impl Block {
@@ -27,13 +30,20 @@ impl Block {
             norm_bias: module.vector("norm.bias", features),
             features,
             shape,
+            inside: None,
         }
     }
 
-    /// `count` blocks in a row, the first with a stride and, where its input is a concatenation, with the channels of both.
+    /// The same, inside of a stage: nobody beyond it reads what it puts out.
+    pub(super) fn inside(self, stage: usize) -> Self {
+        Self { inside: Some(stage), ..self }
+    }
+
+    /// `count` blocks in a row, of stage `number` from full resolution on; the first with a stride and, where its input is a
+    /// concatenation, with the channels of both.
     pub(super) fn several(
         module: &mut Scope,
-        stage: &Stage,
+        (number, stage): (usize, &Stage),
         count: usize,
         inputs: usize,
         stride: [usize; 3],
@@ -42,7 +52,8 @@ impl Block {
         let block = |i: usize| {
             let (inputs, stride) = if i == 0 { (inputs, stride) } else { (stage.features, [1; 3]) };
             let shape = ConvShape { kernel: stage.kernel, stride };
-            Self::new(&mut module.within(format_args!("convs.{i}")), shape, inputs, stage.features, bias)
+            let block = Self::new(&mut module.within(format_args!("convs.{i}")), shape, inputs, stage.features, bias);
+            if i + 1 < count { block.inside(number) } else { block }
         };
         (0..count).map(block).collect()
     }
@@ -56,7 +67,11 @@ impl Block {
         second: Option<&Var>,
     ) -> Result<Var> {
         let (convolution, norm) = self.of(parameters);
-        ops::conv3d_norm_leaky_relu(tape, x, second, convolution, norm, self.features, self.shape)
+        let compute = match self.inside {
+            Some(stage) if stage < tape.fusion().recompute_stages => ops::conv3d_norm_leaky_relu_again,
+            _ => ops::conv3d_norm_leaky_relu,
+        };
+        compute(tape, x, second, convolution, norm, self.features, self.shape)
     }
 
     /// The same without the activation.

@@ -27,7 +27,8 @@ impl Decoder {
         let mut blocks = Vec::with_capacity(pairs.len());
         for (d, (_, here)) in pairs.iter().enumerate() {
             let mut stage = module.within(format_args!("stages.{d}"));
-            blocks.push(Block::several(&mut stage, here, here.decoder_blocks, 2 * here.features, [1; 3], shape.bias));
+            let (number, inputs) = (pairs.len() - 1 - d, 2 * here.features);
+            blocks.push(Block::several(&mut stage, (number, here), here.decoder_blocks, inputs, [1; 3], shape.bias));
         }
         let mut upsamplings = Vec::with_capacity(pairs.len());
         for (d, (below, here)) in pairs.iter().enumerate() {

@@ -27,10 +27,16 @@ struct ResidualBlock {
 
 impl ResidualBlock {
     /// PyTorch lists the convolutions before the skip, in which the pooling takes place 0 where there is one.
-    fn new(module: &mut Scope, stage: &Stage, inputs: usize, stride: [usize; 3], bias: bool) -> Self {
+    fn new(
+        module: &mut Scope,
+        (number, stage): (usize, &Stage),
+        inputs: usize,
+        stride: [usize; 3],
+        bias: bool,
+    ) -> Self {
         let (features, kernel, one) = (stage.features, stage.kernel, [1; 3]);
         let first = ConvShape { kernel, stride };
-        let first = Block::new(&mut module.within("conv1"), first, inputs, features, bias);
+        let first = Block::new(&mut module.within("conv1"), first, inputs, features, bias).inside(number);
         let second = ConvShape { kernel, stride: one };
         let second = Block::new(&mut module.within("conv2"), second, features, features, bias);
         let pooling = (stride != one).then_some(stride);
@@ -123,7 +129,7 @@ fn encoder(module: &mut Scope, shape: &UNetShape) -> (Block, Vec<Vec<ResidualBlo
         for b in 0..stage.encoder_blocks {
             let (channels, stride) = if b == 0 { (inputs, stage.stride) } else { (stage.features, [1; 3]) };
             let mut place = module.within(format_args!("stages.{s}.blocks.{b}"));
-            blocks.push(ResidualBlock::new(&mut place, stage, channels, stride, shape.bias));
+            blocks.push(ResidualBlock::new(&mut place, (s, stage), channels, stride, shape.bias));
         }
         inputs = stage.features;
         stages.push(blocks);

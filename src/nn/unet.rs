@@ -67,7 +67,7 @@ fn encoder(stages: &mut Scope, shape: &UNetShape) -> Vec<Vec<Block>> {
     let mut encoder = Vec::with_capacity(shape.stages.len());
     for (s, stage) in shape.stages.iter().enumerate() {
         let mut module = stages.within(format_args!("{s}.0"));
-        encoder.push(Block::several(&mut module, stage, stage.encoder_blocks, inputs, stage.stride, shape.bias));
+        encoder.push(Block::several(&mut module, (s, stage), stage.encoder_blocks, inputs, stage.stride, shape.bias));
         inputs = stage.features;
     }
     encoder

@@ -184,7 +184,7 @@ impl PatchSource for StoredPatches {
 }
 
 impl StoredPatches {
-    fn chunk<const N: usize>(&self, chunk: &crate::preprocess::store::Chunk, channel: usize) -> Result<Arc<[u8]>> {
+    fn chunk<const N: usize>(&self, chunk: &crate::preprocess::chunks::Chunk, channel: usize) -> Result<Arc<[u8]>> {
         let block = self.case.block_of(channel, chunk);
         self.cache.get((self.number, block), || self.case.chunk::<N>(channel, chunk))
     }

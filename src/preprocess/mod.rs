@@ -2,6 +2,7 @@
 
 mod b2nd;
 mod case;
+pub(crate) mod chunks;
 mod class_locations;
 mod converted;
 mod crop;

@@ -23,10 +23,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayViewMut3, Axis, Slice, s};
+use ndarray::{Array3, Array4, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::chunks::{Chunk, Chunks, compress, cut, interleave};
 use super::label_counts::label_counts;
 use super::{BoundingBox, ClassLocations, PreprocessedCase, Properties};
 use crate::dataset::LabelGroup;
@@ -439,52 +440,6 @@ impl Header {
     }
 }
 
-/// A chunk of the volume: its number in C order, and its voxels.
-#[derive(Debug, Clone)]
-pub(crate) struct Chunk {
-    index: usize,
-    pub(crate) range: [Range<usize>; 3],
-}
-
-impl Chunk {
-    fn extent(&self) -> [usize; 3] {
-        self.range.clone().map(|range| range.len())
-    }
-}
-
-/// How a volume is cut into chunks: C order, the last along an axis is shorter.
-struct Chunks {
-    shape: [usize; 3],
-    chunk: [usize; 3],
-}
-
-impl Chunks {
-    fn grid(&self) -> [usize; 3] {
-        std::array::from_fn(|axis| self.shape[axis].div_ceil(self.chunk[axis]))
-    }
-
-    fn count(&self) -> usize {
-        self.grid().iter().product()
-    }
-
-    fn range(&self, index: usize) -> [Range<usize>; 3] {
-        let [_, height, width] = self.grid();
-        let at = [index / (height * width), index / width % height, index % width];
-        std::array::from_fn(|axis| {
-            let start = at[axis] * self.chunk[axis];
-            start..(start + self.chunk[axis]).min(self.shape[axis])
-        })
-    }
-}
-
-fn cut<'a, T>(volume: ArrayView3<'a, T>, range: &[Range<usize>; 3]) -> ArrayView3<'a, T> {
-    let mut part = volume;
-    for (axis, range) in range.iter().enumerate() {
-        part.slice_axis_inplace(Axis(axis), Slice::from(range.clone()));
-    }
-    part
-}
-
 fn size_in(case: &StoredCase, start: [usize; 3], size: [usize; 3]) -> Result<[usize; 3]> {
     let shape = case.shape();
     let inside = (0..3).all(|axis| start[axis].checked_add(size[axis]).is_some_and(|end| end <= shape[axis]));
@@ -492,25 +447,4 @@ fn size_in(case: &StoredCase, start: [usize; 3], size: [usize; 3]) -> Result<[us
         true => Ok(size),
         false => Err(Error::Preprocess(PreprocessError::StoredBox { path: case.path.clone(), start, size, shape })),
     }
-}
-
-/// Regroups the bytes of `N`-byte values and compresses them.
-fn compress<const N: usize>(bytes: &[u8]) -> Vec<u8> {
-    let words = bytes.as_chunks::<N>().0;
-    let mut grouped = Vec::with_capacity(bytes.len());
-    for byte in 0..N {
-        grouped.extend(words.iter().map(|word| word[byte]));
-    }
-    lz4_flex::block::compress(&grouped)
-}
-
-/// Undoes the regrouping.
-fn interleave<const N: usize>(grouped: &[u8]) -> Vec<u8> {
-    let values = grouped.len() / N;
-    let planes: [&[u8]; N] = std::array::from_fn(|byte| &grouped[byte * values..][..values]);
-    let mut words = vec![[0; N]; values];
-    for (value, word) in words.iter_mut().enumerate() {
-        *word = planes.map(|plane| plane[value]);
-    }
-    words.into_flattened()
 }

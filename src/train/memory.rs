@@ -25,6 +25,9 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// What the fullest moment holds beyond these: gradients, values computed again, packed weights, partial sums.
     pub temporaries: u64,
+    /// Of the temporaries, what kernels have for themselves: packed weights, partial sums, points of Winograd's algorithm. The
+    /// rest are gradients of activations and activations computed again.
+    pub scratch: u64,
     /// The largest single buffer.
     pub largest_buffer: u64,
     /// The most that is held at once.
@@ -75,13 +78,15 @@ pub fn planned_memory(
     let beyond_a_byte = labels.expected_labels().iter().any(|&label| label > 255);
     let target = dry.empty(input.voxels(), if beyond_a_byte { Dtype::U16 } else { Dtype::U8 })?;
     let batch = dry.held_bytes() - before;
-    let activations = kept_by_forward(&dry, &step, &image, fusion)?;
+    let (activations, no_tensors) = kept_by_forward(&dry, &step, &image, fusion)?;
 
     step.gradients(&image, &target)?;
     step.update(0.0)?;
     let total = dry.peak_bytes();
     let temporaries = total - parameters - batch - activations;
-    Ok(MemoryPlan { parameters, batch, activations, temporaries, largest_buffer: dry.largest_bytes(), total })
+    let scratch = (total - dry.tensor_bytes_at_peak()).saturating_sub(no_tensors).min(temporaries);
+    let largest_buffer = dry.largest_bytes();
+    Ok(MemoryPlan { parameters, batch, activations, temporaries, scratch, largest_buffer, total })
 }
 
 /// The largest training step below `batch` patches of `patch` voxels that fits, by a search that first takes patches out
@@ -106,41 +111,62 @@ pub(super) fn smaller(
     }
 }
 
-/// Bytes that a forward pass leaves behind for backward, without the logits.
-fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<u64> {
+/// Bytes that a forward pass leaves behind for backward, without the logits; and what is then held, of the parameters and the
+/// batch too, that is no tensor.
+fn kept_by_forward(dry: &Context, step: &Step, image: &Tensor, fusion: Fusion) -> Result<(u64, u64)> {
     let before = dry.held_bytes();
     let mut tape = Tape::new(dry).with_fusion(fusion);
     let outputs = step.network().forward(&mut tape, &Var::data(image.clone()), step.loss().levels())?;
     let logits: usize = outputs.iter().map(|output| output.shape().len() * output.dtype().size()).sum();
-    Ok(dry.held_bytes() - before - logits as u64)
+    Ok((dry.held_bytes() - before - logits as u64, dry.held_bytes() - dry.tensor_bytes()))
 }
 
+/// How a step is computed so that it fits: with nothing computed again that a step within `budget` bytes need not, beyond what
+/// always is. Without a budget nothing more is.
+///
 /// Refuses a patch or batch that the device cannot train on, before anything is launched, and says what would fit.
-pub(super) fn check_memory(
+pub(super) fn fitting(
     context: &Context,
     model: &Model,
     architecture: &UNetShape,
     settings: &Settings,
-) -> Result<()> {
+    budget: Option<u64>,
+) -> Result<(Fusion, MemoryPlan)> {
     let (patch, _) = model.configuration.three_dimensional()?;
     let batch = model.configuration.batch_size;
     let policy = Policy::of(context).clone();
     let exact = settings.exact || policy.is_exact();
     let context = &policy.with_exact(exact).on(context);
     let dtype = settings.precision.dtype();
-    let check = |patch, batch| -> Result<()> {
-        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, Fusion::default())?;
+    let planned = |patch, batch, fusion| -> Result<MemoryPlan> {
+        let plan = planned_memory(context, &model.labels, architecture, batch, patch, dtype, fusion)?;
         // Augmentation is over before the step begins.
-        let augmentation = augmenter(model, patch, settings).bytes(batch, architecture.channels_in);
+        let augmentation = augmenter(model, patch, settings).bytes(architecture.channels_in);
         let before = plan.parameters + plan.batch + augmentation;
-        MemoryPlan { total: plan.total.max(before), ..plan }.check(context.caps())
+        Ok(MemoryPlan { total: plan.total.max(before), ..plan })
     };
-    match check(patch, batch) {
-        Err(Error::Network(problem @ NetworkError::DeviceMemory { .. })) => {
+    let recomputing = |recompute_stages| Fusion { recompute_stages, ..Fusion::default() };
+    let stages = 0..=if budget.is_some() { architecture.stages.len() } else { 0 };
+    let mut least = u64::MAX;
+    let mut refused = None;
+    for fusion in stages.clone().map(recomputing) {
+        let plan = planned(patch, batch, fusion)?;
+        let checked = plan.check(context.caps());
+        if checked.is_ok() && budget.is_none_or(|budget| plan.total <= budget) {
+            return Ok((fusion, plan));
+        }
+        least = least.min(plan.total);
+        refused = checked.err().or(refused);
+    }
+    match (refused, budget) {
+        (Some(Error::Network(problem @ NetworkError::DeviceMemory { .. })), _) => {
+            let last = recomputing(*stages.end());
+            let check = |patch, batch| planned(patch, batch, last).and_then(|plan| plan.check(context.caps()));
             let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
             Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
         }
-        checked => checked,
+        (Some(error), _) => Err(error),
+        (None, budget) => Err(TrainError::MemoryBudget { budget: budget.unwrap_or_default(), least }.into()),
     }
 }
 

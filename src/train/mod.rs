@@ -3,6 +3,7 @@
 
 mod asked;
 mod checkpoint;
+mod compile;
 mod data;
 mod loader;
 mod memory;
@@ -16,6 +17,7 @@ mod trainer;
 pub use crate::history::EpochTimes;
 pub use asked::Asked;
 pub use checkpoint::{Checkpoint, Model, Stored, TrainingCases};
+pub use compile::compile;
 pub use data::{Case, DataSource, TrainingData};
 pub use loader::Loading;
 pub use memory::{MemoryPlan, planned_memory};
@@ -23,4 +25,5 @@ pub use precision::Precision;
 pub use progress::{Outcome, Progress, Report};
 pub use settings::Settings;
 pub use step::Step;
+pub(crate) use trainer::ITERATIONS_PER_READ;
 pub use trainer::Trainer;

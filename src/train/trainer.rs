@@ -3,7 +3,7 @@
 
 use super::checkpoint::{Checkpoint, Model};
 use super::loader::{Loader, LoaderWork, Loading, Purpose};
-use super::memory::{augmenter, check_memory};
+use super::memory::{MemoryPlan, augmenter, fitting};
 use super::progress::{Outcome, Progress, Report};
 use super::settings::Settings;
 use super::step::Step;
@@ -17,7 +17,7 @@ use crate::loss::NetworkLoss;
 use crate::nn::Network;
 use crate::optim::{Optimizer, poly_learning_rate};
 use crate::sample::{Batch, PatchSampler, PatchSource, Pool, Unreadable};
-use crate::tape::{Tape, Var};
+use crate::tape::{Fusion, Tape, Var};
 use crate::tensor::{Shape, Tensor};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Losses are read back after this many iterations: the device never waits for the host in between.
-const ITERATIONS_PER_READ: usize = 10;
+pub(crate) const ITERATIONS_PER_READ: usize = 10;
 /// So many steps in a row without a finite loss and gradient end a training that has no loss scale to lower.
 const MOST_NOT_FINITE_IN_A_ROW: usize = 20;
 /// A gradient that overflows f16 without being scaled up is no matter of the scale any more.
@@ -44,6 +44,7 @@ pub struct Trainer {
     model: Model,
     settings: Settings,
     step: Step,
+    recomputed: (usize, u64),
     sampler: PatchSampler,
     augmenter: Augmenter,
     loading: Loading,
@@ -62,8 +63,17 @@ impl Trainer {
     /// [`TrainError::TrainingMemory`] if the device is too
     /// small.
     pub fn new(context: &Context, model: Model, settings: Settings) -> Result<Self> {
+        Self::within(context, model, settings, None)
+    }
+
+    /// A fresh network whose steps take no more than `budget` bytes of the device's memory, if one is given: convolutions are then
+    /// computed again for backward, of as few stages as that takes. The weights are the same, bit for bit.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; [`TrainError::MemoryBudget`] if all stages are not enough.
+    pub fn within(context: &Context, model: Model, settings: Settings, budget: Option<u64>) -> Result<Self> {
         let architecture = model.architecture()?;
-        check_memory(context, &model, &architecture, &settings)?;
+        let fitting = fitting(context, &model, &architecture, &settings, budget)?;
         let network = Network::new(context, architecture, settings.seed)?;
         let progress = Progress {
             epoch: 0,
@@ -76,7 +86,7 @@ impl Trainer {
             loss_scale: None,
             history: History::default(),
         };
-        Self::assemble(context, model, settings, network, progress)
+        Self::assemble(context, model, settings, network, progress, fitting)
     }
 
     /// Continues from a checkpoint.
@@ -84,12 +94,20 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`], and [`NetworkError::State`](crate::error::NetworkError::State) if the checkpoint does not fit its own plans.
     pub fn resume(context: &Context, checkpoint: Checkpoint) -> Result<Self> {
+        Self::resume_within(context, checkpoint, None)
+    }
+
+    /// As [`Trainer::resume`], with steps as [`Trainer::within`] a budget, whatever it was before.
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`] and [`Trainer::within`].
+    pub fn resume_within(context: &Context, checkpoint: Checkpoint, budget: Option<u64>) -> Result<Self> {
         let architecture = checkpoint.model.architecture()?;
-        check_memory(context, &checkpoint.model, &architecture, &checkpoint.settings)?;
+        let fitting = fitting(context, &checkpoint.model, &architecture, &checkpoint.settings, budget)?;
         let network = Network::new(context, architecture, checkpoint.settings.seed)?;
         checkpoint.load_into(context, network.parameters())?;
         let Checkpoint { model, settings, progress, .. } = checkpoint;
-        Self::assemble(context, model, settings, network, progress)
+        Self::assemble(context, model, settings, network, progress, fitting)
     }
 
     fn assemble(
@@ -98,6 +116,7 @@ impl Trainer {
         settings: Settings,
         network: Network,
         progress: Progress,
+        (fusion, planned): (Fusion, MemoryPlan),
     ) -> Result<Self> {
         settings.precision.check(context.caps())?;
         let (patch, _) = model.configuration.three_dimensional()?;
@@ -121,7 +140,8 @@ impl Trainer {
             unreadable: Arc::default(),
             model,
             settings,
-            step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale),
+            step: Step::new(context, network, loss, optimizer).with_loss_scale(loss_scale).with_fusion(fusion),
+            recomputed: (fusion.recompute_stages, planned.total),
             progress,
         })
     }
@@ -136,6 +156,11 @@ impl Trainer {
         let channels = self.network().shape().channels_in;
         let bytes = Batch::bytes(self.sampler.batch_size, self.augmenter.geometry().initial, channels);
         (self.loading.threads_for(bytes), self.loading.memory(bytes))
+    }
+
+    /// Of how many stages convolutions are computed again, and the bytes that a step takes, see [`Trainer::within`].
+    pub fn recomputed(&self) -> (usize, u64) {
+        self.recomputed
     }
 
     /// Cases that could not be read since this trainer was made, with the reasons. It goes on without them.

@@ -3,7 +3,7 @@
 
 use crate::common::{assert_close, assert_no_device_panic, device, is_slow, read, uniform};
 use half::f16;
-use voxgrad::kernels::augment::{self, Finish, LabelRule, Patch, Sample};
+use voxgrad::kernels::augment::{self, Finish, LabelRule, Movement, Patch, Region, Sample};
 use voxgrad::kernels::{Buffer, Context, Dtype, KernelError};
 
 /// Extents and channels: odd, anisotropic, degenerate, and one whose rows are whole vectors.
@@ -209,7 +209,8 @@ fn check_spatial(
     let (all, image) = nan(context, patch.elements());
     let labels = context.upload(&vec![77u8; patch.voxels()], Dtype::U8).unwrap();
     let rounded = matrix.map(|row| row.map(|v| v as f32));
-    augment::spatial(context, &batch.sample(), rounded, LabelRule::Vote, &patch, &image, &labels).unwrap();
+    let movement = Movement { matrix: rounded, region: Region::whole(from), rule: LabelRule::Vote };
+    augment::spatial(context, &batch.sample(), &movement, &patch, &image, &labels).unwrap();
     let (got, got_codes) = (written(context, &all, patch.elements()), context.download::<u8>(&labels).unwrap());
     let (mut expected, mut close_ones, mut seen) = (Vec::new(), 0, [false; 5]);
     for (voxel, &code) in got_codes.iter().enumerate() {
@@ -261,7 +262,8 @@ fn nearest_labels_are_those_of_the_nearest_voxel() {
     let labels = context.empty(patch.voxels(), Dtype::U8).unwrap();
     let matrix = rotation([0.5, 0.2, -0.4], [1.2; 3]);
     let rounded = matrix.map(|row| row.map(|v| v as f32));
-    augment::spatial(context, &batch.sample(), rounded, LabelRule::Nearest, &patch, &image, &labels).unwrap();
+    let movement = Movement { matrix: rounded, region: Region::whole([9, 11, 13]), rule: LabelRule::Nearest };
+    augment::spatial(context, &batch.sample(), &movement, &patch, &image, &labels).unwrap();
     for (voxel, code) in context.download::<u8>(&labels).unwrap().into_iter().enumerate() {
         let place = [voxel / 56, voxel / 8 % 7, voxel % 8];
         let centred: [f64; 3] = std::array::from_fn(|a| place[a] as f64 - (patch.dims()[a] as f64 - 1.0) / 2.0);
@@ -274,10 +276,62 @@ fn nearest_labels_are_those_of_the_nearest_voxel() {
     }
 }
 
-// -------------------------------------------------------------------------------------- crop and finish
+/// Nothing but the box that is touched is on the device: the same values to the bit, wherever it lies.
+#[test]
+fn the_touched_box_is_enough() {
+    let (context, _guard) = device();
+    let moves = [
+        ([11, 14, 13], [7, 8, 9], 1, rotation([0.4, -0.3, 0.2], [1.1; 3])),
+        ([15, 17, 19], [6, 5, 4], 3, rotation([0.0, 0.0, 0.3], [0.6; 3])),
+        ([5, 6, 7], [9, 8, 7], 2, rotation([0.1, 0.5, -0.2], [1.4; 3])),
+        ([8, 10, 12], [5, 7, 9], 1, rotation([0.0; 3], [1.0; 3])),
+    ];
+    let mut smaller = 0;
+    for (from, to, channels, matrix) in moves {
+        let batch = Batch::new(context, from, channels, 11);
+        let matrix = matrix.map(|row| row.map(|v| v as f32));
+        let patch = Patch::new(to, channels).unwrap();
+        let moved = |sample: &Sample, region: Region| {
+            let (all, image) = nan(context, patch.elements());
+            let labels = context.empty(patch.voxels(), Dtype::U8).unwrap();
+            let movement = Movement { matrix, region, rule: LabelRule::Vote };
+            augment::spatial(context, sample, &movement, &patch, &image, &labels).map(|()| {
+                let bits = written(context, &all, patch.elements()).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                (bits, context.download::<u8>(&labels).unwrap())
+            })
+        };
+        let part = |region: Region| {
+            let ([depth, height, width], [z0, y0, x0]) = (region.dims, region.start);
+            let voxels = (0..depth * height * width).map(|v| {
+                let (z, y, x) = (z0 + v / (height * width), y0 + v / width % height, x0 + v % width);
+                (z * from[1] + y) * from[2] + x
+            });
+            let codes: Vec<u8> = voxels.clone().map(|v| batch.codes[v]).collect();
+            let values = voxels.flat_map(|v| (0..channels).map(move |c| v * channels + c));
+            let values: Vec<f32> = values.map(|i| batch.volume.values[i] as f32).collect();
+            (context.upload_f32(&values).unwrap(), context.upload(&codes, Dtype::U8).unwrap())
+        };
+        let of_box = |region: Region| {
+            let (image, labels) = part(region);
+            let patch = Patch::new(region.dims, channels).unwrap();
+            moved(&Sample { patch, image: &image, labels: &labels, index: 0 }, region)
+        };
+        let touched = Region::touched(from, matrix, to);
+        let whole = moved(&batch.sample(), Region::whole(from)).unwrap();
+        assert_eq!(of_box(touched).unwrap(), whole, "{touched:?}");
+        smaller += usize::from(touched.dims != from);
+        // A box that lacks a layer of what is read.
+        let ([z, y, x], [depth, height, width]) = (touched.start, touched.dims);
+        let short = Region { start: [z + 1, y, x], dims: [depth - 1, height, width], ..touched };
+        assert!(matches!(of_box(short), Err(KernelError::Shape { .. })));
+    }
+    assert!(smaller >= 2, "{smaller}");
+}
+
+// ------------------------------------------------------------------------------------------------ finish
 
 #[test]
-fn crops_are_the_middle_and_finished_patches_are_mirrored_masked_and_labelled() {
+fn finished_patches_are_the_middle_mirrored_masked_and_labelled() {
     let (context, _guard) = device();
     for (from, to, channels) in [([7, 6, 9], [4, 5, 6], 2), ([5, 5, 5], [5, 5, 5], 1), ([6, 3, 8], [1, 2, 7], 3)] {
         let batch = Batch::new(context, from, channels, 5);
@@ -286,17 +340,6 @@ fn crops_are_the_middle_and_finished_patches_are_mirrored_masked_and_labelled() 
         let source = |place: [usize; 3]| batch.volume.voxel(std::array::from_fn(|a| start[a] + place[a]));
         let voxels: Vec<[usize; 3]> =
             (0..patch.voxels()).map(|v| [v / (to[1] * to[2]), v / to[2] % to[1], v % to[2]]).collect();
-
-        let (all, image) = nan(context, patch.elements());
-        let cropped = context.empty(patch.voxels(), Dtype::U8).unwrap();
-        augment::crop(context, &batch.sample(), &patch, &image, &cropped).unwrap();
-        let (got, got_codes) = (written(context, &all, patch.elements()), context.download::<u8>(&cropped).unwrap());
-        for (v, place) in voxels.iter().enumerate() {
-            assert_eq!(got_codes[v], batch.codes[source(*place)]);
-            for c in 0..channels {
-                assert_eq!(got[v * channels + c], batch.volume.values[source(*place) * channels + c] as f32);
-            }
-        }
 
         let masked: Vec<bool> = (0..channels).map(|c| c % 2 == 0).collect();
         for bits in 0..8 {
@@ -651,13 +694,14 @@ fn misuse_is_a_typed_error() {
     shape(augment::low_resolution(context, &patch, &image, &image, &[Some([1, 4, 4]), None]));
     shape(augment::low_resolution(context, &patch, &image, &image, &[Some([0, 3, 4]), None]));
     let sample = Sample { patch, image: &image, labels: &labels, index: 0 };
-    shape(augment::crop(context, &Sample { index: 1, ..sample }, &patch, &image, &labels));
+    shape(augment::finish(context, &Sample { index: 1, ..sample }, &sample, Finish::default()));
     let larger = Patch::new([2, 3, 5], 2).unwrap();
     let (larger_image, larger_labels) = (
         context.upload_f32(&vec![0.0; larger.elements()]).unwrap(),
         context.empty(larger.voxels(), Dtype::U8).unwrap(),
     );
-    shape(augment::crop(context, &sample, &larger, &larger_image, &larger_labels));
+    let larger = Sample { patch: larger, image: &larger_image, labels: &larger_labels, index: 0 };
+    shape(augment::finish(context, &sample, &larger, Finish::default()));
     shape(augment::finish(context, &sample, &sample, Finish { masked: &[true], ..Finish::default() }));
     let floats = Sample { labels: &image, ..sample };
     assert!(augment::finish(context, &floats, &sample, Finish::default()).is_err());

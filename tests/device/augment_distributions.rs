@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use voxgrad::Error;
 use voxgrad::augment::{Augmenter, Draw, Geometry, Recipe, TrainerVariant, Transforms};
 use voxgrad::error::TrainError;
-use voxgrad::kernels::augment::{self, Finish, LabelRule, Patch, Sample};
+use voxgrad::kernels::augment::{self, Finish, LabelRule, Movement, Patch, Region, Sample};
 use voxgrad::kernels::{Context, Dtype};
 use voxgrad::sample::{Batch, Oversampling};
 
@@ -250,7 +250,9 @@ fn samples_go_through_the_operations_in_upstream_order() {
     let empty = || context.empty(patch.elements(), Dtype::F32).unwrap();
     let (a, b) = (empty(), empty());
     let codes = context.empty(patch.voxels(), Dtype::U8).unwrap();
-    augment::spatial(context, &sample(1), draw.matrix().unwrap(), LabelRule::Vote, &patch, &a, &codes).unwrap();
+    let region = Region::whole(raw.patch);
+    let movement = Movement { matrix: draw.matrix().unwrap(), region, rule: LabelRule::Vote };
+    augment::spatial(context, &sample(1), &movement, &patch, &a, &codes).unwrap();
     augment::noise(context, &patch, &a, 0.05, [7, 8]).unwrap();
     for (axis, sigma, x, y) in [(0, 0.5, &a, &b), (1, 0.7, &b, &a), (2, 1.0, &a, &b)] {
         augment::blur(context, &patch, x, y, axis, &[augment::gaussian_taps(sigma), vec![1.0]]).unwrap();
@@ -323,7 +325,7 @@ fn augmentation_holds_no_more_memory_than_is_planned() {
     context.reset_peak();
     let (image, target) = augmenter.apply(context, &raw, &draws).unwrap();
     let batch = (image.buffer().len() * 4 + target.len()) as u64;
-    let (peak, planned) = (context.peak_bytes() - before - batch, augmenter.bytes(3, channels));
-    // Statistics and tables are small.
-    assert!(peak <= planned + (64 << 10) && planned <= peak, "{peak} bytes, planned {planned}");
+    let (peak, planned) = (context.peak_bytes() - before - batch, augmenter.bytes(channels));
+    // Statistics and tables are small; what is planned is the largest rotation.
+    assert!(peak <= planned + (64 << 10) && planned <= 2 * peak, "{peak} bytes, planned {planned}");
 }

@@ -4,7 +4,7 @@
 use crate::common::{assert_close, data, device, npz, read};
 use ndarray::{ArrayD, Axis};
 use voxgrad::augment::Draw;
-use voxgrad::kernels::augment::{self, LabelRule, Patch, Sample};
+use voxgrad::kernels::augment::{self, LabelRule, Movement, Patch, Region, Sample};
 use voxgrad::kernels::{Buffer, Context, Dtype};
 
 fn array(name: &str) -> ArrayD<f64> {
@@ -35,7 +35,8 @@ fn check_spatial(context: &Context, draw: &Draw, rule: LabelRule, image_name: Op
     let out = context.empty(patch.elements(), Dtype::F32).unwrap();
     let labels = context.empty(patch.voxels(), Dtype::U8).unwrap();
     let sample = Sample { patch: source, image: &image, labels: &codes, index: 0 };
-    augment::spatial(context, &sample, draw.matrix().unwrap(), rule, &patch, &out, &labels).unwrap();
+    let movement = Movement { matrix: draw.matrix().unwrap(), region: Region::whole(source.dims()), rule };
+    augment::spatial(context, &sample, &movement, &patch, &out, &labels).unwrap();
     if let Some(name) = image_name {
         assert_close(name, &read(context, &out), &channels_last(&array(name)).1, 2e-6);
     }

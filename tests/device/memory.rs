@@ -2,17 +2,19 @@
 //! activations again changes no bit of a gradient.
 
 use crate::common::network::{BATCH, labels, network, step, step_in};
-use crate::common::{device, uniform};
+use crate::common::{device, phantom, uniform};
 use voxgrad::Error;
-use voxgrad::error::{NetworkError, PredictError};
+use voxgrad::dataset::DatasetJson;
+use voxgrad::dataset::plans::Plans;
+use voxgrad::error::{NetworkError, PredictError, TrainError};
 use voxgrad::infer::SlidingWindow;
 use voxgrad::infer::memory::planned_host;
 use voxgrad::kernels::conv3d::{self, Pass, Policy, Problem, Route};
 use voxgrad::kernels::{Caps, Context, Dtype};
-use voxgrad::nn::{Network, UNetShape, planned_prediction, pytorch_kept_bytes};
+use voxgrad::nn::{Encoder, Network, UNetShape, planned_prediction, pytorch_kept_bytes};
 use voxgrad::tape::{Fusion, Tape, Var};
 use voxgrad::tensor::{Shape, Tensor};
-use voxgrad::train::MemoryPlan;
+use voxgrad::train::{MemoryPlan, Model, Settings, Trainer};
 
 const KEEP_BOTH: Fusion = Fusion::NONE;
 const RECOMPUTE: Fusion = Fusion { recompute_activations: true, ..Fusion::NONE };
@@ -187,6 +189,67 @@ fn activations_computed_again_change_no_gradient_and_save_what_is_planned() {
     if !crate::common::is_slow() {
         assert!((peak as f64) < 0.85 * peak_kept as f64, "{peak} against {peak_kept}");
     }
+}
+
+/// Convolutions computed again, of more and more stages, of both kinds of encoder.
+#[test]
+fn stages_computed_again_change_no_bit_and_take_what_is_planned() {
+    let (context, _guard) = device();
+    let dims = [16; 3];
+    let plain = network(&[8, 16], 2, 3);
+    let residual = UNetShape { encoder: Encoder::Residual, ..plain.clone() };
+    for (name, shape) in [("plain", plain), ("residual", residual)] {
+        let (launches_kept, peak_kept, kept) = step(context, &shape, dims, Fusion::default());
+        let planned = |stages| {
+            let fusion = Fusion { recompute_stages: stages, ..Fusion::default() };
+            (fusion, planned_memory(context, &shape, BATCH, dims, Dtype::F32, fusion))
+        };
+        let (_, mut before) = planned(0);
+        check_plan(name, peak_kept, before.total);
+        for stages in 1..=2 {
+            let (fusion, plan) = planned(stages);
+            let (launches, peak, gradients) = step(context, &shape, dims, fusion);
+            assert_eq!(gradients, kept, "{name}: {stages} stages");
+            check_plan(
+                &format!("{name}: {stages} stages, {launches_kept} launches become {launches}"),
+                peak,
+                plan.total,
+            );
+            assert!(launches > launches_kept && plan.activations < before.activations, "{plan:?} {before:?}");
+            // All of the coarse stages is less than what one moment of the finest holds.
+            assert!(plan.total < before.total || stages > 1, "{plan:?} {before:?}");
+            before = plan;
+        }
+        // Of activations that are kept there is nothing to be computed again.
+        let stored = Fusion { recompute_stages: 2, recompute_activations: false, ..Fusion::default() };
+        let all = Fusion { recompute_activations: false, ..Fusion::default() };
+        let [a, b] = [stored, all].map(|fusion| planned_memory(context, &shape, BATCH, dims, Dtype::F32, fusion));
+        assert_eq!(a, b);
+    }
+}
+
+#[test]
+fn a_budget_computes_as_few_stages_again_as_it_takes() {
+    let (context, _guard) = device();
+    let folder = tempfile::tempdir().unwrap();
+    phantom::write(folder.path(), 1);
+    let mut plans = Plans::read(&folder.path().join("nnUNetPlans.json")).unwrap();
+    plans.configurations["3d_fullres"]["patch_size"] = serde_json::json!([32, 32, 32]);
+    let arguments = &mut plans.configurations["3d_fullres"]["architecture"]["arch_kwargs"];
+    arguments["features_per_stage"] = serde_json::json!([16, 16]);
+    arguments["n_conv_per_stage"] = serde_json::json!([2, 2]);
+    arguments["n_conv_per_stage_decoder"] = serde_json::json!([2]);
+    let dataset = DatasetJson::read(&folder.path().join("dataset.json")).unwrap();
+    let model = Model::new(plans, "3d_fullres", dataset).unwrap();
+    let within = |budget| Trainer::within(context, model.clone(), Settings::default(), budget).map(|t| t.recomputed());
+    let (stages, all) = within(None).unwrap();
+    assert_eq!(stages, 0);
+    assert_eq!(within(Some(all)).unwrap(), (0, all));
+    let (stages, less) = within(Some(all - 1)).unwrap();
+    assert!(stages == 1 && less < all, "{stages}: {less} of {all}");
+    let error = within(Some(all / 2)).unwrap_err();
+    let Error::Train(TrainError::MemoryBudget { budget, least }) = error else { panic!("{error}") };
+    assert!(budget == all / 2 && least <= less && least > budget);
 }
 
 #[test]

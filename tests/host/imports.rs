@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Rooms of `src`, those that may see the most first. What stands on one line knows nothing of each other.
 const ORDER: &[&[&str]] = &[
     &["cli"],
-    &["annotate", "simulate"],
+    &["annotate", "benchmark", "simulate"],
     &["exchange"],
     &["train"],
     &["tune"],
@@ -26,7 +26,7 @@ const ORDER: &[&[&str]] = &[
     &["dataset"],
     &["io", "numpy_random", "compat", "parallel"],
     &["error"],
-    &["device"],
+    &["device", "compilation"],
 ];
 
 /// What a file imports by `crate::` or `super::`, as paths of module names from the root of its package.

@@ -1,17 +1,20 @@
-//! Copies between batches and single samples: the centre crop on the way in; mirroring, masking, the storage type and the
-//! codes' return to labels on the way out. Reads and writes the image once.
+//! Single samples become those of a batch: the centre crop, mirroring, masking, the storage type and the codes' return to
+//! labels. Reads and writes the image once.
 
-use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
-use crate::{Buffer, Context, Dtype, KernelError};
+use super::patch::{Extent, OPERATION, Sample, row_work, rows_and_voxels};
+use super::spatial::Region;
+use crate::elementwise::lanes_of;
+use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
 /// The source's voxels begin at `first`, the destination's at `first_out`; the box begins at (`z`, `y`, `x`) of the source.
-/// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel.
+/// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel, and vectors one lane where it
+/// counts. A voxel has `vectors` vectors of channels.
 #[cube(launch_unchecked)]
-fn transfer_kernel<E: Float, L: Int, T: Int>(
-    image: &[f32],
+fn finish_kernel<E: Float, L: Int, T: Int, N: Size>(
+    image: &[Vector<f32, N>],
     labels: &[L],
-    image_out: &mut [E],
+    image_out: &mut [Vector<E, N>],
     labels_out: &mut [T],
     masked: &[u32],
     first: usize,
@@ -20,12 +23,11 @@ fn transfer_kernel<E: Float, L: Int, T: Int>(
     start_y: usize,
     start_x: usize,
     mirrored: u32,
-    channels: usize,
+    vectors: usize,
     from: &Extent,
     to: &Extent,
     #[comptime] by_row: bool,
     #[comptime] with_mask: bool,
-    #[comptime] to_labels: bool,
     #[define(E, L, T)] _dtypes: [ElemType; 3],
 ) {
     let (row_low, row_high, x_low, x_high) = rows_and_voxels(to.depth * to.height, to.width, by_row);
@@ -40,20 +42,16 @@ fn transfer_kernel<E: Float, L: Int, T: Int>(
             let voxel = source_row + x;
             let voxel_out = first_out + row * to.width + at;
             let code = u32::cast_from(labels[voxel]);
-            if comptime!(to_labels) {
-                // Code 0 is label -1, which becomes 0.
-                labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
-            } else {
-                labels_out[voxel_out] = T::cast_from(code);
-            }
-            for c in 0..channels {
-                let value = image[voxel * channels + c];
+            // Code 0 is label -1, which becomes 0.
+            labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
+            for v in 0..vectors {
+                let mut value = image[voxel * vectors + v];
                 if comptime!(with_mask) {
-                    let hidden = code == 0u32 && masked[c] != 0u32;
-                    image_out[voxel_out * channels + c] = E::cast_from(select(hidden, 0.0f32, value));
-                } else {
-                    image_out[voxel_out * channels + c] = E::cast_from(value);
+                    if code == 0u32 && masked[v] != 0u32 {
+                        value = Vector::new(0.0f32);
+                    }
                 }
+                image_out[voxel_out * vectors + v] = Vector::cast_from(value);
             }
         }
     }
@@ -68,18 +66,19 @@ pub struct Finish<'a> {
     pub masked: &'a [bool],
 }
 
-/// Where the box of `patch` in the middle of `source` begins: half of the one minus half of the other, both rounded down.
-fn centre_start(source: &Patch, patch: &Patch) -> Result<[usize; 3], KernelError> {
-    if source.channels != patch.channels || (0..3).any(|axis| source.dims[axis] < patch.dims[axis]) {
-        return Err(KernelError::shape(OPERATION, "patch", format_args!("inside of {source:?}"), patch));
-    }
-    Ok(std::array::from_fn(|axis| source.dims[axis] / 2 - patch.dims[axis] / 2))
-}
-
-fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_labels: bool) -> Result<(), KernelError> {
+/// Stores the middle of `source` (codes) as the sample `to` of a batch: image in f32, f16 or bf16, labels in u8 or u16.
+///
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit, or the patch is larger than the sample,
+/// [`KernelError::Limit`] beyond the device's index range.
+pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> Result<(), KernelError> {
     source.check_f32(context)?;
     to.check(context)?;
-    let start = centre_start(&source.patch, &to.patch)?;
+    let centre =
+        Region::centre(source.patch.dims, to.patch.dims).filter(|_| source.patch.channels == to.patch.channels);
+    let Some(Region { start, .. }) = centre else {
+        return Err(KernelError::shape(OPERATION, "patch", format_args!("inside of {:?}", source.patch), to.patch));
+    };
     if !how.masked.is_empty() {
         to.patch.check_parameters("masked channels", how.masked)?;
     }
@@ -89,14 +88,16 @@ fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_lab
     let masked = context.upload(&masked, Dtype::U32)?;
     let mirrored = (0..3).map(|axis| u32::from(how.mirror[axis]) << axis).sum::<u32>();
     let (work, by_row) = row_work(context, &to.patch);
+    let lanes = if with_mask { 1 } else { lanes_of(context, to.patch.channels) };
     context.launch(OPERATION, work, |client, count, dim| {
         // SAFETY: source and destination hold their samples; the box of the one lies inside of the other; there is a word of
         // the mask for every channel where it is read.
         unsafe {
-            transfer_kernel::launch_unchecked(
+            finish_kernel::launch_unchecked(
                 client,
                 count,
                 dim,
+                lanes,
                 source.image.arg(),
                 source.labels.arg(),
                 to.image.arg(),
@@ -108,40 +109,13 @@ fn transfer(context: &Context, source: &Sample, to: &Sample, how: Finish, to_lab
                 start[1],
                 start[2],
                 mirrored,
-                to.patch.channels,
+                to.patch.channels / lanes,
                 source.patch.extent(),
                 to.patch.extent(),
                 by_row,
                 with_mask,
-                to_labels,
                 [to.image.dtype().elem(), source.labels.dtype().elem(), to.labels.dtype().elem()],
             )
         }
     })
-}
-
-/// Copies the middle of a sample to `image` and `codes`, which hold one sample of `patch`.
-///
-/// # Errors
-/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit, or the patch is larger than the sample,
-/// [`KernelError::Limit`] beyond the device's index range.
-pub fn crop(
-    context: &Context,
-    source: &Sample,
-    patch: &Patch,
-    image: &Buffer,
-    codes: &Buffer,
-) -> Result<(), KernelError> {
-    patch.check_image("image", image)?;
-    codes.check(OPERATION, "codes", patch.voxels(), source.labels.dtype())?;
-    let to = Sample { patch: *patch, image, labels: codes, index: 0 };
-    transfer(context, source, &to, Finish::default(), false)
-}
-
-/// Stores the middle of `source` (codes) as the sample `to` of a batch: image in f32, f16 or bf16, labels in u8 or u16.
-///
-/// # Errors
-/// As [`crop`].
-pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> Result<(), KernelError> {
-    transfer(context, source, to, how, true)
 }

@@ -30,9 +30,9 @@ mod range;
 mod spatial;
 
 pub use blur::{blur, gaussian_taps};
-pub use finish::{Finish, crop, finish};
+pub use finish::{Finish, finish};
 pub use intensity::{brightness, contrast, gamma};
 pub use low_resolution::low_resolution;
 pub use noise::noise;
 pub use patch::{Patch, Sample};
-pub use spatial::{LabelRule, spatial};
+pub use spatial::{LabelRule, Movement, Region, spatial};

@@ -1,12 +1,14 @@
 //! Rotation and scaling about the centre, from a larger patch to a smaller one, in one pass.
 //!
-//! Reads of the source what the eight corners touch, writes the destination once. The vote: every label's indicator is
+//! Of the larger patch only the box that is touched has to be on the device ([`Region::touched`]). Reads of it what the eight
+//! corners touch, writes the destination once. The vote: every label's indicator is
 //! interpolated as the image is, outside counts as label -1, and the largest wins; scores are compared as upstream compares
 //! them, times 1000 and rounded to 11 bits (half precision). A tie goes to the nearest voxel's label if that is among the
 //! tied ones, else to the smallest of them.
 
 use super::patch::{Extent, OPERATION, Patch, Sample, row_work, rows_and_voxels};
-use crate::{Buffer, Context, Dtype, KernelError};
+use crate::elementwise::lanes_of;
+use crate::{Buffer, Context, KernelError};
 use cubecl::prelude::*;
 
 /// How labels are interpolated.
@@ -18,10 +20,60 @@ pub enum LabelRule {
     Nearest,
 }
 
+/// How a patch lies in a volume.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Movement {
+    /// From voxels of the patch to voxels of the volume, about the centres of both: rows for depth, height, width.
+    pub matrix: [[f32; 3]; 3],
+    /// The part of the volume that is on the device; it has to hold what [`Region::touched`] says.
+    pub region: Region,
+    /// How labels are interpolated.
+    pub rule: LabelRule,
+}
+
+/// A box of a larger volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Depth, height, width of the volume.
+    pub volume: [usize; 3],
+    /// Where the box begins in it.
+    pub start: [usize; 3],
+    /// Depth, height, width of the box.
+    pub dims: [usize; 3],
+}
+
+impl Region {
+    /// The whole of a volume.
+    pub fn whole(volume: [usize; 3]) -> Self {
+        Self { volume, start: [0; 3], dims: volume }
+    }
+
+    /// The box of `dims` in the middle of a volume: begins at half of the one minus half of the other, both rounded down.
+    /// `None` if it does not fit.
+    pub fn centre(volume: [usize; 3], dims: [usize; 3]) -> Option<Self> {
+        let fits = (0..3).all(|axis| dims[axis] <= volume[axis]);
+        fits.then(|| Self { volume, start: std::array::from_fn(|axis| volume[axis] / 2 - dims[axis] / 2), dims })
+    }
+
+    /// All voxels of `volume` that [`spatial`] reads to make a patch of `dims` with this matrix, and perhaps some more.
+    pub fn touched(volume: [usize; 3], matrix: [[f32; 3]; 3], dims: [usize; 3]) -> Self {
+        let mut region = Self::whole(volume);
+        for axis in 0..3 {
+            let reach: f64 = (0..3).map(|k| f64::from(matrix[axis][k]).abs() * (dims[k] - 1) as f64 / 2.0).sum();
+            let (centre, last) = ((volume[axis] - 1) as f64 / 2.0, (volume[axis] - 1) as f64);
+            // A hundredth of a voxel is more than what f32 rounds on the device.
+            let low = (centre - reach - 0.01).floor().clamp(0.0, last) as usize;
+            let high = ((centre + reach + 0.01).floor() + 1.0).clamp(0.0, last) as usize;
+            (region.start[axis], region.dims[axis]) = (low, high - low + 1);
+        }
+        region
+    }
+}
+
 /// The two voxels along an axis that a position lies between.
 #[derive(CubeType, Clone, Copy)]
 struct Ends {
-    /// Indices, moved into the volume.
+    /// Indices in the box, moved into it.
     low: usize,
     high: usize,
     /// Linear weight of the higher one.
@@ -32,18 +84,21 @@ struct Ends {
     high_is_near: bool,
 }
 
+/// `start` is where the box of `size` voxels begins: what is outside of the box is outside of the volume.
 #[cube]
-fn ends(position: f32, size: usize) -> Ends {
+fn ends(position: f32, start: f32, size: usize) -> Ends {
     let whole = position.floor();
-    let low = i32::cast_from(whole);
+    let share = position - whole;
+    let low = i32::cast_from(whole - start);
     let last = i32::cast_from(size) - 1i32;
+    let odd = (i32::cast_from(whole) & 1i32) == 1i32;
     Ends {
         low: usize::cast_from(clamp(low, 0i32, last)),
         high: usize::cast_from(clamp(low + 1i32, 0i32, last)),
-        share: position - whole,
+        share,
         low_inside: low >= 0i32 && low <= last,
         high_inside: low + 1i32 >= 0i32 && low < last,
-        high_is_near: position.round() > whole,
+        high_is_near: share > 0.5f32 || (share == 0.5f32 && odd),
     }
 }
 
@@ -77,16 +132,70 @@ fn winner(codes: &Array<u32>, weights: &Array<f32>, near: usize) -> u32 {
     select(of_near == best, codes[near], winner)
 }
 
-/// `map` holds the matrix, row by row. The sample's voxels begin at `first`.
+/// The code with the most weight among eight corners that carry `codes[0]` and one other.
+#[cube]
+fn winner_of_two(codes: &Array<u32>, weights: &Array<f32>, other: u32, near: usize) -> u32 {
+    let first = codes[0];
+    let mut of_first = 0.0f32;
+    let mut of_other = 0.0f32;
+    #[unroll]
+    for j in 0..8usize {
+        of_first += select(codes[j] == first, weights[j], 0.0f32);
+        of_other += select(codes[j] == other, weights[j], 0.0f32);
+    }
+    let of_first = rounded_to_half(of_first * 1000.0f32);
+    let of_other = rounded_to_half(of_other * 1000.0f32);
+    let winner = select(of_first > of_other, first, other);
+    select(of_first == of_other, codes[near], winner)
+}
+
+/// Linear weight of one of the two ends, and whether it is inside.
+#[cube]
+fn end(ends: &Ends, #[comptime] high: bool) -> (f32, bool) {
+    if comptime!(high) { (ends.share, ends.high_inside) } else { (1.0f32 - ends.share, ends.low_inside) }
+}
+
+/// The weight of one of the two ends in the image, which is 0 outside.
+#[cube]
+fn weight_in_image(ends: &Ends, #[comptime] high: bool) -> f32 {
+    let (weight, inside) = end(ends, high);
+    select(inside, weight, 0.0f32)
+}
+
+/// The code that eight corners vote for; corner `k` is at the higher end along depth if bit 2 of `k` is set, along height if
+/// bit 1 is, along width if bit 0 is.
+#[cube]
+fn voted(codes: &Array<u32>, other: u32, ez: &Ends, ey: &Ends, ex: &Ends, near: usize) -> u32 {
+    let mut weights = Array::<f32>::new(8usize);
+    let mut third = false.runtime();
+    #[unroll]
+    for k in 0..8usize {
+        let (wz, _inside_z) = end(ez, comptime!(k >= 4));
+        let (wy, _inside_y) = end(ey, comptime!(k % 4 >= 2));
+        let (wx, _inside_x) = end(ex, comptime!(k % 2 == 1));
+        weights[k] = wz * wy * wx;
+        third = third || (codes[k] != codes[0] && codes[k] != other);
+    }
+    let mut code = 0u32.runtime();
+    if third {
+        code += winner(codes, &weights, near);
+    } else {
+        code += winner_of_two(codes, &weights, other, near);
+    }
+    code
+}
+
+/// `map` holds the matrix, row by row, the centre of the volume, and where the box on the device begins. The sample's voxels
+/// begin at `first`, and have `vectors` vectors of channels each.
 #[cube(launch_unchecked)]
-fn spatial_kernel<L: Int>(
-    image: &[f32],
+fn spatial_kernel<L: Int, N: Size>(
+    image: &[Vector<f32, N>],
     labels: &[L],
-    image_out: &mut [f32],
+    image_out: &mut [Vector<f32, N>],
     labels_out: &mut [L],
     map: &[f32],
     first: usize,
-    channels: usize,
+    vectors: usize,
     from: &Extent,
     to: &Extent,
     #[comptime] by_row: bool,
@@ -96,121 +205,139 @@ fn spatial_kernel<L: Int>(
     let half_z = f32::cast_from(to.depth - 1) * 0.5f32;
     let half_y = f32::cast_from(to.height - 1) * 0.5f32;
     let half_x = f32::cast_from(to.width - 1) * 0.5f32;
-    let centre_z = f32::cast_from(from.depth - 1) * 0.5f32;
-    let centre_y = f32::cast_from(from.height - 1) * 0.5f32;
-    let centre_x = f32::cast_from(from.width - 1) * 0.5f32;
     let (row_low, row_high, x_low, x_high) = rows_and_voxels(to.depth * to.height, to.width, by_row);
     for row in row_low..row_high {
         let z = f32::cast_from(row / to.height) - half_z;
         let y = f32::cast_from(row % to.height) - half_y;
         for at in x_low..x_high {
             let x = f32::cast_from(at) - half_x;
-            let ez = ends(map[0] * z + map[1] * y + map[2] * x + centre_z, from.depth);
-            let ey = ends(map[3] * z + map[4] * y + map[5] * x + centre_y, from.height);
-            let ex = ends(map[6] * z + map[7] * y + map[8] * x + centre_x, from.width);
-            // Corner k: bit 2 is the higher end along depth, bit 1 along height, bit 0 along width.
+            let ez = ends(map[0] * z + map[1] * y + map[2] * x + map[9], map[12], from.depth);
+            let ey = ends(map[3] * z + map[4] * y + map[5] * x + map[10], map[13], from.height);
+            let ex = ends(map[6] * z + map[7] * y + map[8] * x + map[11], map[14], from.width);
+            // From the lowest corner to the others: nothing where the volume ends.
+            let lowest = first + (ez.low * from.height + ey.low) * from.width + ex.low;
+            let step_z = (ez.high - ez.low) * from.height * from.width;
+            let step_y = (ey.high - ey.low) * from.width;
+            let step_x = ex.high - ex.low;
             let mut voxels = Array::<usize>::new(8usize);
-            let mut weights = Array::<f32>::new(8usize);
             let mut codes = Array::<u32>::new(8usize);
-            // Not 0 where the corners differ.
-            let mut spread = 0u32;
             #[unroll]
             for k in 0..8usize {
-                let high_z = comptime!(k >= 4);
-                let high_y = comptime!(k % 4 >= 2);
-                let high_x = comptime!(k % 2 == 1);
-                let (vz, wz, inside_z) = end(&ez, high_z);
-                let (vy, wy, inside_y) = end(&ey, high_y);
-                let (vx, wx, inside_x) = end(&ex, high_x);
-                let inside = inside_z && inside_y && inside_x;
-                let voxel = first + (vz * from.height + vy) * from.width + vx;
+                let mut voxel = lowest;
+                if comptime!(k >= 4) {
+                    voxel += step_z;
+                }
+                if comptime!(k % 4 >= 2) {
+                    voxel += step_y;
+                }
+                if comptime!(k % 2 == 1) {
+                    voxel += step_x;
+                }
                 voxels[k] = voxel;
-                weights[k] = wz * wy * wx;
-                codes[k] = select(inside, u32::cast_from(labels[voxel]), 0u32);
-                spread |= codes[k] ^ codes[0];
+                codes[k] = u32::cast_from(labels[voxel]);
+            }
+            let inside_z = ez.low_inside && ez.high_inside;
+            let inside_y = ey.low_inside && ey.high_inside;
+            let inside_x = ex.low_inside && ex.high_inside;
+            if !(inside_z && inside_y && inside_x) {
+                #[unroll]
+                for k in 0..8usize {
+                    let (_wz, inside_z) = end(&ez, comptime!(k >= 4));
+                    let (_wy, inside_y) = end(&ey, comptime!(k % 4 >= 2));
+                    let (_wx, inside_x) = end(&ex, comptime!(k % 2 == 1));
+                    codes[k] = select(inside_z && inside_y && inside_x, codes[k], 0u32);
+                }
+            }
+            // A code that is not the first corner's, where there is one.
+            let mut other = codes[0];
+            #[unroll]
+            for k in 1..8usize {
+                other = select(codes[k] != codes[0], codes[k], other);
             }
             let to_voxel = row * to.width + at;
-            let mut near = 0usize.runtime();
-            near += select(ez.high_is_near, 4usize, 0usize);
-            near += select(ey.high_is_near, 2usize, 0usize);
-            near += select(ex.high_is_near, 1usize, 0usize);
             let mut code = codes[0];
-            if spread != 0u32 {
+            if other != codes[0] {
+                let mut near = 0usize.runtime();
+                near += select(ez.high_is_near, 4usize, 0usize);
+                near += select(ey.high_is_near, 2usize, 0usize);
+                near += select(ex.high_is_near, 1usize, 0usize);
                 if comptime!(vote) {
-                    code = winner(&codes, &weights, near);
+                    code = voted(&codes, other, &ez, &ey, &ex, near);
                 } else {
                     code = codes[near];
                 }
             }
             labels_out[to_voxel] = L::cast_from(code);
-            // The image is 0 outside.
+            let mut weights = Array::<f32>::new(8usize);
             #[unroll]
             for k in 0..8usize {
-                let (_vz, _wz, inside_z) = end(&ez, comptime!(k >= 4));
-                let (_vy, _wy, inside_y) = end(&ey, comptime!(k % 4 >= 2));
-                let (_vx, _wx, inside_x) = end(&ex, comptime!(k % 2 == 1));
-                weights[k] = select(inside_z && inside_y && inside_x, weights[k], 0.0f32);
+                weights[k] = weight_in_image(&ez, comptime!(k >= 4))
+                    * weight_in_image(&ey, comptime!(k % 4 >= 2))
+                    * weight_in_image(&ex, comptime!(k % 2 == 1));
             }
-            for c in 0..channels {
-                let mut sum = 0.0f32;
+            for v in 0..vectors {
+                let mut sum = Vector::<f32, N>::new(0.0);
                 #[unroll]
                 for k in 0..8usize {
-                    sum += weights[k] * image[voxels[k] * channels + c];
+                    sum += Vector::new(weights[k]) * image[voxels[k] * vectors + v];
                 }
-                image_out[to_voxel * channels + c] = sum;
+                image_out[to_voxel * vectors + v] = sum;
             }
         }
     }
 }
 
-/// Index, weight, and whether it is inside, of one of the two ends.
-#[cube]
-fn end(ends: &Ends, #[comptime] high: bool) -> (usize, f32, bool) {
-    if comptime!(high) {
-        (ends.high, ends.share, ends.high_inside)
-    } else {
-        (ends.low, 1.0f32 - ends.share, ends.low_inside)
-    }
-}
-
-/// Samples `source` at `matrix * (i - (size - 1) / 2) + (source size - 1) / 2` for every voxel `i` of `patch`: (depth,
-/// height, width) vectors, in voxels. `image` and `codes` take one sample.
+/// Samples a volume at `matrix * (i - (size - 1) / 2) + (volume size - 1) / 2` for every voxel `i` of `patch`: (depth,
+/// height, width) vectors, in voxels. `source` holds the region that `movement` names; `image` and `codes` take one sample.
 ///
 /// # Errors
-/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit, [`KernelError::Limit`] beyond the device's index
-/// range.
+/// [`KernelError::Shape`] or [`KernelError::Dtype`] if buffers do not fit or the region is too small, [`KernelError::Limit`]
+/// beyond the device's index range.
 pub fn spatial(
     context: &Context,
     source: &Sample,
-    matrix: [[f32; 3]; 3],
-    rule: LabelRule,
+    movement: &Movement,
     patch: &Patch,
     image: &Buffer,
     codes: &Buffer,
 ) -> Result<(), KernelError> {
+    let Movement { matrix, region, rule } = *movement;
     source.check_f32(context)?;
     if source.patch.channels != patch.channels {
         return Err(KernelError::shape(OPERATION, "channels", source.patch.channels, patch.channels));
     }
+    let needed = Region::touched(region.volume, matrix, patch.dims);
+    let ends = |region: Region, axis: usize| (region.start[axis], region.start[axis] + region.dims[axis]);
+    let holds = |axis| {
+        let ((low, high), (needed_low, needed_high)) = (ends(region, axis), ends(needed, axis));
+        low <= needed_low && needed_high <= high && high <= region.volume[axis]
+    };
+    if source.patch.dims != region.dims || !(0..3).all(holds) {
+        return Err(KernelError::shape(OPERATION, "region", format_args!("one that holds {needed:?}"), region));
+    }
     patch.check_image("image", image)?;
     codes.check(OPERATION, "codes", patch.voxels(), source.labels.dtype())?;
-    let map = context.upload(matrix.as_flattened(), Dtype::F32)?;
+    let centre = region.volume.map(|n| (n - 1) as f32 * 0.5);
+    let map = [matrix.as_flattened(), &centre, &region.start.map(|n| n as f32)].concat();
+    let map = context.upload_f32(&map)?;
     let (work, by_row) = row_work(context, patch);
+    let lanes = lanes_of(context, patch.channels);
     context.launch(OPERATION, work, |client, count, dim| {
         // SAFETY: the source holds the sample at `first`, whose voxels all indices are moved into; the destination holds the
-        // rows of `patch`, and the map nine values.
+        // rows of `patch`, and the map fifteen values.
         unsafe {
             spatial_kernel::launch_unchecked(
                 client,
                 count,
                 dim,
+                lanes,
                 source.image.arg(),
                 source.labels.arg(),
                 image.arg(),
                 codes.arg(),
                 map.arg(),
                 source.first_voxel(),
-                patch.channels,
+                patch.channels / lanes,
                 source.patch.extent(),
                 patch.extent(),
                 by_row,

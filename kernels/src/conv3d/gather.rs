@@ -202,6 +202,21 @@ impl<'a> Gather<'a> {
         self.count.iter().product()
     }
 
+    /// Floating-point operations of the definition, counting a multiply-add as two and padding as work.
+    pub fn flops(&self) -> u64 {
+        // Taps that the outputs along an axis meet, all together.
+        let met = |a: usize| match self.spread {
+            Some(even) if self.out_step[a] == 2 => {
+                self.count[a].div_ceil(2) * even[a] + self.count[a] / 2 * (self.taps[a] - even[a])
+            }
+            // Every position inside the step meets taps of its own.
+            Some(_) => self.count[a] * self.taps[a] / self.out_step[a],
+            None => self.count[a] * self.taps[a],
+        };
+        let channels: usize = self.gathered().iter().sum();
+        2 * (self.batch * channels * self.channels_out) as u64 * (0..3).map(|a| met(a) as u64).product::<u64>()
+    }
+
     /// The second input, or what fills its place in a kernel's arguments.
     pub fn second_or_input(&self) -> &'a Buffer {
         self.second.map_or(self.input, |(second, _)| second)
@@ -328,6 +343,13 @@ impl<'a> WeightGradient<'a> {
             row_stride: problem.channels_out(),
             column_stride: 1,
         }
+    }
+
+    /// Floating-point operations of the definition, counting a multiply-add as two and padding as work.
+    pub fn flops(&self) -> u64 {
+        let taps = self.batch * self.out_dims.iter().chain(&self.taps).product::<usize>();
+        let rows = self.rows + self.second.map_or(0, |(_, rows)| rows);
+        2 * taps as u64 * (rows * self.columns) as u64
     }
 
     /// The gradients for each of the inputs.

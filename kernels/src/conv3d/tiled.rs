@@ -445,7 +445,8 @@ pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Re
     }
     let nothing = context.empty(LANES, Dtype::F32)?;
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
-    context.launch(GATHER, Work::Cubes(blocks, CubeDim::new_1d(UNITS as u32)), |client, count, dim| {
+    let work = Work::Cubes(blocks, CubeDim::new_1d(UNITS as u32)).of_flops(gather.flops());
+    context.launch(GATHER, work, |client, count, dim| {
         tiled_kernel::launch(
             client,
             count,

@@ -347,7 +347,8 @@ pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Re
     };
     let nothing = context.empty(tile.lanes, Dtype::F32)?;
     let [parts, ..] = gather.epilogue.buffers(&nothing);
-    context.launch(GATHER, Work::units(items, caps.cube_units()), |client, count, dim| {
+    let work = Work::units(items, caps.cube_units()).of_flops(gather.flops());
+    context.launch(GATHER, work, |client, count, dim| {
         gather_kernel::launch(
             client,
             count,

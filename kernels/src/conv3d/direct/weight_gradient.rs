@@ -323,7 +323,8 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
         row_stride,
     );
     let units = caps.cube_units();
-    context.launch(WEIGHT_GRADIENT, Work::units(groups * splits, units), |client, count, dim| {
+    let work = Work::units(groups * splits, units).of_flops(gradient.flops());
+    context.launch(WEIGHT_GRADIENT, work, |client, count, dim| {
         weight_gradient_kernel::launch(
             client,
             count,

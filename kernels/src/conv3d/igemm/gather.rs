@@ -381,7 +381,8 @@ pub(crate) fn launch(context: &Context, gather: &Gather, weights: &Buffer) -> Re
     }
     let nothing = context.empty(SKEW, Dtype::F32)?;
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
-    context.launch(GATHER, Work::Cubes(blocks, plan.cube()), |client, count, dim| {
+    let work = Work::Cubes(blocks, plan.cube()).of_flops(gather.flops());
+    context.launch(GATHER, work, |client, count, dim| {
         tensor_core_gather_kernel::launch(
             client,
             count,

@@ -220,7 +220,8 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let splits = CUBES.div_ceil(blocks).min(voxels.div_ceil(VOXELS_OF_A_PART)).max(1);
     let voxels_each = voxels.div_ceil(splits).next_multiple_of(plan.depth);
     let parts = context.empty(splits * taps * rows * columns, Dtype::F32)?;
-    context.launch(WEIGHT_GRADIENT, Work::Cubes(blocks * splits, plan.cube()), |client, count, dim| {
+    let work = Work::Cubes(blocks * splits, plan.cube()).of_flops(gradient.flops());
+    context.launch(WEIGHT_GRADIENT, work, |client, count, dim| {
         let numbers = ProductNumbersLaunch::new(
             rows,
             columns,

@@ -393,7 +393,8 @@ pub(crate) fn launch(context: &Context, gather: &Gather) -> Result<(), KernelErr
     };
     let nothing = context.empty(lanes_in.max(lanes_out), Dtype::F32)?;
     let [parts, raw_output, norm_of_output] = gather.epilogue.buffers(&nothing);
-    context.launch(OPERATION, Work::units(scratch.units, scratch.units as u32), |client, count, dim| {
+    let work = Work::units(scratch.units, scratch.units as u32).of_flops(gather.flops());
+    context.launch(OPERATION, work, |client, count, dim| {
         let numbers = PointsNumbersLaunch::new(
             first / lanes_in,
             second / lanes_in,

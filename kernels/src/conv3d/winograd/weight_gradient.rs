@@ -290,7 +290,8 @@ pub(crate) fn launch(context: &Context, gradient: &WeightGradient) -> Result<(),
     let input_points = context.empty(scratch.input_len(), Dtype::F32)?;
     let gradient_points = context.empty(scratch.gradient_len(), Dtype::F32)?;
     let sums = context.empty(scratch.sums_len(), Dtype::F32)?;
-    context.launch(OPERATION, Work::units(units, units as u32), |client, count, dim| {
+    let work = Work::units(units, units as u32).of_flops(gradient.flops());
+    context.launch(OPERATION, work, |client, count, dim| {
         let numbers = GradientNumbersLaunch::new(
             gradient.rows / lanes_in,
             second_channels / lanes_in,
