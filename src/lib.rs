@@ -14,6 +14,7 @@ pub mod error;
 pub mod compat;
 pub mod io;
 pub mod numpy_random;
+pub mod parallel;
 
 pub mod dataset;
 

@@ -250,6 +250,9 @@ mod host {
     /// From a raw dataset to preprocessed cases on the command line.
     mod dataset_cli;
 
+    /// Messages between ranks, their shares, and what they must have alike.
+    mod parallel;
+
     /// Which room may import from which.
     mod imports;
 }

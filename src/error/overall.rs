@@ -6,6 +6,7 @@ use super::evaluate::EvaluateError;
 use super::exchange::ExchangeError;
 use super::file::FileError;
 use super::network::NetworkError;
+use super::parallel::ParallelError;
 use super::plan::PlanError;
 use super::predict::PredictError;
 use super::preprocess::PreprocessError;
@@ -47,6 +48,9 @@ pub enum Error {
     /// Why training cannot begin, go on or be continued.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Why the ranks of a training cannot begin, or go on, together.
+    #[error(transparent)]
+    Parallel(#[from] ParallelError),
     /// Why a case cannot be predicted.
     #[error(transparent)]
     Predict(#[from] PredictError),

@@ -24,7 +24,7 @@ const ORDER: &[&[&str]] = &[
     &["parameters"],
     &["tensor"],
     &["dataset"],
-    &["io", "numpy_random", "compat"],
+    &["io", "numpy_random", "compat", "parallel"],
     &["error"],
     &["device", "compilation"],
 ];
