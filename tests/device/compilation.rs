@@ -47,7 +47,11 @@ fn what_is_compiled_is_not_run_and_is_compiled_once() {
     let filled = fill(&profiled, 64, Dtype::I32);
     assert_eq!(context.download::<i32>(&filled).unwrap(), [3; 64]);
     let [ahead, at_once] = profiled.take_launched().try_into().unwrap();
-    assert!(ahead.form != at_once.form && 2 * ahead.took < at_once.took, "{:?} {:?}", ahead.took, at_once.took);
+    assert!(ahead.form != at_once.form);
+    // A Vulkan driver makes machine code when it likes, the software one at the first dispatch.
+    if context.caps().cores.is_some() {
+        assert!(ahead.took < at_once.took, "{:?} {:?}", ahead.took, at_once.took);
+    }
 
     // Buffers of others keep what they hold, and there is nothing to read.
     wanted.store(true, Ordering::Relaxed);

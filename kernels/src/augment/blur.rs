@@ -125,7 +125,8 @@ pub fn blur(
     // Lanes are channels, over and over: the same ones again after a whole number of vectors.
     let row = patch.dims[2] * patch.channels;
     let lanes = lanes_of(context, if axis < 2 { row } else { patch.channels });
-    let period = (1..=patch.channels).find(|period| period * lanes % patch.channels == 0).unwrap_or(patch.channels);
+    let period =
+        (1..=patch.channels).find(|period| (period * lanes).is_multiple_of(patch.channels)).unwrap_or(patch.channels);
     let table = (0..count * period * lanes).map(|i| tap(i % (period * lanes) % patch.channels, i / (period * lanes)));
     let table = context.upload_f32(&table.map(Option::unwrap_or_default).collect::<Vec<_>>())?;
     let by_row = context.caps().cores.is_some();

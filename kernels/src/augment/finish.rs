@@ -46,10 +46,9 @@ fn finish_kernel<E: Float, L: Int, T: Int, N: Size>(
             labels_out[voxel_out] = T::cast_from(max(code, 1u32) - 1u32);
             for v in 0..vectors {
                 let mut value = image[voxel * vectors + v];
-                if comptime!(with_mask) {
-                    if code == 0u32 && masked[v] != 0u32 {
-                        value = Vector::new(0.0f32);
-                    }
+                let hidden = if comptime!(with_mask) { code == 0u32 && masked[v] != 0u32 } else { false.runtime() };
+                if hidden {
+                    value = Vector::new(0.0f32);
                 }
                 image_out[voxel_out * vectors + v] = Vector::cast_from(value);
             }
