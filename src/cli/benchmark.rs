@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use voxgrad::Error;
 use voxgrad::benchmark::{EpochReport, Length, Profile, Report, Workload, with_loading, without_loading};
-use voxgrad::dataset::DatasetJson;
 use voxgrad::dataset::plans::Plans;
-use voxgrad::dataset::splits::Fold;
+use voxgrad::dataset::splits::{Fold, Split};
+use voxgrad::dataset::{Dataset, DatasetJson};
 use voxgrad::error::FileError;
 use voxgrad::kernels::Context;
 use voxgrad::kernels::conv3d::Policy;
@@ -77,8 +77,20 @@ impl Benchmark {
             let problem = "it exists; name another file, or ask for it to be replaced".into();
             return Err(Error::File(FileError::OutputExists { path: path.clone(), problem }).into());
         }
+        if let Some(folder) =
+            self.json.as_ref().and_then(|path| path.parent()).filter(|folder| !folder.as_os_str().is_empty())
+        {
+            anyhow::ensure!(folder.is_dir(), "--json: there is no folder {}", folder.display());
+        }
         let length = self.length()?;
         let (workload, model) = self.workload()?;
+        // What is missing is told before anything is measured.
+        let cases = match &model {
+            Some((model, folder)) if length.epochs > 0 && !self.no_data_loading => {
+                Some(cases_beside(folder, model).context("--no-data-loading times epochs without cases")?)
+            }
+            _ => None,
+        };
         let device = self.device.open()?;
         let mut report = Report::new(&device, &workload);
         println!("voxgrad {}, CubeCL {}", report.voxgrad, report.cubecl);
@@ -94,15 +106,18 @@ impl Benchmark {
             let mut shown = Shown::new("random data", length);
             let epochs = without_loading(context, &workload, length, |_| shown.after())?;
             report.without_loading = shown.done(epochs);
-            if let (Some((model, folder)), false) = (&model, self.no_data_loading) {
-                report.with_loading = self.on_cases(context, model, folder, length)?;
-            }
         }
+        let loading = match (&model, &cases) {
+            (Some((model, folder)), Some(cases)) => self.on_cases(context, model, folder, cases, length),
+            _ => Ok(None),
+        };
+        let failed = loading.map(|epochs| report.with_loading = epochs).err();
+        // What was measured is not lost with what could not be.
         if let Some(path) = &self.json {
             report.write(path)?;
             println!("wrote {}", path.display());
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn length(&self) -> anyhow::Result<Length> {
@@ -145,10 +160,9 @@ impl Benchmark {
         context: &Context,
         model: &Model,
         folder: &Path,
+        (dataset, split): &(Dataset, Split),
         length: Length,
     ) -> anyhow::Result<Option<EpochReport>> {
-        let (dataset, split) = cases_beside(folder, model).context("--no-data-loading times epochs without cases")?;
-        let (dataset, split) = (&dataset, &split);
         let source =
             DataSource { dataset, prepared: folder, fold: Fold::Index(0), split, compat: None, skip_unreadable: false };
         let bar = progress_bar("reading", split.train.len() + split.val.len());

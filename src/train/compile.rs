@@ -1,7 +1,7 @@
 //! The kernels of a training, compiled before there is a batch.
 
 use super::checkpoint::Model;
-use super::memory::augmenter;
+use super::memory::{augmenter, fitting};
 use super::settings::Settings;
 use super::step::Step;
 use crate::augment::Draw;
@@ -19,8 +19,10 @@ use crate::tensor::{Shape, Tensor};
 /// `has_time` still says so, all that augmentation may do, and a validation.
 ///
 /// # Errors
-/// As [`Trainer::new`](super::Trainer::new), but for the memory.
+/// As [`Trainer::new`](super::Trainer::new), before anything is launched: what will be refused is not compiled.
 pub fn compile(compiling: &Context, model: &Model, settings: &Settings, has_time: &dyn Fn() -> bool) -> Result<()> {
+    settings.precision.check(compiling.caps())?;
+    fitting(compiling, model, &model.architecture()?, settings, None)?;
     let policy = Policy::of(compiling).clone();
     let exact = settings.exact || policy.is_exact();
     let context = &policy.with_exact(exact).on(compiling);

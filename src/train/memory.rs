@@ -147,22 +147,26 @@ pub(super) fn fitting(
     };
     let recomputing = |recompute_stages| Fusion { recompute_stages, ..Fusion::default() };
     let stages = 0..=if budget.is_some() { architecture.stages.len() } else { 0 };
+    let within = |plan: &MemoryPlan| budget.is_none_or(|budget| plan.total <= budget);
     let mut least = u64::MAX;
     let mut refused = None;
     for fusion in stages.clone().map(recomputing) {
         let plan = planned(patch, batch, fusion)?;
         let checked = plan.check(context.caps());
-        if checked.is_ok() && budget.is_none_or(|budget| plan.total <= budget) {
+        if checked.is_ok() && within(&plan) {
             return Ok((fusion, plan));
         }
         least = least.min(plan.total);
-        refused = checked.err().or(refused);
+        // The more is computed again the less is held: what refuses the last of them refuses all.
+        refused = checked.err();
     }
     match (refused, budget) {
         (Some(Error::Network(problem @ NetworkError::DeviceMemory { .. })), _) => {
             let last = recomputing(*stages.end());
-            let check = |patch, batch| planned(patch, batch, last).and_then(|plan| plan.check(context.caps()));
-            let fits = smaller(patch, batch, architecture.divisor(), |patch, batch| check(patch, batch).is_ok());
+            let check = |patch, batch| {
+                planned(patch, batch, last).is_ok_and(|plan| plan.check(context.caps()).is_ok() && within(&plan))
+            };
+            let fits = smaller(patch, batch, architecture.divisor(), check);
             Err(TrainError::TrainingMemory { problem: Box::new(problem), fits }.into())
         }
         (Some(error), _) => Err(error),

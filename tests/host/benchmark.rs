@@ -77,6 +77,12 @@ fn what_cannot_be_measured_is_refused() {
     let plans = path(folder.path(), "nnUNetPlans.json");
     refused(&[&plans, "--features", "8,16", "--patch", "8,8,8"], &["--features"]);
     refused(&[&plans, "3d_lowres"], &["3d_lowres", "3d_fullres"]);
+    // Before anything is measured, which would be lost.
+    let nowhere = path(folder.path(), "none/benchmark.json");
+    refused(&[&plans, "--json", &nowhere], &["--json", "no folder"]);
+    std::fs::remove_dir_all(folder.path().join("imagesTr")).unwrap();
+    refused(&[&plans, "--profile"], &["--no-data-loading"]);
+    assert!(!text(&voxgrad(&[&plans, "--profile"]).stderr).contains("the first step"));
     std::fs::remove_file(folder.path().join("dataset.json")).unwrap();
     refused(&[&plans], &["dataset.json"]);
 }

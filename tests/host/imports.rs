@@ -243,6 +243,23 @@ fn the_faces_of_folders_hold_no_code() {
     assert!(wrong.is_empty(), "code in mod.rs:\n{}", wrong.join("\n"));
 }
 
+/// Buffers, numbers and structs of them; what a kernel is compiled for is not counted.
+#[test]
+fn kernels_take_no_more_than_twelve_arguments() {
+    let mut seen = 0;
+    for path in files(&root("kernels/src")).values() {
+        let text = std::fs::read_to_string(path).unwrap();
+        for kernel in text.split("#[cube(launch").skip(1) {
+            let head = kernel.split("{\n").next().unwrap();
+            let count = head.lines().filter(|line| line.starts_with("    ") && !line.contains("#[")).count();
+            let name = head.split("fn ").nth(1).and_then(|rest| rest.split(['<', '(']).next()).unwrap();
+            assert!(count <= 12, "{name} in {}: {count} arguments", path.display());
+            seen += count;
+        }
+    }
+    assert!(seen > 300, "{seen} arguments are seen");
+}
+
 #[test]
 fn imports_are_found() {
     let text = "use crate::{Buffer, conv3d::{self, run::forward as f}};\nuse super::plan::Plan; // crate::not\nlet x = crate::io::read(1);";

@@ -1,13 +1,13 @@
 //! Single samples become those of a batch: the centre crop, mirroring, masking, the storage type and the codes' return to
 //! labels. Reads and writes the image once.
 
-use super::patch::{Extent, OPERATION, Sample, row_work, rows_and_voxels};
+use super::patch::{Extent, ExtentLaunch, OPERATION, Sample, row_work, rows_and_voxels};
 use super::spatial::Region;
 use crate::elementwise::lanes_of;
 use crate::{Context, Dtype, KernelError};
 use cubecl::prelude::*;
 
-/// The source's voxels begin at `first`, the destination's at `first_out`; the box begins at (`z`, `y`, `x`) of the source.
+/// The source's voxels begin at `first`, the destination's at `first_out`; the box at `start` in the source.
 /// Bits 0, 1, 2 of `mirrored` are depth, height, width; `masked` has a word for every channel, and vectors one lane where it
 /// counts. A voxel has `vectors` vectors of channels.
 #[cube(launch_unchecked)]
@@ -19,9 +19,7 @@ fn finish_kernel<E: Float, L: Int, T: Int, N: Size>(
     masked: &[u32],
     first: usize,
     first_out: usize,
-    start_z: usize,
-    start_y: usize,
-    start_x: usize,
+    start: &Extent,
     mirrored: u32,
     vectors: usize,
     from: &Extent,
@@ -34,9 +32,9 @@ fn finish_kernel<E: Float, L: Int, T: Int, N: Size>(
     for row in row_low..row_high {
         let z = row / to.height;
         let y = row % to.height;
-        let z = start_z + select(mirrored & 1u32 != 0u32, to.depth - 1 - z, z);
-        let y = start_y + select(mirrored & 2u32 != 0u32, to.height - 1 - y, y);
-        let source_row = first + (z * from.height + y) * from.width + start_x;
+        let z = start.depth + select(mirrored & 1u32 != 0u32, to.depth - 1 - z, z);
+        let y = start.height + select(mirrored & 2u32 != 0u32, to.height - 1 - y, y);
+        let source_row = first + (z * from.height + y) * from.width + start.width;
         for at in x_low..x_high {
             let x = select(mirrored & 4u32 != 0u32, to.width - 1 - at, at);
             let voxel = source_row + x;
@@ -104,9 +102,7 @@ pub fn finish(context: &Context, source: &Sample, to: &Sample, how: Finish) -> R
                 masked.arg(),
                 source.first_voxel(),
                 to.first_voxel(),
-                start[0],
-                start[1],
-                start[2],
+                ExtentLaunch::new(start[0], start[1], start[2]),
                 mirrored,
                 to.patch.channels / lanes,
                 source.patch.extent(),

@@ -59,8 +59,10 @@ impl Region {
     pub fn touched(volume: [usize; 3], matrix: [[f32; 3]; 3], dims: [usize; 3]) -> Self {
         let mut region = Self::whole(volume);
         for axis in 0..3 {
-            let reach: f64 = (0..3).map(|k| f64::from(matrix[axis][k]).abs() * (dims[k] - 1) as f64 / 2.0).sum();
-            let (centre, last) = ((volume[axis] - 1) as f64 / 2.0, (volume[axis] - 1) as f64);
+            let reach: f64 =
+                (0..3).map(|k| f64::from(matrix[axis][k]).abs() * dims[k].saturating_sub(1) as f64 / 2.0).sum();
+            let last = volume[axis].saturating_sub(1) as f64;
+            let centre = last / 2.0;
             // A hundredth of a voxel is more than what f32 rounds on the device.
             let low = (centre - reach - 0.01).floor().clamp(0.0, last) as usize;
             let high = ((centre + reach + 0.01).floor() + 1.0).clamp(0.0, last) as usize;
@@ -305,6 +307,9 @@ pub fn spatial(
     source.check_f32(context)?;
     if source.patch.channels != patch.channels {
         return Err(KernelError::shape(OPERATION, "channels", source.patch.channels, patch.channels));
+    }
+    if region.volume.contains(&0) {
+        return Err(KernelError::shape(OPERATION, "volume", "at least 1 voxel along every axis", region.volume));
     }
     let needed = Region::touched(region.volume, matrix, patch.dims);
     let ends = |region: Region, axis: usize| (region.start[axis], region.start[axis] + region.dims[axis]);
